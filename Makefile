@@ -1,0 +1,30 @@
+# Two commands: `make demo` learns features of photographs, `make test` runs everything that must hold.
+# Both need Python ≥ 3.10 and pip; all else comes from PyPI into ./.venv.
+
+PYTHON ?= python3
+VENV   := .venv
+RUN    := $(VENV)/bin
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.ready
+	$(RUN)/python -m examples.photographs --output run.h5
+
+test: $(VENV)/.ready lint
+	GEM_REQUIRE=$${GEM_REQUIRE-numpy,mpi} $(RUN)/python -m pytest
+	GEM_REQUIRE=$${GEM_REQUIRE-numpy,mpi} $(RUN)/mpiexec -n 2 $(RUN)/python -m pytest
+	GEM_REQUIRE=$${GEM_REQUIRE-numpy,mpi} $(RUN)/mpiexec -n 3 $(RUN)/python -m pytest
+
+lint: $(VENV)/.ready
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	$(RUN)/mypy
+
+$(VENV)/.ready: setup.cfg pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "gem needs Python 3.10 or newer: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN)/python -m pip install --quiet --editable ".[test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) .cache build *.egg-info
