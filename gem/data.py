@@ -1,0 +1,429 @@
+"""Arrays, .npy, .npz, HDF5 and images as one kind of Source; a Shard is one rank's slab of it, in batches."""
+
+from __future__ import annotations
+
+import os
+import re
+import zipfile
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import pairwise, zip_longest
+from threading import Lock
+from typing import IO, Any
+
+import numpy as np
+
+from gem.errors import ConfigError, DataError, GemError
+from gem.images import Whitening, find_images, sample_patches, whiten
+
+BLOCK = 16 * 2**20  # bytes read at once: long enough to stream from disk, short enough to hold a few
+IMAGE_OPTIONS = ("patch", "count", "whitening", "seed")
+NUMERIC = "buif"  # dtype kinds: bool, unsigned, integer, float
+TABLE_FILE = re.compile(r"(?P<path>.+?\.(?P<kind>npy|npz|h5|hdf5))(:(?P<name>.+))?", re.IGNORECASE)
+
+Spec = dict[str, Any]
+Form = tuple[tuple[int, ...], np.dtype]  # shape and dtype
+
+
+class Source(ABC):
+    """An (N, D) table that can be read in slices of rows, by several threads at once.
+
+    Attributes
+    ----------
+    shape : (N, D).
+    dtype : as stored; a Shard converts.
+    name : what messages call it.
+    spec : JSON-able dict from which `from_spec` rebuilds the source; None for an array in memory.
+
+    Raises
+    ------
+    DataError
+        Not two axes, no row or no column, or not real numbers.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: np.dtype, name: str, spec: Spec | None = None):
+        _check_form(shape, dtype, name)
+        self.shape = (int(shape[0]), int(shape[1]))
+        self.dtype = dtype
+        self.name = name
+        self.spec = spec
+
+    @abstractmethod
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows [start, stop) within [0, N): a (stop - start, D) array of `dtype`, not to be edited."""
+
+    def close(self) -> None:  # noqa: B027 (most sources hold nothing open)
+        """Let go of an open file; nothing is read after this."""
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _check_form(shape: tuple[int, ...], dtype: np.dtype, name: str) -> None:
+    if len(shape) == 1:
+        problem = "data is (N, D), a row per data point: Y[:, None] makes N points with D = 1 of it"
+    elif len(shape) != 2:
+        problem = "data is (N, D), a row per data point: Y.reshape(len(Y), -1) flattens each point"
+    elif 0 in shape:
+        problem = "there is nothing to learn from: data has at least one row and one column"
+    elif dtype.kind == "c":
+        problem = "complex numbers are not supported: np.hstack([Y.real, Y.imag]) puts the parts side by side"
+    elif dtype.kind not in NUMERIC:
+        problem = "data is real numbers: convert it, Y.astype(float), or pick the numeric columns"
+    else:
+        return
+    raise DataError(f"{name} has shape {tuple(shape)} and dtype {dtype}; {problem}")
+
+
+class ArraySource(Source):
+    """An (N, D) array in memory; `read` returns views of it."""
+
+    def __init__(self, array: np.ndarray, name: str = "data", spec: Spec | None = None):
+        super().__init__(array.shape, array.dtype, name, spec)
+        self._array = array
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self._array[start:stop]
+
+
+class NpySource(Source):
+    """A .npy file, read by offset.
+
+    Each `read` opens the file, reads its rows and closes it: threads share nothing, and there is no memory
+    map whose touched pages would let resident memory grow with the file, and a disk error kill the process.
+    """
+
+    def __init__(self, path: str):
+        with _reading(path), open(path, "rb") as file:
+            shape, self._by_column, dtype = _npy_header(file)
+            self._offset = file.tell()
+        super().__init__(shape, dtype, path, {"data": path})
+        needed, there = self._offset + self.shape[0] * self.shape[1] * dtype.itemsize, os.path.getsize(path)
+        if there < needed:
+            raise DataError(f"{path} is cut short: {there} bytes of {needed}; copy or save it again")
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        N, D = self.shape
+        if self._by_column:  # saved in Fortran order: a piece of every column
+            return np.stack([self._numbers(d * N + start, stop - start) for d in range(D)], axis=1)
+        return self._numbers(start * D, (stop - start) * D).reshape(-1, D)
+
+    def _numbers(self, first: int, count: int) -> np.ndarray:
+        with _reading(self.name):
+            offset = self._offset + first * self.dtype.itemsize
+            numbers = np.fromfile(self.name, self.dtype, count, offset=offset)
+        if numbers.size < count:
+            raise DataError(f"{self.name} became shorter while in use; start again with the whole file")
+        return numbers
+
+
+class HDF5Source(Source):
+    """A dataset of an HDF5 file, by default its only 2-D numeric one."""
+
+    def __init__(self, path: str, dataset: str | None = None):
+        try:
+            import h5py
+        except ImportError as error:
+            raise ConfigError(f"reading {path} needs h5py: pip install h5py") from error
+        with _reading(path), h5py.File(path, "r") as file:
+            if dataset is None or not isinstance(file.get(dataset), h5py.Dataset):
+                dataset = _only_table(path, dataset, _hdf5_tables(file))
+            name = f"{path}:{dataset}"
+            super().__init__(file[dataset].shape or (), file[dataset].dtype, name, {"data": name})
+        self._file = h5py.File(path, "r")
+        self._table = self._file[dataset]
+        self._lock = Lock()  # HDF5 is not thread-safe, and close() must not come amid a read
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        with self._lock, _reading(self.name):
+            return self._table[start:stop]
+
+    def close(self) -> None:
+        with self._lock:
+            self._file.close()
+
+
+class ImageSource(ArraySource):
+    """Random patches of images, kept in memory as float32.
+
+    Parameters
+    ----------
+    paths : image files and folders. The spec lists the files found, so a folder may grow before a resume.
+    patch : side length in pixels; D = patch * patch.
+    count : number of patches N.
+    whitening : whiten the patches; `self.whitening` then is the record that undoes it. Else they are grey
+        values in [0, 1], and it is None.
+    seed : same images and seed, same patches: all ranks of a run draw the same ones.
+    """
+
+    whitening: Whitening | None = None
+
+    def __init__(
+        self, paths: list[str], patch: int = 16, count: int = 50_000, whitening: bool = True, seed: int = 0
+    ):
+        patch, count = _integer("patch", patch, 2), _integer("count", count, 1)
+        seed = _integer("seed", seed, 0)
+        if not isinstance(whitening, bool):
+            raise ConfigError(f"whitening = {whitening!r}: choose True or False")
+        files = [str(file) for file in find_images(paths)]
+        patches = sample_patches(files, patch, count, seed)
+        if whitening:
+            patches, self.whitening = whiten(patches)
+        name = files[0] if len(files) == 1 else f"{len(files)} images"
+        spec = {"data": files, "patch": patch, "count": count, "whitening": whitening, "seed": seed}
+        super().__init__(patches.astype(np.float32), f"patches of {name}", spec)
+
+
+def open_data(data: Any, **options: Any) -> Source:
+    """Open data of any kind.
+
+    Parameters
+    ----------
+    data : one of
+        a Source, returned as it is; an (N, D) array;
+        ``x.npy``; ``x.npz`` or ``x.npz:name``; ``x.h5`` or ``x.h5:/dataset``, as str or Path;
+        an image, a folder of images (searched through), or a list of these.
+    **options : for images: patch=16, count=50_000, whitening=True, seed=0; see ImageSource.
+
+    Raises
+    ------
+    ConfigError
+        An unknown option, an image option with data that is not images, or a missing library.
+    DataError
+        Data that is missing, unreadable, or not an (N, D) table of real numbers.
+    """
+    unknown = sorted(set(options) - set(IMAGE_OPTIONS))
+    if unknown:
+        raise ConfigError(f"unknown data option {', '.join(unknown)}; there are: {', '.join(IMAGE_OPTIONS)}")
+    if isinstance(data, (list, tuple)) and len(data) == 1:
+        return open_data(data[0], **options)
+
+    paths = data if isinstance(data, (list, tuple)) else [data]
+    if all(isinstance(path, (str, os.PathLike)) for path in paths):
+        table = TABLE_FILE.fullmatch(os.path.abspath(paths[0])) if len(paths) == 1 else None
+        if table is None:
+            return ImageSource([os.fspath(path) for path in paths], **options)
+        _refuse_image_options(options, paths[0])
+        return _open_table(table["path"], table["kind"].lower(), table["name"])
+    _refuse_image_options(options, f"a {type(data).__name__}")
+    return data if isinstance(data, Source) else _from_memory(data)
+
+
+def _refuse_image_options(options: Spec, data: Any) -> None:
+    if options:
+        raise ConfigError(f"{', '.join(options)}: such options apply when images are opened, not to {data}")
+
+
+def from_spec(spec: Spec | None) -> Source:
+    """Open the data that `spec` (of a Source) describes.
+
+    Raises
+    ------
+    ConfigError
+        The data was an array in memory, which has no spec.
+    """
+    if spec is None:
+        raise ConfigError("the data was an array in memory and cannot be opened again: pass it once more")
+    return open_data(**spec)
+
+
+def _open_table(path: str, kind: str, name: str | None) -> Source:
+    if kind == "npz":
+        return _open_npz(path, name)
+    if kind == "npy":
+        if name is not None:
+            raise DataError(f"{path}:{name}: a .npy file holds one array without a name; use {path}")
+        return NpySource(path)
+    return HDF5Source(path, name)
+
+
+def _open_npz(path: str, name: str | None) -> Source:
+    with _reading(path), zipfile.ZipFile(path) as archive:
+        tables = {}
+        for member in archive.namelist():
+            with archive.open(member) as file:
+                shape, _, dtype = _npy_header(file)
+            tables[member.removesuffix(".npy")] = shape, dtype
+    if name not in tables:
+        name = _only_table(path, name, tables)
+    _check_form(*tables[name], f"{path}:{name}")
+    with _reading(path), np.load(path) as arrays:
+        return ArraySource(arrays[name], f"{path}:{name}", {"data": f"{path}:{name}"})
+
+
+def _from_memory(data: Any) -> Source:
+    if isinstance(data, np.ma.MaskedArray):
+        raise DataError("data is a masked array, and its mask would be lost: Y.filled(np.nan) marks the gaps")
+    if not hasattr(data, "__array__"):
+        raise DataError(f"data is a {type(data).__name__}, neither an array nor a path nor a list of image "
+                        "paths; np.array(data) makes an array of nested lists")
+    return ArraySource(np.asarray(data))
+
+
+def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, whether stored by column (Fortran order), dtype; leaves the file at the first number."""
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(file)
+    return np.lib.format.read_array_header_2_0(file)
+
+
+def _hdf5_tables(file: Any) -> dict[str, Form]:
+    from h5py import Dataset
+
+    tables = {}
+
+    def note(name: str, node: Any) -> None:
+        if isinstance(node, Dataset):
+            tables[f"/{name}"] = node.shape or (), node.dtype
+
+    file.visititems(note)
+    return tables
+
+
+def _only_table(path: str, asked: str | None, tables: dict[str, Form]) -> str:
+    """The name of the only 2-D numeric table in a file; an error that lists them if another was asked for."""
+    usable = [name for name, (shape, dtype) in tables.items() if len(shape) == 2 and dtype.kind in NUMERIC]
+    if asked is None and len(usable) == 1:
+        return usable[0]
+    problem = f"has no dataset {asked}" if asked else f"has {len(usable)} datasets to choose from"
+    listed = ", ".join(f"{path}:{name} {tables[name][0]}" for name in usable) or "none"
+    raise DataError(f"{path} {problem}; name one of its 2-D numeric datasets: {listed}")
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """Errors of the file system and of the format name the file."""
+    try:
+        yield
+    except GemError:
+        raise
+    except Exception as error:  # broken files raise OSError, ValueError, RuntimeError, BadZipFile, ...
+        raise DataError(f"cannot read {path}: {error}; is it there, whole, and of that kind?") from error
+
+
+def _integer(name: str, value: Any, least: int) -> int:
+    if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ConfigError(f"{name} = {value!r}: give an integer of at least {least}")
+    return int(value)
+
+
+class Shard:
+    """The rows [start, stop) of a source as floats: one rank's slab.
+
+    A slab that fits is read once and kept; a larger one is streamed at every pass, a thread reading the next
+    block of rows while the present one is used.
+
+    Parameters
+    ----------
+    source : where the rows come from; it stays open and is the caller's to close.
+    start, stop : global indices; an empty slab is fine (more ranks than data points).
+    dtype : float32 or float64.
+    batch : rows per batch.
+    memory : bytes up to which the slab is kept.
+
+    Attributes
+    ----------
+    N, D : shape of the slab.
+    start, stop, dtype, batch : as given.
+    resident : whether the slab is kept in memory.
+
+    Raises
+    ------
+    ConfigError
+        A slab outside the source, another dtype, a batch below 1.
+    DataError
+        The source cannot be read.
+    """
+
+    def __init__(
+        self, source: Source, start: int, stop: int, dtype: Any, batch: int, memory: int = 256 * 2**20
+    ):
+        if not 0 <= start <= stop <= source.shape[0]:
+            raise ConfigError(f"rows [{start}, {stop}) are not in {source.name}, which has {source.shape[0]}")
+        if dtype not in ("float32", "float64", np.float32, np.float64):
+            raise ConfigError(f"dtype = {dtype!r}: choose float32 or float64")
+        self.source = source
+        self.start, self.stop = int(start), int(stop)
+        self.N, self.D = self.stop - self.start, source.shape[1]
+        self.dtype = np.dtype(dtype)
+        self.batch = _integer("batch", batch, 1)
+        row = self.D * self.dtype.itemsize
+        self._block = self.batch * max(1, BLOCK // (self.batch * row))  # rows; no batch straddles two blocks
+        self.resident = self.N * row <= memory
+        if self.resident:
+            self._slab = self._read(self.start, self.stop)
+
+    def batches(self) -> Iterator[tuple[int, np.ndarray]]:
+        """All rows in order: (global index of the first row, (n, D) C-contiguous array); not to be edited."""
+        for first, block in self._blocks():
+            for offset in range(0, len(block), self.batch):
+                yield first + offset, block[offset:offset + self.batch]
+
+    def rows(self, indices: np.ndarray) -> np.ndarray:
+        """Those of the rows `indices` (global, ascending) that lie in the slab, in that order: (n, D) array.
+
+        Raises
+        ------
+        ConfigError
+            `indices` do not ascend.
+        """
+        indices = np.asarray(indices, dtype=np.int64)
+        if np.any(np.diff(indices) < 0):
+            raise ConfigError("row indices must ascend: np.sort(indices)")
+        mine = indices[(self.start <= indices) & (indices < self.stop)]
+        if self.resident:
+            return self._slab[mine - self.start]
+        found = np.empty((len(mine), self.D), self.dtype)
+        ends = np.flatnonzero(np.diff(mine, append=self.stop + 1) > 1) + 1  # a run of neighbours is one read
+        for begin, end in pairwise([0, *ends]):
+            run = mine[begin:end]
+            found[begin:end] = self._read(run[0], run[-1] + 1)[run - run[0]]
+        return found
+
+    def _read(self, start: int, stop: int) -> np.ndarray:
+        return np.ascontiguousarray(self.source.read(start, stop), dtype=self.dtype)  # copies only if it must
+
+    def _blocks(self) -> Iterator[tuple[int, np.ndarray]]:
+        if self.resident:
+            yield self.start, self._slab
+            return
+        starts = range(self.start, self.stop, self._block)
+        spans = [(start, min(start + self._block, self.stop)) for start in starts]
+        with ThreadPoolExecutor(max_workers=1) as reader:
+            ahead = reader.submit(self._read, *spans[0])
+            for span, following in zip_longest(spans, spans[1:]):
+                block = ahead.result()
+                if following:
+                    ahead = reader.submit(self._read, *following)
+                yield span[0], block
+
+
+def check_finite(Y: np.ndarray, first_row: int = 0, name: str = "data") -> None:
+    """Refuse NaN and Inf.
+
+    Parameters
+    ----------
+    Y : (n, D) array.
+    first_row : global index of its first row, for the message.
+    name : what the message calls the data.
+
+    Raises
+    ------
+    DataError
+        Naming row and column of the first such value, the value, and how many there are.
+    """
+    bad = ~np.isfinite(Y)
+    if not bad.any():
+        return
+    row, column = np.unravel_index(bad.argmax(), bad.shape)
+    raise DataError(
+        f"{name}: {Y[row, column]} at row {first_row + row}, column {column}, the first of {bad.sum()} such "
+        f"values in rows {first_row} to {first_row + len(Y) - 1}; drop these rows, "
+        "Y[np.isfinite(Y).all(axis=1)], or fill the gaps; if the file has no inf there, use dtype float64"
+    )

@@ -1,0 +1,196 @@
+"""Natural images as data: find them, read them as grey values, cut patches, whiten the patches."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from gem.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+
+def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """The image files of `paths`: files as given, folders searched through; absolute, sorted, each once.
+
+    Raises
+    ------
+    DataError
+        A path that does not exist, or no image in all of them.
+    """
+    given = [Path(os.path.abspath(path)) for path in paths]
+    found: set[Path] = set()
+    for path in given:
+        if path.is_dir():
+            found.update(filter(_looks_like_image, path.rglob("*")))
+        elif path.exists():
+            found.add(path)
+        else:
+            raise DataError(f"{path} does not exist: name an image file or a folder of images")
+    if not found:
+        raise DataError(f"no image in {', '.join(map(str, given)) or 'an empty list'}; "
+                        f"known suffixes: {' '.join(sorted(SUFFIXES))}")
+    return sorted(found)
+
+
+def _looks_like_image(file: Path) -> bool:
+    hidden = file.name.startswith(".")  # thumbnails and the resource forks that some systems leave behind
+    return file.is_file() and not hidden and file.suffix.lower() in SUFFIXES
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """The image with its header read; pixels are decoded on use. Errors inside the block name the file."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise ConfigError('reading images needs Pillow: pip install "gem-em[images]"') from error
+    try:
+        with Image.open(path) as image:
+            yield image
+    except Exception as error:  # on a broken file decoders raise OSError, SyntaxError, struct.error, ...
+        raise DataError(f"cannot read {path} as an image: {error}. Convert it to PNG; "
+                        "tables of numbers belong in .npy, .npz or .h5 files") from error
+
+
+def load_grey(path: str | os.PathLike[str]) -> np.ndarray:
+    """The image as grey values, upright.
+
+    Returns
+    -------
+    (height, width) float64 array in [0, 1].
+
+    Raises
+    ------
+    ConfigError
+        Pillow is not installed.
+    DataError
+        The file is not a readable image, or has grey values of unknown range.
+    """
+    with _opened(Path(path)) as image:
+        from PIL import ImageOps
+
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode == "F":
+            grey = np.asarray(upright, dtype=np.float64)
+        elif upright.mode.startswith("I"):  # 16 bits: Pillow's conversion to "L" would clip them at 255
+            grey = np.asarray(upright) / 65535
+        else:
+            grey = np.asarray(upright.convert("L")) / 255
+    if not (grey.min() >= 0 and grey.max() <= 1):
+        raise DataError(f"{path}: grey values from {grey.min():g} to {grey.max():g} after scaling to [0, 1]; "
+                        "save it as an 8- or 16-bit image")
+    return grey
+
+
+def sample_patches(images: Sequence[str | os.PathLike[str]], patch: int, count: int, seed: int) -> np.ndarray:
+    """Square patches at random positions, every position of every image equally likely.
+
+    Flat patches stay in: they are part of the statistics (data points without a cause), leaving them out
+    would bias the prior, and a search for lively patches need not end. Positions are drawn, with replacement,
+    before any pixel is decoded; so each image is decoded once, and one at a time is in memory.
+
+    Parameters
+    ----------
+    images : paths of image files.
+    patch : side length in pixels.
+    count : number of patches.
+    seed : key of the Philox generator: same images and seed, same patches.
+
+    Returns
+    -------
+    (count, patch * patch) float64 array in [0, 1], in the order drawn.
+
+    Raises
+    ------
+    DataError
+        An image smaller than the patch, or unreadable.
+    """
+    places = np.array([_count_positions(Path(path), patch) for path in images])
+    ends = np.cumsum(places)
+    drawn = np.random.Generator(np.random.Philox(seed)).integers(ends[-1], size=count)
+    owner = np.searchsorted(ends, drawn, side="right")
+    patches = np.empty((count, patch * patch))
+    for i in np.unique(owner):
+        mine = np.flatnonzero(owner == i)
+        windows = sliding_window_view(load_grey(images[i]), (patch, patch))
+        rows, columns = np.unravel_index(drawn[mine] - (ends[i] - places[i]), windows.shape[:2])
+        patches[mine] = windows[rows, columns].reshape(len(mine), -1)
+    return patches
+
+
+def _count_positions(path: Path, patch: int) -> int:
+    with _opened(path) as image:
+        width, height = image.size
+    if min(width, height) < patch:
+        raise DataError(f"{path} has {width} x {height} pixels, too few for a patch of {patch} x {patch}: "
+                        "take a smaller patch or leave the image out")
+    return (width - patch + 1) * (height - patch + 1)
+
+
+@dataclass(frozen=True, eq=False)
+class Whitening:
+    """How patches were whitened: ``Y = (X - X.mean(axis=1, keepdims=True) - mean) @ forward``.
+
+    Both matrices are symmetric. ``Y @ inverse + mean`` gives back the patches but for their grey level and
+    the components that were cut; ``inverse @ W`` are fields W (D, H) as they look in the image.
+    """
+
+    mean: np.ndarray  # (D,) mean patch, after each patch lost its own mean
+    forward: np.ndarray  # (D, D)
+    inverse: np.ndarray  # (D, D) pseudo-inverse of forward
+
+
+def whiten(patches: np.ndarray, variance: float = 0.95) -> tuple[np.ndarray, Whitening]:
+    """Remove each patch's mean and whiten the set (ZCA), without the faintest components.
+
+    The leading principal components that carry `variance` of the total are scaled to equal variance, the rest
+    is dropped. Like the low-pass filter of Olshausen & Field (Vision Research 37, 1997) this keeps noise from
+    being amplified, but it is learned from the data. The components from the last kept one on hold more than
+    1 - variance of the total, so no kept eigenvalue is below ``(1 - variance) * total / D``: nothing is
+    divided by a vanishing number.
+
+    Parameters
+    ----------
+    patches : (N, D) array.
+    variance : share of the variance to keep, in (0, 1).
+
+    Returns
+    -------
+    (N, D) float64 array, of mean 0 and, averaged over the pixels, variance 1; and the Whitening that made it.
+
+    Raises
+    ------
+    ConfigError
+        `variance` outside (0, 1).
+    DataError
+        All patches are alike up to their mean grey level.
+    """
+    if not 0 < variance < 1:
+        raise ConfigError(f"variance = {variance}: the share to keep must lie between 0 and 1")
+    centred = patches - patches.mean(axis=1, keepdims=True)
+    mean = centred.mean(axis=0)
+    centred -= mean
+    if centred.std() <= 1e-12 * np.abs(patches).max():  # nothing but rounding is left
+        raise DataError(f"the {len(patches)} patches do not differ in anything but grey level: "
+                        "there is nothing to whiten; take other images or more patches")
+
+    eigenvalues, vectors = np.linalg.eigh(centred.T @ centred / len(centred))
+    eigenvalues, vectors = eigenvalues[::-1], vectors[:, ::-1]
+    carried = np.cumsum(eigenvalues)
+    kept = int(np.searchsorted(carried, variance * carried[-1])) + 1
+    basis = vectors[:, :kept]
+    # `kept` directions of variance 1 spread over D pixels: times D / kept, the mean variance of a pixel is 1
+    gain = np.sqrt(patches.shape[1] / kept / eigenvalues[:kept])
+    whitening = Whitening(mean, basis * gain @ basis.T, basis / gain @ basis.T)
+    return centred @ whitening.forward, whitening
