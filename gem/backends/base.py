@@ -1,0 +1,77 @@
+"""The backend contract: the few verbs that every model is written against."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+
+Array = Any  # numpy.ndarray, cupy.ndarray or pyopencl.array.Array: what `to_device` gave
+Result = TypeVar("Result")
+
+
+class Kernel(ABC):
+    """A compiled kernel: called with the number of data points and the arguments its .c file names.
+
+    How many groups of which size serve them is the backend's affair: it differs between a CPU and a GPU.
+    """
+
+    name: str
+
+    @abstractmethod
+    def __call__(self, N: int, *arguments: Any) -> None: ...
+
+
+class Backend(ABC):
+    """Where the E-step runs: one device, one floating-point type.
+
+    Attributes
+    ----------
+    name : str
+        As a user asks for it: "numpy", "opencl:0", "cuda:1".
+    dtype : numpy.dtype
+        float32 or float64; statistics are summed in float64 on the host whatever it is.
+    """
+
+    name: str
+    dtype: np.dtype
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Device, driver, versions: plain data for the log, the run file and the benchmarks."""
+
+    @abstractmethod
+    def to_device(self, host: np.ndarray) -> Array:
+        """A device copy of a host array; floating-point arrays become this backend's dtype."""
+
+    @abstractmethod
+    def to_host(self, device: Array) -> np.ndarray:
+        """A host copy; waits for the work that makes the array."""
+
+    @abstractmethod
+    def empty(self, shape: tuple[int, ...], dtype: Any = None) -> Array:
+        """An uninitialised device array (dtype: this backend's, if not given)."""
+
+    @abstractmethod
+    def matmul(self, a: Array, b: Array, *, transpose_a: bool = False) -> Array:
+        """a @ b, or aᵀ @ b, by the best library of the device."""
+
+    @abstractmethod
+    def kernel(self, name: str, **constants: Any) -> Kernel:
+        """The kernel of `kernels/NAME.c` (here: its twin) specialised to compile-time constants."""
+
+    @abstractmethod
+    def batch_size(self, N: int, bytes_per_point: int) -> int:
+        """How many of N data points to take at once, given what the E-step needs for each."""
+
+    @abstractmethod
+    def map(
+        self, function: Callable[[int, Array], Result], batches: Iterable[tuple[int, np.ndarray]]
+    ) -> Iterator[Result]:
+        """`function(start, Y)` for each (start, host batch), uploaded: results in order, work overlapped."""
+
+    @abstractmethod
+    def synchronize(self) -> None:
+        """Wait until the device has done everything asked of it."""

@@ -1,0 +1,257 @@
+"""Expectation maximization: one step as a pure function, and the posterior."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from gem.backends import Backend, select
+from gem.data import Shard, check_finite, open_data
+from gem.errors import ConfigError, DataError
+from gem.models import Model, Posterior, Step
+from gem.models.base import Params
+from gem.parallel import Communicator, communicator, largest
+from gem.statistics import Statistics
+
+KEEP_BYTES = 64 << 20  # posteriors up to this size wait for the data selection; beyond it they are inferred again
+
+
+@dataclass(frozen=True)
+class Info:
+    """What an EM step tells about itself.
+
+    Attributes
+    ----------
+    free_energy : float
+        F(Θ) = Σ_n log Z_n over all N points, at T = 1, of the parameters the step began with.
+    N, N_use : int
+        Data points, and those in the M-step's set M.
+    T, Ncut : float
+    seconds : float
+        Wall time of the step on this rank.
+    notes : list of str
+        Constraints that were active, components re-seeded.
+    """
+
+    free_energy: float
+    N: int
+    N_use: int
+    T: float
+    Ncut: float
+    seconds: float
+    notes: list[str] = field(default_factory=list)
+
+    def scalars(self) -> dict[str, float]:
+        """Everything but the notes."""
+        return {k: v for k, v in asdict(self).items() if k != "notes"}
+
+
+def em_step(
+    model: Model,
+    params: Mapping[str, Any],
+    data: Any,
+    *,
+    backend: Any = None,
+    dtype: Any = "float32",
+    T: float = 1.0,
+    Ncut: float = 0.0,
+    anneal_prior: bool = True,
+    comm: Any = None,
+    batch: int | None = None,
+) -> tuple[Params, Info]:
+    """One step of (truncated) EM: new parameters from old ones and the data.
+
+    Parameters
+    ----------
+    model : Model
+    params : dict of arrays
+        Not edited.
+    data : (N, D) array, path, or gem.data source
+        The whole data set, on every rank; each reads its own slab.
+    backend, dtype
+        See `gem.backends.select`.
+    T, Ncut, anneal_prior
+        See `gem.models.Step`.
+    comm : None, "world" or an mpi4py communicator
+    batch : int, optional
+        Data points at a time (default: the backend's choice). It does not change the result.
+
+    Returns
+    -------
+    params : dict of float64 arrays
+    info : Info
+
+    Raises
+    ------
+    ConfigError
+        If settings, parameters and data do not fit each other.
+    DataError
+        If the data hold NaN or Inf (with row and column).
+    BackendError
+        If the backend is not available.
+    """
+    group = communicator(comm)
+    with group.guard():
+        chosen = select(backend, dtype, group)
+        shard = local_shard(model, data, chosen, group, batch)
+        step = Step(T, Ncut, anneal_prior, float(np.finfo(chosen.dtype).eps))
+        new, info, _ = run_step(model, model.check(params), shard, chosen, group, step)
+    return new, info
+
+
+def posterior(
+    model: Model,
+    params: Mapping[str, Any],
+    data: Any,
+    *,
+    backend: Any = None,
+    dtype: Any = "float32",
+    T: float = 1.0,
+    anneal_prior: bool = True,
+    comm: Any = None,
+    batch: int | None = None,
+) -> Posterior:
+    """The (truncated, annealed) posterior of every data point of this rank.
+
+    Returns
+    -------
+    Posterior
+        `log_evidence` (N,), `candidates` (N, H'), `mean` (N, H) ⟨s⟩ as host arrays; for a mixture `mean` (N, K)
+        holds the responsibilities and `candidates` is None. Arguments and errors as in `em_step`.
+    """
+    group = communicator(comm)
+    with group.guard():
+        chosen = select(backend, dtype, group)
+        shard = local_shard(model, data, chosen, group, batch)
+        step = Step(T, 0.0, anneal_prior)
+        tables = model.tables(model.check(params), chosen, step)
+
+        def infer(start: int, Y: Any) -> Posterior:
+            found = model.infer_full(tables, Y)
+            _check(found.log_evidence, chosen.to_host(Y), start)
+            return Posterior(
+                found.log_evidence,
+                None if found.candidates is None else chosen.to_host(found.candidates),
+                chosen.to_host(found.mean),
+            )
+
+        parts = list(chosen.map(infer, shard.batches()))
+    return Posterior(
+        np.concatenate([p.log_evidence for p in parts]),
+        None if parts[0].candidates is None else np.concatenate([p.candidates for p in parts]),
+        np.concatenate([p.mean for p in parts]),
+    )
+
+
+def run_step(
+    model: Model, params: Params, shard: Shard, backend: Backend, comm: Communicator, step: Step, stop: bool = False
+) -> tuple[Params, Info, bool]:
+    """E-step on this rank's data, one reduction, M-step. `stop` tells whether any rank wants to end."""
+    began = time.perf_counter()
+    stats = Statistics({"free_energy": (), "N": (), "N_use": (), "stop": (), **model.layout})
+    stats.add({"N": shard.N, "stop": stop})
+    tables = model.tables(params, backend, step)
+    expectation = _e_step if step.Ncut == 0 else _selective_e_step
+    expectation(model, params, tables, shard, backend, comm, step, stats)
+    comm.allreduce(stats.buffer)
+    new, notes = model.m_step(stats, params, step)
+    for name, value in new.items():
+        if not np.all(np.isfinite(value)):
+            raise DataError(f"the M-step gave a {name} that is not finite: use dtype='float64', or rescale the data")
+    info = Info(
+        free_energy=float(stats["free_energy"]),
+        N=int(stats["N"]),
+        N_use=int(stats["N_use"]),
+        T=step.T,
+        Ncut=step.Ncut,
+        seconds=time.perf_counter() - began,
+        notes=notes,
+    )
+    return new, info, bool(stats["stop"] > 0)
+
+
+def _e_step(
+    model: Model,
+    params: Params,
+    tables: Any,
+    shard: Shard,
+    backend: Backend,
+    comm: Communicator,
+    step: Step,
+    stats: Statistics,
+) -> None:
+    """Posterior and statistics of every batch in one pass: all points count."""
+
+    def expect(start: int, Y: Any) -> tuple[np.ndarray, Mapping[str, Any]]:
+        log_evidence, sums = model.e_step(tables, Y)
+        _check(log_evidence, backend.to_host(Y), start)
+        return log_evidence, sums
+
+    for log_evidence, sums in backend.map(expect, shard.batches()):
+        stats.add({"free_energy": log_evidence.sum(), "N_use": len(log_evidence)})
+        stats.add(sums)
+
+
+def _selective_e_step(
+    model: Model,
+    params: Params,
+    tables: Any,
+    shard: Shard,
+    backend: Backend,
+    comm: Communicator,
+    step: Step,
+    stats: Statistics,
+) -> None:
+    """Data selection: the points of largest evidence, over all ranks, make the statistics (math.md, the set M)."""
+    keep = shard.N * model.bytes_per_point(backend.dtype.itemsize)[1] <= KEEP_BYTES
+    log_evidence = np.empty(shard.N)
+    kept: dict[int, Posterior] = {}
+
+    def infer(start: int, Y: Any) -> None:
+        found = model.infer(tables, Y)
+        _check(found.log_evidence, backend.to_host(Y), start)
+        log_evidence[start - shard.start :][: len(found.log_evidence)] = found.log_evidence
+        if keep:
+            kept[start] = found
+
+    def select_and_sum(start: int, Y: Any) -> Mapping[str, Any]:
+        weights = chosen[start - shard.start :][: Y.shape[0]].astype(float)
+        found = kept.pop(start) if keep else model.infer(tables, Y)
+        return model.sums(tables, Y, found, weights) if weights.any() else {}
+
+    for _ in backend.map(infer, shard.batches()):
+        pass
+    total = np.array([shard.N])
+    comm.allreduce(total)
+    A, _ = model.truncation(params)
+    chosen = largest(comm, log_evidence, max(1, math.floor(total[0] * (1 - step.Ncut * (1 - A)))))
+    stats.add({"free_energy": log_evidence.sum(), "N_use": chosen.sum()})
+    for sums in backend.map(select_and_sum, shard.batches()):
+        stats.add(sums)
+
+
+def _check(log_evidence: np.ndarray, Y: np.ndarray, start: int) -> None:
+    """NaN or Inf in the data show up in the evidence: look for them only then."""
+    if np.all(np.isfinite(log_evidence)):
+        return
+    check_finite(Y, start)
+    row = start + int(np.argmin(np.isfinite(log_evidence)))
+    raise DataError(f"the evidence of data point {row} is not finite: use dtype='float64', or rescale the data")
+
+
+def local_shard(model: Model, data: Any, backend: Backend, comm: Communicator, batch: int | None) -> Shard:
+    """This rank's slab in the backend's type, cut into batches."""
+    source = open_data(data)
+    N, D = source.shape
+    if model.D != D:
+        raise ConfigError(f"the data have {D} dimensions, the model D = {model.D}: they must agree")
+    if batch is not None and batch < 1:
+        raise ConfigError(f"batch = {batch} must be at least 1")
+    start, stop = comm.slab(N)
+    needed = model.bytes_per_point(backend.dtype.itemsize)[0]
+    return Shard(source, start, stop, dtype=backend.dtype, batch=batch or backend.batch_size(stop - start, needed))

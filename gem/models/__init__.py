@@ -1,0 +1,31 @@
+"""The models. A new one is a class in a file here and a line in `MODELS`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gem.errors import ConfigError
+from gem.models.base import Model, Posterior, Step
+from gem.models.linear import BSC
+from gem.models.mixtures import MoG
+
+MODELS: dict[str, type[Model]] = {cls.__name__.lower(): cls for cls in (BSC, MoG)}
+
+__all__ = ["BSC", "MODELS", "MoG", "Model", "Posterior", "Step", "make"]
+
+
+def make(name: str, settings: dict[str, Any]) -> Model:
+    """The model of that name (any case).
+
+    Raises
+    ------
+    ConfigError
+        If there is none of that name, or it has no such setting.
+    """
+    cls = MODELS.get(name.lower())
+    if cls is None:
+        raise ConfigError(f"unknown model {name!r}: choose among {', '.join(MODELS)}")
+    try:
+        return cls(**settings)
+    except TypeError as error:
+        raise ConfigError(f"{cls.__name__}: {str(error).split('() ')[-1]}") from error

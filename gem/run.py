@@ -1,0 +1,268 @@
+"""EM: the loop over annealed steps, its run file, and how it ends and is taken up again."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from gem.annealing import Annealing
+from gem.backends import select
+from gem.data import Source, from_spec, open_data
+from gem.em import Info, local_shard, run_step
+from gem.errors import ConfigError, RunFileError
+from gem.models import Model, Step, make
+from gem.parallel import communicator
+from gem.philox import generator
+from gem.progress import Progress
+from gem.store import RunFile, read_run
+
+
+class EM:
+    """A run: the steps of an `Annealing`, one after the other, recorded.
+
+    Parameters
+    ----------
+    model : Model
+    data : (N, D) array, path, or gem.data source
+    anneal : Annealing
+    params : dict, optional
+        Where to start (default: `model.init_params`).
+    backend, dtype, comm, batch
+        As in `em_step`; backend "auto" by default.
+    seed : int
+        Of the initialisation and the parameter noise.
+    output : path, optional
+        The run file (see `gem.store`), written by rank 0.
+    checkpoint : int
+        Steps between checkpoints of it.
+    overwrite : bool
+        Whether an existing run file may be replaced.
+
+    Attributes
+    ----------
+    params : dict of float64 arrays
+    step : int
+        Steps done.
+    stopped : bool
+        Whether SIGTERM ended `run` early, its last step checkpointed.
+
+    Raises
+    ------
+    ConfigError, DataError, BackendError, RunFileError
+
+    Examples
+    --------
+    >>> em = EM(model, "patches.npy", Annealing(steps=100, T=[(0, 4.0), (0.8, 1.0)]))  # doctest: +SKIP
+    >>> em.run().params["W"]                                                           # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        data: Any,
+        anneal: Annealing,
+        *,
+        params: Mapping[str, Any] | None = None,
+        backend: Any = "auto",
+        dtype: Any = "float32",
+        comm: Any = None,
+        batch: int | None = None,
+        seed: int = 0,
+        output: Any = None,
+        checkpoint: int = 10,
+        overwrite: bool = False,
+    ):
+        if not isinstance(seed, int | np.integer):
+            raise ConfigError(f"seed = {seed!r} must be a whole number")
+        if not isinstance(checkpoint, int | np.integer) or checkpoint < 1:
+            raise ConfigError(f"checkpoint = {checkpoint!r} must be a whole number of steps, at least 1")
+        self.model, self.anneal, self.seed = model, anneal, int(seed)
+        self.stopped = False
+        self.comm = communicator(comm)
+        self._file: RunFile | None = None
+        self._records: list[tuple[dict[str, float], list[str]]] = []
+        with self.comm.guard():
+            self.backend = select(backend, dtype, self.comm)
+            source = open_data(data)
+            self._shard = local_shard(model, source, self.backend, self.comm, batch)
+            self.params = model.check(model.init_params(source, seed, self.comm) if params is None else params)
+            config = self._config(source, int(checkpoint))
+            if output is not None and self.comm.rank == 0:
+                self._file = RunFile.create(
+                    output,
+                    model=model.name,
+                    config=config,
+                    machine=self.backend.describe(),
+                    seed=self.seed,
+                    params=self.params,
+                    every=checkpoint,
+                    overwrite=overwrite,
+                )
+
+    def _config(self, source: Source, checkpoint: int) -> dict[str, Any]:
+        """Everything `resume` needs but the data, where these were an array."""
+        return {
+            "settings": self.model.settings(),
+            "annealing": self.anneal.to_dict(),
+            "data": source.spec,
+            "shape": list(source.shape),
+            "backend": self.backend.name,
+            "dtype": str(self.backend.dtype),
+            "batches": self.comm.allgather(self._shard.batch),
+            "ranks": self.comm.size,
+            "checkpoint": checkpoint,
+        }
+
+    @classmethod
+    def resume(cls, path: Any, data: Any = None, *, backend: Any = None, comm: Any = None) -> EM:
+        """Take up a run at its last checkpoint: the numbers are those of a run that was never interrupted.
+
+        Parameters
+        ----------
+        path : path of the run file
+        data : optional
+            Needed only if the run was on an in-memory array.
+        backend : optional
+            By default the run's own.
+        comm : optional
+            The number of ranks may differ from the run's own; sums then differ by rounding.
+
+        Raises
+        ------
+        RunFileError
+            If there is no such run, or it does not fit the data.
+        """
+        group = communicator(comm)
+        with group.guard():
+            run = group.bcast(read_run(path) if group.rank == 0 else None)
+            config = run.config
+            if data is None and config["data"] is None:
+                raise RunFileError(
+                    f"{path}: the run was on an array in memory: give the data again, resume(path, data)"
+                )
+            source = from_spec(config["data"]) if data is None else open_data(data)
+            if list(source.shape) != config["shape"]:
+                raise RunFileError(
+                    f"{path}: the run was on data of shape {config['shape']}, these are {list(source.shape)}"
+                )
+            em = cls(
+                make(run.model, config["settings"]),
+                source,
+                Annealing.from_dict(config["annealing"]),
+                params=run.params,
+                backend=backend or config["backend"],
+                dtype=config["dtype"],
+                comm=group,
+                batch=config["batches"][group.rank % len(config["batches"])],
+                seed=run.seed,
+            )
+            names = list(run.history)
+            em._records = [({n: float(run.history[n][t]) for n in names}, run.notes[t]) for t in range(run.step)]
+            if group.rank == 0 and not run.finished:
+                em._file = RunFile.open(path, every=config["checkpoint"])
+        return em
+
+    # -- the loop ------------------------------------------------------------------------------------------
+
+    @property
+    def step(self) -> int:
+        return len(self._records)
+
+    @property
+    def history(self) -> dict[str, np.ndarray]:
+        """Per step, as float64: free_energy, N, N_use, T, Ncut, seconds."""
+        names = self._records[0][0] if self._records else ()
+        return {name: np.array([scalars[name] for scalars, _ in self._records], dtype=float) for name in names}
+
+    @property
+    def notes(self) -> list[tuple[int, str]]:
+        """(step, what happened): constraints that were active, components re-seeded."""
+        return [(t + 1, note) for t, (_, notes) in enumerate(self._records) for note in notes]
+
+    def __iter__(self) -> Iterator[Info]:
+        """Do the remaining steps, yielding the `Info` of each; to leave the loop early loses no step either."""
+        with self._saving():
+            while self.step < len(self.anneal):
+                yield self._advance(stop=False)
+            self._finish()
+
+    def run(self, progress: bool = False) -> EM:
+        """Do the remaining steps; SIGTERM ends them early, after a checkpoint."""
+        self.stopped = False
+        with (
+            termination() as asked,
+            self._saving(),
+            Progress(len(self.anneal), self.step, progress and self.comm.rank == 0) as line,
+        ):
+            while self.step < len(self.anneal) and not self.stopped:
+                info = self._advance(stop=asked.is_set())
+                line.update(self.step, info)
+            if self.stopped:
+                self._save()
+            else:
+                self._finish()
+        return self
+
+    def _advance(self, stop: bool) -> Info:
+        now = self.anneal[self.step]
+        with self.comm.guard(), self._saving():  # saving comes first: the guard ends the job
+            noisy = self.model.perturb(self.params, now, generator(self.seed, "noise", self.step))
+            resolution = float(np.finfo(self.backend.dtype).eps)
+            settings = Step(now["T"], now["Ncut"], self.anneal.anneal_prior, resolution)
+            self.params, info, self.stopped = run_step(
+                self.model, noisy, self._shard, self.backend, self.comm, settings, stop
+            )
+            self._records.append((info.scalars(), info.notes))
+            if self._file is not None:
+                self._file.record(self.step, self.params, info.scalars(), info.notes)
+        return info
+
+    @contextmanager
+    def _saving(self) -> Iterator[None]:
+        """An exception on rank 0 loses no step that was done; one on another rank, those since the last checkpoint."""
+        try:
+            yield
+        except BaseException as error:
+            if not isinstance(error, RunFileError):
+                self._save()
+            raise
+
+    def _save(self) -> None:
+        if self._file is not None and self._file.checkpointed < self._file.step:
+            self._file.checkpoint()
+
+    def _finish(self) -> None:
+        with self.comm.guard():
+            if self._file is not None and not self._file.finished:
+                self._file.finish()
+
+
+@contextmanager
+def termination() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets while the context lasts (in the main thread: Python delivers signals there)."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def check_model(path: Any, name: str) -> None:
+    """Refuse a run file that is of another model.
+
+    Raises
+    ------
+    ConfigError
+    """
+    found = read_run(path).model
+    if found.lower() != name.lower():
+        raise ConfigError(f"{path} holds a run of {found}, not of {name}")

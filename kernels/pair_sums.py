@@ -1,0 +1,23 @@
+"""Second moments of pairs of candidates, scattered into the H × H matrix of all latents."""
+
+import numpy as np
+
+
+def pair_sums(N: int, candidates: np.ndarray, pairs: np.ndarray, weights: np.ndarray, sums: np.ndarray) -> None:
+    """sums[c_i, c_j] += 2⁴⁰ Σ_n weights[n] pairs[n, ij] for the pairs i < j: the upper triangle, as integers.
+
+    Integers, because their sum does not depend on the order in which the groups of a device come to add.
+
+    Parameters
+    ----------
+    candidates : (N, H') int32 array, ascending
+    pairs : (N, H'(H'−1)/2) array
+    weights : (N,) array
+    sums : (H, H) int64 array, in and out
+    """
+    H = len(sums)
+    i, j = np.triu_indices(candidates.shape[1], 1)
+    where = candidates[:, i] * np.int64(H) + candidates[:, j]
+    values = pairs * weights[:, None]
+    total = np.bincount(where.ravel(), values.ravel(), H * H).reshape(H, H)
+    sums += np.rint(total * 2.0**40).astype(np.int64)
