@@ -1,0 +1,29 @@
+"""Time competing functions fairly: in turn, many times, medians."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+
+def interleaved(
+    functions: Mapping[str, Callable[[], object]], repeats: int = 9, warmup: int = 2
+) -> dict[str, np.ndarray]:
+    """Seconds of each run of each function, (repeats,), taken in turn so that a machine's drift hits all alike."""
+    for _ in range(warmup):
+        for function in functions.values():
+            function()
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(repeats):
+        for name, function in functions.items():
+            began = time.perf_counter()
+            function()
+            times[name].append(time.perf_counter() - began)
+    return {name: np.array(t) for name, t in times.items()}
+
+
+def spread(ratios: np.ndarray) -> str:
+    """Median and range of a ratio taken pair by pair."""
+    return f"{np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f})"

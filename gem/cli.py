@@ -1,0 +1,213 @@
+"""The command line: gem fit, resume, info, show; alone or under mpiexec."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from inspect import Parameter, signature
+from pathlib import Path
+from typing import Any
+
+from gem._version import __version__
+from gem.annealing import DEFAULTS, Annealing
+from gem.data import TABLE_FILE, open_data
+from gem.errors import ConfigError, GemError
+from gem.models import MODELS, make
+from gem.parallel import Communicator, communicator, launched
+from gem.run import EM
+
+TERMINATED = 128 + 15  # the shell's exit status for a process that SIGTERM ended
+# Tables of the configuration file: option → type. Flags set the same options; [model] has those of the model.
+OPTIONS: dict[str, dict[str, type]] = {
+    "model": {"H": int, "Hprime": int, "gamma": int, "K": int, "covariance": str, "reg": float},
+    "annealing": {"steps": int, "anneal_prior": bool, **dict.fromkeys(DEFAULTS, object)},
+    "data": {"patch": int, "count": int, "whitening": bool},
+    "run": {"backend": str, "dtype": str, "seed": int, "batch": int, "checkpoint": int},
+}
+KINDS = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status: 0, 1 (refused, with the reason), 2 (usage), 143 (SIGTERM)."""
+    args = _parser().parse_args(arguments)
+    try:
+        comm = communicator("world" if launched() else None)
+        with comm.guard():
+            return args.command(args, comm)
+    except GemError as error:
+        print(f"gem: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("gem: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="gem", description="Expectation maximization for latent-variable models.")
+    parser.add_argument("--version", action="version", version=f"gem {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    fit = commands.add_parser("fit", help="learn a model's parameters from data")
+    fit.add_argument("model", type=str.lower, choices=MODELS, metavar="model", help=f"one of {', '.join(MODELS)}")
+    fit.add_argument("data", nargs="+", help=".npy, .npz[:name], file.h5:/dataset, or images and folders of them")
+    fit.add_argument("-o", "--output", default="run.h5", help="run file (default: %(default)s)")
+    fit.add_argument("--overwrite", action="store_true", help="replace an existing run file")
+    fit.add_argument("--config", type=Path, help="TOML file with tables [model], [annealing], [data], [run]; flags win")
+    fit.set_defaults(command=_fit)
+
+    of_model = fit.add_argument_group("model")
+    for name, kind in OPTIONS["model"].items():
+        of_model.add_argument(f"--{name}", type=kind, metavar=name)
+    schedule = fit.add_argument_group(
+        "annealing",
+        "a number, or breakpoints POSITION=VALUE,...: whole positions are steps, others fractions of the run",
+    )
+    schedule.add_argument("--steps", type=int, help="EM steps (default: 100)")
+    for name in DEFAULTS:
+        schedule.add_argument(f"--{name.replace('_', '-')}", dest=name, type=_schedule, metavar="SCHEDULE")
+    schedule.add_argument("--no-anneal-prior", dest="anneal_prior", action="store_false", default=None)
+    images = fit.add_argument_group("image data")
+    images.add_argument("--patch", type=int, help="side of the patches in pixels (default: 16)")
+    images.add_argument("--count", type=int, help="number of patches (default: 50000)")
+    images.add_argument("--no-whitening", dest="whitening", action="store_false", default=None)
+    run = fit.add_argument_group("run")
+    run.add_argument("--backend", help='"numpy", "auto", ... (default: auto)')
+    run.add_argument("--dtype", choices=("float32", "float64"))
+    run.add_argument("--seed", type=int)
+    run.add_argument("--batch", type=int, help="data points at a time (default: the backend's choice)")
+    run.add_argument("--checkpoint", type=int, help="steps between checkpoints (default: 10)")
+
+    resume = commands.add_parser("resume", help="take up a run at its last checkpoint")
+    resume.add_argument("run", help="run file")
+    resume.add_argument("--backend", help="default: the run's own")
+    resume.set_defaults(command=_resume)
+    for command in (fit, resume):
+        command.add_argument("-q", "--quiet", action="store_true", help="no progress line")
+
+    info = commands.add_parser("info", help="what a run file holds; without one, what this machine has")
+    info.add_argument("run", nargs="?", help="run file")
+    info.set_defaults(command=_info)
+
+    show = commands.add_parser("show", help="draw the fields and the free energy of a run")
+    show.add_argument("run", help="run file")
+    show.add_argument("-o", "--output", type=Path, help="picture (default: the run file's name with .png)")
+    show.add_argument("--gabor", action="store_true", help="fit a Gabor function to each field and print how many fit")
+    show.set_defaults(command=_show)
+    return parser
+
+
+def _schedule(text: str) -> Any:
+    """'4' → 4.0; '0=4,0.8=1' → [(0, 4.0), (0.8, 1.0)]."""
+    try:
+        if "=" not in text:
+            return float(text)
+        points = [point.split("=") for point in text.split(",")]
+        return [(int(p) if p.strip().lstrip("+-").isdigit() else float(p), float(v)) for p, v in points]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor POSITION=VALUE,...") from error
+
+
+def _settings(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """The run's settings by table: the configuration file's, overruled by flags that were given."""
+    tables: dict[str, dict[str, Any]] = {name: {} for name in OPTIONS}
+    if args.config is not None:
+        tables |= _read_config(args.config)
+    for name, options in OPTIONS.items():
+        tables[name].update({o: getattr(args, o) for o in options if getattr(args, o) is not None})
+    return tables
+
+
+def _read_config(path: Path) -> dict[str, dict[str, Any]]:
+    tables = _read_toml(path)
+    for name, table in tables.items():
+        if name not in OPTIONS or not isinstance(table, dict):
+            raise ConfigError(f"{path}: {name} is no table that gem knows: there are [{'], ['.join(OPTIONS)}]")
+        for option, value in table.items():
+            kind = OPTIONS[name].get(option, object)
+            if option not in OPTIONS[name] and name != "model":
+                raise ConfigError(f"{path}: [{name}] has no option {option!r}: there are {', '.join(OPTIONS[name])}")
+            if kind is not object and type(value) is not kind and (kind, type(value)) != (float, int):
+                raise ConfigError(f"{path}: [{name}] {option} = {value!r} must be {KINDS[kind]}")
+    return tables
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read the configuration {path} ({error.strerror}): check the path") from error
+    except ValueError as error:  # not TOML, or not UTF-8
+        raise ConfigError(f"{path} is not TOML ({error}): correct it there") from error
+
+
+def _check_model_options(model: str, options: dict[str, Any]) -> None:
+    """Known to the constructor, and none that it needs missing; before any data is read."""
+    known = {name: p for name, p in signature(MODELS[model]).parameters.items() if name != "D"}
+    for option in options:
+        if option not in known:
+            raise ConfigError(f"{model} has no option {option!r}: there are {', '.join(known)}")
+    for option, parameter in known.items():
+        if parameter.default is Parameter.empty and option not in options:
+            raise ConfigError(f"{model} needs the option {option}: give --{option}, or {option} in [model] of --config")
+
+
+def _fit(args: argparse.Namespace, comm: Communicator) -> int:
+    settings = _settings(args)
+    _check_model_options(args.model, settings["model"])
+    anneal = Annealing(**{"steps": 100, **settings["annealing"]})
+    run = settings["run"]
+    drawn = len(args.data) > 1 or not TABLE_FILE.fullmatch(args.data[0])  # patches of images, at random
+    source = open_data(args.data, **settings["data"], **({"seed": run.get("seed", 0)} if drawn else {}))
+    model = make(args.model, {"D": source.shape[1], **settings["model"]})
+    em = EM(model, source, anneal, comm=comm, output=args.output, overwrite=args.overwrite, **run)
+    if comm.rank == 0 and not args.quiet:
+        print(f"{model!r} on {source.shape[0]:,} data points, {comm.size} rank(s), {_on(em)}", file=sys.stderr)
+    return _run(em, args, args.output, comm)
+
+
+def _resume(args: argparse.Namespace, comm: Communicator) -> int:
+    em = EM.resume(args.run, backend=args.backend, comm=comm)
+    if comm.rank == 0 and not args.quiet:
+        print(f"{em.model!r}: resuming after step {em.step} of {len(em.anneal)}, {_on(em)}", file=sys.stderr)
+    return _run(em, args, args.run, comm)
+
+
+def _run(em: EM, args: argparse.Namespace, path: str, comm: Communicator) -> int:
+    em.run(progress=not args.quiet)
+    if comm.rank == 0:
+        if em.stopped:
+            print(f"gem: stopped by SIGTERM after step {em.step}: continue with gem resume {path}", file=sys.stderr)
+        elif em.step:
+            last = {name: values[-1] for name, values in em.history.items()}
+            print(f"{path}: {em.step} steps, F/N = {last['free_energy'] / last['N']:.6f}")
+    return TERMINATED if em.stopped else 0
+
+
+def _on(em: EM) -> str:
+    about = em.backend.describe()
+    return f"backend {em.backend.name} ({about['device']}, {about['dtype']})"
+
+
+def _info(args: argparse.Namespace, comm: Communicator) -> int:
+    if comm.rank == 0:
+        from gem.report import describe_machine, describe_run
+
+        describe_machine() if args.run is None else describe_run(args.run)
+    return 0
+
+
+def _show(args: argparse.Namespace, comm: Communicator) -> int:
+    if comm.rank == 0:
+        from gem.report import show_run
+
+        show_run(args.run, args.output, args.gabor)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""What `gem info` and `gem show` print and draw."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gem import backends
+from gem._version import __version__
+from gem.errors import GemError
+from gem.store import read_run
+
+
+def describe_machine() -> None:
+    """Versions, the backends that are here, and why others are not."""
+    rows = {"gem": __version__, "python": platform.python_version()}
+    for name, about in backends.available().items():
+        rows[f"backend {name}"] = ", ".join(f"{k} {v}" for k, v in about.items() if k != "backend")
+    rows["MPI"] = _mpi_library()
+    _table("this machine", rows)
+
+
+def describe_run(path: str) -> None:
+    """Model, settings, progress and last diagnostics of a run file."""
+    run = read_run(path)
+    state = "finished" if run.finished else f"not finished: gem resume {path}"
+    rows: dict[str, Any] = {
+        "model": f"{run.model}({', '.join(f'{k}={v!r}' for k, v in run.config['settings'].items())})",
+        "data": f"{run.config['data'] or 'an array in memory'}, shape {tuple(run.config['shape'])}",
+        "annealing": ", ".join(f"{k} {v}" for k, v in run.config["annealing"].items()),
+        "steps": f"{run.step} of {run.config['annealing']['steps']}, {state}",
+        "seed": run.seed,
+        "ran on": ", ".join(f"{k} {v}" for k, v in run.machine.items()),
+    }
+    for name, value in run.params.items():
+        rows[f"parameter {name}"] = f"{float(value):.6g}" if value.shape == () else f"shape {value.shape}"
+    if run.step:
+        rows |= {f"last {name}": f"{values[-1]:.6g}" for name, values in run.history.items()}
+        rows |= {f"note of step {t + 1}": note for t, notes in enumerate(run.notes) for note in notes}
+    _table(path, rows)
+
+
+def show_run(path: str, picture_path: Path | None, gabor: bool) -> None:
+    """Draw a run (by default beside its file, as .png); print what the fields look like if asked.
+
+    Raises
+    ------
+    GemError
+        If matplotlib (or, for the fits, scipy) is not installed, the picture would replace the run, or the model
+        has no square fields to fit.
+    """
+    run = read_run(path)
+    picture_path = picture_path or Path(path).with_suffix(".png")
+    if picture_path.resolve() == Path(path).resolve():
+        raise GemError(f"{picture_path} is the run file itself: name another file for the picture with --output")
+    try:
+        from gem import plot
+        from gem.gabor import fit_all, summary
+
+        plot.picture(run, picture_path, plot.usage(run))
+        print(f"{picture_path}: the fields by use, and the free energy of {run.step} steps")
+        if gabor:
+            if "W" not in run.params:
+                raise GemError(f"{path}: {run.model} has no fields W to fit Gabor functions to")
+            for name, value in summary(fit_all(run.params["W"])).items():
+                print(f"{name}: {value}")
+    except ImportError as error:
+        raise GemError(f'{error.name} is missing: pip install "gem-em[plot]"') from error
+
+
+def _mpi_library() -> str:
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        return f'not available ({str(error).splitlines()[0]}): pip install "gem-em[mpi]"'
+    return MPI.Get_library_version().splitlines()[0].strip("\0 ")
+
+
+def _table(title: str, rows: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(title), show_header=False, title_justify="left")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, Text(str(value)))  # as it is: a [ in a path is no markup
+    Console().print(table)
