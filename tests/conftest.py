@@ -1,0 +1,70 @@
+"""What all tests share: which backends must be there, and how a test runs under mpiexec."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+import gem
+from gem.parallel import communicator, launched
+
+GOLDEN = Path(__file__).parent / "golden"
+REQUIRED = {name for name in os.environ.get("GEM_REQUIRE", "").split(",") if name}
+
+
+def missing(what: str, reason: str) -> None:
+    """Skip a test for want of `what`, or fail it where GEM_REQUIRE names that."""
+    if what in REQUIRED:
+        pytest.fail(f"GEM_REQUIRE names {what}, but {reason}")
+    pytest.skip(f"{what}: {reason}")
+
+
+@pytest.fixture(scope="session")
+def world():
+    """The communicator of this test run: MPI under mpiexec, else serial."""
+    return communicator("world" if launched() else None)
+
+
+@pytest.fixture
+def mpiexec():
+    """The launcher, where MPI works."""
+    try:
+        from mpi4py import MPI  # noqa: F401  only to see that it loads
+    except (ImportError, RuntimeError) as error:
+        missing("mpi", str(error).splitlines()[0])
+    import shutil
+    import sys
+
+    beside = Path(sys.executable).parent / "mpiexec"
+    found = str(beside) if beside.exists() else shutil.which("mpiexec")
+    if found is None:
+        missing("mpi", "mpiexec is not on the PATH")
+    return found
+
+
+@pytest.fixture(params=["numpy"])
+def backend(request):
+    """Each backend's name, in turn."""
+    about = gem.backends.available()[request.param]
+    if "unavailable" in about:
+        missing(request.param, about["unavailable"])
+    return request.param
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "serial: starts processes or judges the whole machine: not under mpiexec")
+
+
+def pytest_collection_modifyitems(config, items):
+    if launched():  # deselected, not skipped: the serial run has them
+        dropped = [item for item in items if item.get_closest_marker("serial")]
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = [item for item in items if not item.get_closest_marker("serial")]
+
+
+def pytest_runtest_logreport(report):
+    if report.failed and launched():  # the other ranks would wait for this one for ever
+        print(f"\n{report.nodeid}\n{report.longreprtext}", flush=True)
+        communicator("world").abort()

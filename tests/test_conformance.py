@@ -1,0 +1,279 @@
+"""What every model must do. A new one is enrolled by one line in MODELS."""
+
+from __future__ import annotations
+
+from itertools import combinations, product
+
+import numpy as np
+import pytest
+
+import gem
+from gem.models import BSC, MoG
+
+MODELS = {
+    "bsc": lambda exact: BSC(D=12, H=6, Hprime=6 if exact else 4, gamma=6 if exact else 3),
+    "mog-diag": lambda exact: MoG(D=3, K=4, covariance="diag"),
+    "mog-spherical": lambda exact: MoG(D=3, K=4, covariance="spherical"),
+    "mog-tied": lambda exact: MoG(D=3, K=4, covariance="tied"),
+    "mog-full": lambda exact: MoG(D=3, K=4, covariance="full"),
+}
+TRUNCATED = ["bsc"]
+
+
+def truth(model, seed=1):
+    """Parameters far enough from special cases."""
+    rng = np.random.default_rng(seed)
+    params = {}
+    for name, shape in model.shapes.items():
+        if name == "pi" and shape:
+            params[name] = rng.dirichlet(np.full(shape[0], 5.0))
+        elif name == "pi":
+            params[name] = np.array(0.3)
+        elif name == "cov":
+            root = rng.standard_normal((*shape[:-1], shape[-1])) / 2
+            params[name] = root @ np.swapaxes(root, -1, -2) + 0.2 * np.eye(shape[-1])
+        elif model.domains[name] == "positive":
+            params[name] = rng.uniform(0.5, 1.0, shape)
+        else:
+            params[name] = 3 * rng.standard_normal(shape)
+    return params
+
+
+def states(model):
+    """Every state of the model: binary vectors, or components."""
+    if isinstance(model, MoG):
+        return np.arange(model.K)
+    return np.array(list(product([0, 1], repeat=model.H)))
+
+
+def log_sum(x):
+    top = x.max(axis=1)
+    return top + np.log(np.exp(x - top[:, None]).sum(axis=1))
+
+
+@pytest.fixture(params=MODELS)
+def make(request):
+    return MODELS[request.param]
+
+
+def test_evidence_and_mean_are_those_of_the_definition(make, backend):
+    model = make(True)
+    params = truth(model)
+    Y, _ = model.generate_data(params, 50, seed=2)
+    s = states(model)
+    joint = model.log_joint(params, Y, s)
+    post = gem.posterior(model, params, Y, backend=backend, dtype="float64", T=1.7)
+    np.testing.assert_allclose(post.log_evidence, log_sum(joint), rtol=1e-10)
+    q = np.exp(joint / 1.7 - log_sum(joint / 1.7)[:, None])
+    np.testing.assert_allclose(post.mean, q if s.ndim == 1 else q @ s, atol=1e-9)
+
+
+def test_annealing_the_likelihood_alone(make, backend):
+    model = make(True)
+    params = truth(model)
+    Y, _ = model.generate_data(params, 50, seed=2)
+    s = states(model)
+    joint = model.log_joint(params, Y, s)
+    pi = params["pi"]
+    prior = np.log(pi) if s.ndim == 1 else s.sum(1) * np.log(pi) + (model.H - s.sum(1)) * np.log1p(-pi)
+    annealed = (joint - prior) / 3 + prior
+    q = np.exp(annealed - log_sum(annealed)[:, None])
+    post = gem.posterior(model, params, Y, backend=backend, dtype="float64", T=3.0, anneal_prior=False)
+    np.testing.assert_allclose(post.mean, q if s.ndim == 1 else q @ s, atol=1e-9)
+    np.testing.assert_allclose(post.log_evidence, log_sum(joint), rtol=1e-10)
+
+
+def test_free_energy_never_falls(make, backend, world):
+    model = make(True)
+    Y, _ = model.generate_data(truth(model), 400, seed=3)
+    params = model.init_params(Y, seed=1)
+    energies = []
+    for _ in range(25):
+        params, info = gem.em_step(model, params, Y, backend=backend, dtype="float64", comm=world)
+        energies.append(info.free_energy)
+    assert np.all(np.diff(energies) >= -1e-9 * np.abs(energies[0]))
+    assert energies[-1] > energies[0] + 1
+
+
+def test_the_truth_is_a_fixed_point_of_much_data(make, backend, world):
+    model = make(True)
+    params = truth(model)
+    Y, _ = model.generate_data(params, 80_000, seed=4)
+    new = params
+    for _ in range(3):
+        new, _ = gem.em_step(model, new, Y, backend=backend, dtype="float64", comm=world)
+    for name, value in params.items():
+        np.testing.assert_allclose(new[name], value, atol=0.05 * max(1, np.abs(value).max()), err_msg=name)
+
+
+def test_m_step_is_a_stationary_point(make, backend):
+    """The numerical gradient of the expected log joint, at the new parameters, vanishes along the model's domain."""
+    model = make(True)
+    old = {name: value * 1.1 if name in ("mu", "W") else value for name, value in truth(model).items()}
+    Y, _ = model.generate_data(truth(model), 300, seed=5)
+    new, _ = gem.em_step(model, old, Y, backend=backend, dtype="float64")
+    s = states(model)
+    joint = model.log_joint(old, Y, s)
+    q = np.exp(joint - log_sum(joint)[:, None])
+
+    def expected(params):
+        return float((q * model.log_joint(params, Y, s)).sum())
+
+    best = expected(new)
+    rng = np.random.default_rng(6)
+    for name, value in new.items():
+        e = rng.standard_normal(value.shape)
+        if name == "pi" and value.shape:
+            e = value * (e - value @ e)
+        if name == "cov":
+            e = (e + np.swapaxes(e, -1, -2)) / 2
+        h = 1e-4
+        moved = [expected({**new, name: value + sign * h * e}) for sign in (1, -1)]
+        slope, curvature = (moved[0] - moved[1]) / 2, (moved[0] + moved[1]) / 2 - best
+        assert curvature < 0, name
+        assert abs(slope) < 0.02 * abs(curvature), name
+
+
+def test_batches_and_dtype_do_not_matter(make, backend):
+    model = make(False)
+    Y, _ = model.generate_data(truth(model), 300, seed=7)
+    start = model.init_params(Y, seed=2)
+    results = []
+    for batch in (1, 7, 128, 300):
+        params = start
+        for step in range(20):
+            params, _ = gem.em_step(
+                model, params, Y, backend=backend, dtype="float64", T=1.2, Ncut=step / 20, batch=batch
+            )
+        results.append(params)
+    for other in results[1:]:
+        for name, value in other.items():
+            np.testing.assert_allclose(value, results[0][name], rtol=1e-9, atol=1e-9 * np.abs(value).max())
+
+
+def test_arguments_are_not_edited(make, backend):
+    model = make(False)
+    Y, _ = model.generate_data(truth(model), 64, seed=8)
+    params = model.init_params(Y, seed=0)
+    before = {name: value.copy() for name, value in params.items()}, Y.copy()
+    gem.em_step(model, params, Y, backend=backend, dtype="float64", Ncut=0.5)
+    gem.posterior(model, params, Y, backend=backend, dtype="float64")
+    np.testing.assert_array_equal(Y, before[1])
+    for name, value in params.items():
+        np.testing.assert_array_equal(value, before[0][name])
+
+
+def test_generated_data_do_not_depend_on_how_they_are_drawn(make):
+    model = make(False)
+    params = truth(model)
+    whole = model.generate_data(params, 3000, seed=9)
+    for start, stop in ((0, 10), (1000, 1100), (2047, 3000)):
+        part = model.generate_data(params, stop - start, seed=9, start=start)
+        for a, b in zip(part, whole, strict=True):
+            np.testing.assert_array_equal(a, b[start:stop])
+    assert not np.array_equal(model.generate_data(params, 10, seed=10)[0], whole[0][:10])
+
+
+def test_init_params_do_not_depend_on_the_ranks(make, world):
+    model = make(False)
+    Y, _ = model.generate_data(truth(model), 500, seed=10)
+    alone, shared = model.init_params(Y, seed=3), model.init_params(Y, seed=3, comm=world)
+    for name, value in alone.items():
+        np.testing.assert_allclose(shared[name], value, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("change", ["missing", "unknown", "shape", "nan", "domain"])
+def test_parameters_that_do_not_fit_are_refused(make, change):
+    model = make(False)
+    Y, _ = model.generate_data(truth(model), 30, seed=8)
+    params = model.init_params(Y, seed=0)
+    if change == "missing":
+        params.pop("pi")
+    elif change == "unknown":
+        params["bias"] = np.zeros(3)
+    elif change == "shape":
+        params["pi"] = np.zeros(7)
+    elif change == "nan":
+        params["pi"] = params["pi"] * np.nan
+    else:
+        params["pi"] = -params["pi"]
+    with pytest.raises(gem.ConfigError, match="bias" if change == "unknown" else "pi"):
+        gem.em_step(model, params, Y)
+
+
+def test_truncated_posterior_enumerates_exactly_its_states(backend):
+    """Brute force over K_n, candidate by candidate, from the definition alone."""
+    model = BSC(D=12, H=7, Hprime=4, gamma=3)
+    params = truth(model)
+    Y, _ = model.generate_data(params, 40, seed=11)
+    post = gem.posterior(model, params, Y, backend=backend, dtype="float64", T=1.5)
+    score = Y @ params["W"] / np.linalg.norm(params["W"], axis=0)
+    for n in range(len(Y)):
+        best = sorted(range(7), key=lambda h: -score[n, h])[:4]
+        np.testing.assert_array_equal(post.candidates[n], sorted(best))
+        K = [np.zeros(7), *np.eye(7)]
+        K += [np.isin(np.arange(7), c).astype(float) for g in (2, 3) for c in combinations(best, g)]
+        joint = model.log_joint(params, Y[n : n + 1], np.array(K))
+        np.testing.assert_allclose(post.log_evidence[n], log_sum(joint)[0], rtol=1e-12)
+        q = np.exp(joint / 1.5 - log_sum(joint / 1.5)[:, None])[0]
+        np.testing.assert_allclose(post.mean[n], q @ np.array(K), atol=1e-12)
+
+
+def test_equal_scores_prefer_the_higher_index(backend):
+    model = BSC(D=3, H=5, Hprime=2, gamma=2)
+    params = {"W": np.ones((3, 5)), "pi": 0.2, "sigma": 1.0}
+    post = gem.posterior(model, params, np.ones((4, 3)), backend=backend)
+    np.testing.assert_array_equal(post.candidates, [[3, 4]] * 4)
+
+
+def test_data_selection_keeps_the_best_explained_points(backend, world):
+    """A tenth of the points are outliers: with Ncut = 1 they are not in M, and π is corrected for the cut."""
+    model = BSC(D=12, H=6, Hprime=5, gamma=2)
+    params = {**truth(model), "pi": np.array(0.3)}
+    Y, _ = model.generate_data(params, 1000, seed=12)
+    A, B = model.truncation(params)
+    post = gem.posterior(model, params, Y, backend=backend, dtype="float64")
+    use = int(1000 * A)
+    order = np.argsort(-post.log_evidence)[:use]
+    new, info = gem.em_step(model, params, Y, backend=backend, dtype="float64", Ncut=1.0, comm=world)
+    assert info.N_use == use
+    activity = post.mean[order].sum() / (use * 6)
+    np.testing.assert_allclose(new["pi"], activity * 0.3 * 6 * A / B, rtol=1e-10)
+    alone, _ = gem.em_step(model, params, Y[np.sort(order)], backend=backend, dtype="float64")
+    np.testing.assert_allclose(new["W"], alone["W"], rtol=1e-9, atol=1e-9)
+
+
+def test_truncation_masses_by_brute_force():
+    model = BSC(D=2, H=9, Hprime=4, gamma=3)
+    s = np.array(list(product([0, 1], repeat=9)))
+    size = s.sum(1)
+    p = 0.2**size * 0.8 ** (9 - size)
+    A, B = model.truncation({"pi": np.array(0.2)})
+    np.testing.assert_allclose([A, B], [p[size <= 3].sum(), (p * size)[size <= 3].sum()], rtol=1e-12)
+
+
+def test_a_dead_latent_keeps_its_field_and_says_so(backend):
+    model = BSC(D=4, H=3, Hprime=2, gamma=2)
+    W = np.array([[5.0, 0, 0], [0, 5, 0], [0, 0, 5], [0, 0, 0]])
+    W[:, 2] = [0, 0, 0, 400.0]  # so far from all data that its posterior underflows
+    params = {"W": W, "pi": 0.3, "sigma": 0.5}
+    rng = np.random.default_rng(0)
+    Y = (rng.random((200, 2)) < 0.3) @ W[:, :2].T + 0.5 * rng.standard_normal((200, 4))
+    new, info = gem.em_step(model, params, Y, backend=backend, dtype="float64")
+    np.testing.assert_array_equal(new["W"][:, 2], W[:, 2])
+    assert info.notes == ["latent 2 was never active: its field was kept"]
+    assert np.all(np.isfinite(new["W"]))
+
+
+def test_two_latents_that_are_always_on_together_stay_finite():
+    from gem.models.linear import solve_fields
+
+    rng = np.random.default_rng(1)
+    s = (rng.random((100, 3)) < 0.4).astype(float)
+    s[:, 2] = s[:, 1]
+    W = rng.standard_normal((4, 3))
+    y = s @ W.T + 0.1 * rng.standard_normal((100, 4))
+    new = solve_fields(y.T @ s, s.T @ s, np.zeros((4, 3)))
+    assert np.all(np.abs(new) < 10)
+    best, *_ = np.linalg.lstsq(s, y, rcond=None)
+    np.testing.assert_allclose(new @ s.T, (s @ best).T, atol=1e-9)

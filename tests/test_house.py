@@ -1,0 +1,189 @@
+"""The rules of the house: floors, no global work at import, twins, errors that are refused."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gem
+from gem import Annealing
+from gem.models import BSC, MODELS, make
+from gem.states import indicators, state_table
+from gem.statistics import Statistics
+
+ROOT = Path(__file__).parent.parent
+FLOORS = [
+    {"gem.kernels"},
+    {"gem.errors", "gem._version", "gem.states", "gem.annealing", "gem.parallel", "gem.philox", "gem.statistics",
+     "gem.data", "gem.images", "gem.store", "gem.progress"},
+    {"gem.backends"},
+    {"gem.models"},
+    {"gem.em", "gem.run"},
+    {"gem.gabor", "gem.plot", "gem.report", "gem.cli"},
+]  # fmt: skip
+
+
+def floor(module):
+    for number, members in enumerate(FLOORS):
+        if any(module == m or module.startswith(m + ".") for m in members):
+            return number
+    raise AssertionError(f"{module} is on no floor: give it one in FLOORS and in CONTRIBUTING.md")
+
+
+def modules():
+    for path in sorted((ROOT / "gem").rglob("*.py")) + sorted((ROOT / "kernels").glob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        name = ".".join(("gem", *parts) if parts[0] == "kernels" else parts).removesuffix(".__init__")
+        if name != "gem":
+            yield name, path
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module == "gem":
+            yield from (f"gem.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+
+
+@pytest.mark.parametrize(("module", "path"), list(modules()), ids=lambda x: x if isinstance(x, str) else "")
+def test_imports_run_downwards(module, path):
+    for name in imported(path):
+        if name.startswith("gem.") and name not in ("gem.errors", "gem.__version__"):
+            assert floor(name) <= floor(module), f"{module} (floor {floor(module)}) imports {name}"
+
+
+def test_backends_are_named_in_backends_alone():
+    for module, path in modules():
+        if not module.startswith("gem.backends"):
+            assert "backend.name ==" not in path.read_text(), module
+
+
+@pytest.mark.serial
+def test_import_needs_numpy_alone():
+    heavy = "h5py mpi4py scipy matplotlib rich PIL sklearn cupy pyopencl threadpoolctl".split()
+    script = f"import gem, sys; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_annealing_interpolates_and_holds():
+    anneal = Annealing(steps=11, T=[(0, 5.0), (0.5, 1.0)], Ncut=[(2, 0.0), (4, 1.0)], W_noise=0.3)
+    assert [anneal[t]["T"] for t in (0, 2, 5, 10, 99)] == pytest.approx([5.0, 3.4, 1.0, 1.0, 1.0])
+    assert [anneal[t]["Ncut"] for t in (0, 2, 3, 4, 10)] == pytest.approx([0, 0, 0.5, 1, 1])
+    assert anneal[7]["W_noise"] == 0.3
+    again = Annealing.from_dict(anneal.to_dict())
+    assert [again[t] for t in range(11)] == [anneal[t] for t in range(11)]
+    assert Annealing(steps=11, T=[(0, 3.0), (1, 1.0)])[5]["T"] == 1.0  # an int is a step
+    assert Annealing(steps=11, T=[(0, 3.0), (1.0, 1.0)])[5]["T"] == 2.0  # a float is a fraction
+
+
+@pytest.mark.parametrize(
+    ("bad", "match"),
+    [
+        ({"steps": 0}, "steps"),
+        ({"steps": 5, "temperature": 2.0}, "unknown annealing parameter"),
+        ({"steps": 5, "T": 0.5}, "between 1"),
+        ({"steps": 5, "Ncut": 2.0}, "between 0 and 1"),
+        ({"steps": 5, "T": [(0.5, 2.0), (0.1, 1.0)]}, "ascend"),
+        ({"steps": 5, "T": [(1.5, 2.0)]}, "fraction"),
+        ({"steps": 5, "T": "hot"}, "number or a list"),
+        ({"steps": 5, "T": []}, "ascend"),
+    ],
+)
+def test_annealing_refuses(bad, match):
+    with pytest.raises(gem.ConfigError, match=match):
+        Annealing(**bad)
+
+
+@pytest.mark.parametrize(("Hprime", "gamma"), [(1, 1), (5, 2), (8, 5), (12, 4), (6, 6)])
+def test_state_table(Hprime, gamma):
+    table = state_table(Hprime, gamma)
+    masks = {m for m in range(2**Hprime) if 2 <= bin(m).count("1") <= gamma}
+    assert set(table.masks.tolist()) == masks
+    assert table.S == len(masks)
+    for n in range(table.S):
+        last, parent = int(table.last[n]), int(table.parent[n])
+        above = int(table.masks[parent]) if parent >= 0 else 1 << (-1 - parent)
+        assert parent < n
+        assert int(table.masks[n]) == above | 1 << last
+        assert above < 1 << last
+    assert indicators(table, "float32").shape == (Hprime + Hprime * (Hprime - 1) // 2, len(masks))
+
+
+def test_state_table_serves_32_candidates_and_refuses_more():
+    assert state_table(32, 2).masks[-1] == 0b11 << 30
+    for Hprime, gamma, match in ((33, 2, "more than 32"), (4, 5, "gamma = 5"), (32, 16, "states per data point")):
+        with pytest.raises(gem.ConfigError, match=match):
+            state_table(Hprime, gamma)
+
+
+def test_statistics_are_one_buffer():
+    a = Statistics({"x": (2, 3), "n": ()})
+    a.add({"x": np.ones((2, 3), np.float32), "n": 4})
+    b = a + a
+    assert b.buffer.tolist() == [2.0] * 6 + [8.0]
+    assert np.shares_memory(b["x"], b.buffer)
+    assert a.buffer.tolist() == [1.0] * 6 + [4.0]
+    with pytest.raises(ValueError, match="different layouts"):
+        a + Statistics({"n": (), "x": (2, 3)})
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "match"),
+    [({"Hprime": 9}, "Hprime = 9 > H = 5"), ({"Hprime": 4, "gamma": 5}, "gamma = 5"), ({"H": 0}, "H = 0")],
+)
+def test_bsc_refuses(kwargs, match):
+    with pytest.raises(gem.ConfigError, match=match):
+        BSC(**{"D": 4, "H": 5, **kwargs})
+
+
+def test_models_are_made_by_name():
+    assert repr(make("BSC", {"D": 4, "H": 5})) == "BSC(D=4, H=5, Hprime=5, gamma=5)"
+    for model in MODELS.values():
+        assert model.__doc__ is not None
+    with pytest.raises(gem.ConfigError, match="unknown model"):
+        make("bcs", {})
+    with pytest.raises(gem.ConfigError, match="unexpected keyword"):
+        make("bsc", {"D": 4, "H": 5, "K": 3})
+
+
+def test_unknown_backends_and_types_are_refused():
+    with pytest.raises(gem.BackendError, match="unknown backend 'abacus'"):
+        gem.backends.select("abacus")
+    with pytest.raises(gem.ConfigError, match="float32"):
+        gem.backends.select("numpy", "float16")
+
+
+def test_backend_comes_from_the_environment_only_when_not_named(monkeypatch):
+    monkeypatch.setenv("GEM_BACKEND", "abacus")
+    assert gem.backends.select("numpy").name == "numpy"
+    with pytest.raises(gem.BackendError, match="abacus"):
+        gem.backends.select(None)
+
+
+def test_data_that_do_not_fit_the_model_are_refused():
+    model = BSC(D=4, H=3)
+    params = {"W": np.ones((4, 3)), "pi": 0.2, "sigma": 1.0}
+    with pytest.raises(gem.ConfigError, match="5 dimensions"):
+        gem.em_step(model, params, np.zeros((10, 5)))
+    Y = np.random.default_rng(0).standard_normal((100, 4))
+    for bad in (np.nan, np.inf, -np.inf):
+        Y[37, 2] = bad
+        with pytest.raises(gem.DataError, match="row 37"):
+            gem.em_step(model, params, Y, batch=10)
+        with pytest.raises(gem.DataError, match="column 2"):
+            gem.posterior(model, params, Y)
+        with pytest.raises(gem.DataError, match="row 37"):
+            model.init_params(Y)
+    with pytest.raises(gem.DataError, match="all data points are equal"):
+        model.init_params(np.ones((10, 4)))
+    with pytest.raises(gem.ConfigError, match="T = 0.5"):
+        gem.em_step(model, params, np.ones((10, 4)), T=0.5)
