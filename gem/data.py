@@ -163,9 +163,7 @@ class ImageSource(ArraySource):
 
     whitening: Whitening | None = None
 
-    def __init__(
-        self, paths: list[str], patch: int = 16, count: int = 50_000, whitening: bool = True, seed: int = 0
-    ):
+    def __init__(self, paths: list[str], patch: int = 16, count: int = 50_000, whitening: bool = True, seed: int = 0):
         patch, count = _integer("patch", patch, 2), _integer("count", count, 1)
         seed = _integer("seed", seed, 0)
         if not isinstance(whitening, bool):
@@ -260,8 +258,10 @@ def _from_memory(data: Any) -> Source:
     if isinstance(data, np.ma.MaskedArray):
         raise DataError("data is a masked array, and its mask would be lost: Y.filled(np.nan) marks the gaps")
     if not hasattr(data, "__array__"):
-        raise DataError(f"data is a {type(data).__name__}, neither an array nor a path nor a list of image "
-                        "paths; np.array(data) makes an array of nested lists")
+        raise DataError(
+            f"data is a {type(data).__name__}, neither an array nor a path nor a list of image "
+            "paths; np.array(data) makes an array of nested lists"
+        )
     return ArraySource(np.asarray(data))
 
 
@@ -341,9 +341,7 @@ class Shard:
         The source cannot be read.
     """
 
-    def __init__(
-        self, source: Source, start: int, stop: int, dtype: Any, batch: int, memory: int = 256 * 2**20
-    ):
+    def __init__(self, source: Source, start: int, stop: int, dtype: Any, batch: int, memory: int = 256 * 2**20):
         if not 0 <= start <= stop <= source.shape[0]:
             raise ConfigError(f"rows [{start}, {stop}) are not in {source.name}, which has {source.shape[0]}")
         if dtype not in ("float32", "float64", np.float32, np.float64):
@@ -359,11 +357,14 @@ class Shard:
         if self.resident:
             self._slab = self._read(self.start, self.stop)
 
+    def __iter__(self) -> Iterator[tuple[int, np.ndarray]]:
+        return self.batches()
+
     def batches(self) -> Iterator[tuple[int, np.ndarray]]:
         """All rows in order: (global index of the first row, (n, D) C-contiguous array); not to be edited."""
         for first, block in self._blocks():
             for offset in range(0, len(block), self.batch):
-                yield first + offset, block[offset:offset + self.batch]
+                yield first + offset, block[offset : offset + self.batch]
 
     def rows(self, indices: np.ndarray) -> np.ndarray:
         """Those of the rows `indices` (global, ascending) that lie in the slab, in that order: (n, D) array.

@@ -223,20 +223,18 @@ def record_until_killed(path: Path, seconds: float) -> None:
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # the child uses none of BLAS's threads
 def test_killed_at_any_moment_the_file_is_whole(tmp_path):
     path, rng = tmp_path / "run.h5", random.Random(0)
-    start = time.monotonic()
-    record(create(tmp_path / "pace.h5", every=1), 5)
-    pace = (time.monotonic() - start) / 6  # seconds per checkpoint on this disk, now
     reached = torn = 0
-    for _ in range(20):
-        record_until_killed(path, rng.uniform(0, 5 * pace))
+    for kill in range(1, 200):
+        record_until_killed(path, rng.uniform(0, 0.003 * kill))
         torn += len(temporaries(tmp_path))
         if path.exists():
             before, reached = reached, RunFile.open(path).step
             assert reached >= before
             assert_holds(path, reached)
             assert temporaries(tmp_path) == []
-    assert reached > 0
-    assert torn > 0, "no kill fell into a checkpoint: the test shows nothing"
+        if kill >= 20 and reached and torn:  # even where the disk is slow, some kills fell into checkpoints
+            return
+    pytest.fail(f"{torn} kills fell into a checkpoint and {reached} steps were stored: this shows nothing")
 
 
 def test_only_our_own_temporaries_are_removed(tmp_path):
@@ -315,7 +313,7 @@ DISK_ERRORS = """
     for use in (lambda disk: disk.write(bytes(200)), lambda disk: disk.truncate(200)):
         try:
             with _Disk(sys.argv[1], "w+") as disk:
-                assert use(disk) == 200
+                print(use(disk))
         except OSError as error:
             print(error.errno == errno.EFBIG)
 """
@@ -323,7 +321,7 @@ DISK_ERRORS = """
 
 def test_disk_errors_wait_until_hdf5_has_closed(tmp_path):
     done = python(DISK_ERRORS, tmp_path / "file")
-    assert (done.stdout, done.stderr) == ("True\nTrue\n", "")
+    assert (done.stdout, done.stderr) == ("200\nTrue\n200\nTrue\n", "")
 
 
 @pytest.mark.parametrize("function", ["shutil.copy", "os.fsync", "os.replace"])
