@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from gem.backends import Backend, select
+from gem.backends import Backend, Batches, select
 from gem.data import Shard, check_finite, open_data
 from gem.errors import ConfigError, DataError
 from gem.models import Model, Posterior, Step
@@ -98,9 +98,9 @@ def em_step(
     group = communicator(comm)
     with group.guard():
         chosen = select(backend, dtype, group)
-        shard = local_shard(model, data, chosen, group, batch)
-        step = Step(T, Ncut, anneal_prior, float(np.finfo(chosen.dtype).eps))
-        new, info, _ = run_step(model, model.check(params), shard, chosen, group, step)
+        batches = chosen.load(local_shard(model, data, chosen, group, batch))
+        step = Step(T, Ncut, anneal_prior, str(chosen.dtype))
+        new, info, _ = run_step(model, model.check(params), batches, chosen, group, step)
     return new, info
 
 
@@ -127,20 +127,20 @@ def posterior(
     group = communicator(comm)
     with group.guard():
         chosen = select(backend, dtype, group)
-        shard = local_shard(model, data, chosen, group, batch)
+        batches = chosen.load(local_shard(model, data, chosen, group, batch))
         step = Step(T, 0.0, anneal_prior)
         tables = model.tables(model.check(params), chosen, step)
 
         def infer(start: int, Y: Any) -> Posterior:
             found = model.infer_full(tables, Y)
-            _check(found.log_evidence, chosen.to_host(Y), start)
+            _check(found.log_evidence, chosen, Y, start)
             return Posterior(
                 found.log_evidence,
                 None if found.candidates is None else chosen.to_host(found.candidates),
                 chosen.to_host(found.mean),
             )
 
-        parts = list(chosen.map(infer, shard.batches()))
+        parts = list(chosen.map(infer, batches))
     return Posterior(
         np.concatenate([p.log_evidence for p in parts]),
         None if parts[0].candidates is None else np.concatenate([p.candidates for p in parts]),
@@ -149,15 +149,15 @@ def posterior(
 
 
 def run_step(
-    model: Model, params: Params, shard: Shard, backend: Backend, comm: Communicator, step: Step, stop: bool = False
+    model: Model, params: Params, batches: Batches, backend: Backend, comm: Communicator, step: Step, stop: bool = False
 ) -> tuple[Params, Info, bool]:
     """E-step on this rank's data, one reduction, M-step. `stop` tells whether any rank wants to end."""
     began = time.perf_counter()
     stats = Statistics({"free_energy": (), "N": (), "N_use": (), "stop": (), **model.layout})
-    stats.add({"N": shard.N, "stop": stop})
+    stats.add({"N": batches.N, "stop": stop})
     tables = model.tables(params, backend, step)
     expectation = _e_step if step.Ncut == 0 else _selective_e_step
-    expectation(model, params, tables, shard, backend, comm, step, stats)
+    expectation(model, params, tables, batches, backend, comm, step, stats)
     comm.allreduce(stats.buffer)
     new, notes = model.m_step(stats, params, step)
     for name, value in new.items():
@@ -179,7 +179,7 @@ def _e_step(
     model: Model,
     params: Params,
     tables: Any,
-    shard: Shard,
+    batches: Batches,
     backend: Backend,
     comm: Communicator,
     step: Step,
@@ -189,10 +189,10 @@ def _e_step(
 
     def expect(start: int, Y: Any) -> tuple[np.ndarray, Mapping[str, Any]]:
         log_evidence, sums = model.e_step(tables, Y)
-        _check(log_evidence, backend.to_host(Y), start)
+        _check(log_evidence, backend, Y, start)
         return log_evidence, sums
 
-    for log_evidence, sums in backend.map(expect, shard.batches()):
+    for log_evidence, sums in backend.map(expect, batches):
         stats.add({"free_energy": log_evidence.sum(), "N_use": len(log_evidence)})
         stats.add(sums)
 
@@ -201,45 +201,47 @@ def _selective_e_step(
     model: Model,
     params: Params,
     tables: Any,
-    shard: Shard,
+    batches: Batches,
     backend: Backend,
     comm: Communicator,
     step: Step,
     stats: Statistics,
 ) -> None:
     """Data selection: the points of largest evidence, over all ranks, make the statistics (math.md, the set M)."""
-    keep = shard.N * model.bytes_per_point(backend.dtype.itemsize)[1] <= KEEP_BYTES
-    log_evidence = np.empty(shard.N)
+    keep = batches.N * model.bytes_per_point(backend.dtype.itemsize)[1] <= KEEP_BYTES
+    log_evidence = np.empty(batches.N)
     kept: dict[int, Posterior] = {}
 
     def infer(start: int, Y: Any) -> None:
         found = model.infer(tables, Y)
-        _check(found.log_evidence, backend.to_host(Y), start)
-        log_evidence[start - shard.start :][: len(found.log_evidence)] = found.log_evidence
+        _check(found.log_evidence, backend, Y, start)
+        log_evidence[start - batches.start :][: len(found.log_evidence)] = found.log_evidence
         if keep:
             kept[start] = found
 
     def select_and_sum(start: int, Y: Any) -> Mapping[str, Any]:
-        weights = chosen[start - shard.start :][: Y.shape[0]].astype(float)
-        found = kept.pop(start) if keep else model.infer(tables, Y)
+        weights = chosen[start - batches.start :][: Y.shape[0]].astype(float)
+        found = kept.pop(start, None)
+        if found is None or len(found.log_evidence) != len(weights):  # not kept, or the batch came in other parts
+            found = model.infer(tables, Y)
         return model.sums(tables, Y, found, weights) if weights.any() else {}
 
-    for _ in backend.map(infer, shard.batches()):
+    for _ in backend.map(infer, batches):
         pass
-    total = np.array([shard.N])
+    total = np.array([batches.N])
     comm.allreduce(total)
     A, _ = model.truncation(params)
     chosen = largest(comm, log_evidence, max(1, math.floor(total[0] * (1 - step.Ncut * (1 - A)))))
     stats.add({"free_energy": log_evidence.sum(), "N_use": chosen.sum()})
-    for sums in backend.map(select_and_sum, shard.batches()):
+    for sums in backend.map(select_and_sum, batches):
         stats.add(sums)
 
 
-def _check(log_evidence: np.ndarray, Y: np.ndarray, start: int) -> None:
+def _check(log_evidence: np.ndarray, backend: Backend, Y: Any, start: int) -> None:
     """NaN or Inf in the data show up in the evidence: look for them only then."""
     if np.all(np.isfinite(log_evidence)):
         return
-    check_finite(Y, start)
+    check_finite(backend.to_host(Y), start)
     row = start + int(np.argmin(np.isfinite(log_evidence)))
     raise DataError(f"the evidence of data point {row} is not finite: use dtype='float64', or rescale the data")
 

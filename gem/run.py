@@ -89,8 +89,9 @@ class EM:
         with self.comm.guard():
             self.backend = select(backend, dtype, self.comm)
             source = open_data(data)
-            self._shard = local_shard(model, source, self.backend, self.comm, batch)
-            self.params = model.check(model.init_params(source, seed, self.comm) if params is None else params)
+            shard = local_shard(model, source, self.backend, self.comm, batch)
+            self._batch, self._batches = shard.batch, self.backend.load(shard)
+            self.params = model.check(model.init_params(source, self.seed, self.comm) if params is None else params)
             config = self._config(source, int(checkpoint))
             if output is not None and self.comm.rank == 0:
                 self._file = RunFile.create(
@@ -111,11 +112,9 @@ class EM:
             "annealing": self.anneal.to_dict(),
             "data": source.spec,
             "shape": list(source.shape),
-            "backend": self.backend.name,
             "dtype": str(self.backend.dtype),
-            "batches": self.comm.allgather(self._shard.batch),
-            "ranks": self.comm.size,
             "checkpoint": checkpoint,
+            "ranks": self.comm.allgather({"backend": self.backend.name, "batch": self._batch}),
         }
 
     @classmethod
@@ -128,7 +127,7 @@ class EM:
         data : optional
             Needed only if the run was on an in-memory array.
         backend : optional
-            By default the run's own.
+            By default the run's own, on the same device for each rank.
         comm : optional
             The number of ranks may differ from the run's own; sums then differ by rounding.
 
@@ -150,15 +149,16 @@ class EM:
                 raise RunFileError(
                     f"{path}: the run was on data of shape {config['shape']}, these are {list(source.shape)}"
                 )
+            own = config["ranks"][group.rank % len(config["ranks"])]
             em = cls(
                 make(run.model, config["settings"]),
                 source,
                 Annealing.from_dict(config["annealing"]),
                 params=run.params,
-                backend=backend or config["backend"],
+                backend=backend or own["backend"],
                 dtype=config["dtype"],
                 comm=group,
-                batch=config["batches"][group.rank % len(config["batches"])],
+                batch=None if backend else own["batch"],
                 seed=run.seed,
             )
             names = list(run.history)
@@ -212,10 +212,9 @@ class EM:
         now = self.anneal[self.step]
         with self.comm.guard(), self._saving():  # saving comes first: the guard ends the job
             noisy = self.model.perturb(self.params, now, generator(self.seed, "noise", self.step))
-            resolution = float(np.finfo(self.backend.dtype).eps)
-            settings = Step(now["T"], now["Ncut"], self.anneal.anneal_prior, resolution)
+            settings = Step(now["T"], now["Ncut"], self.anneal.anneal_prior, str(self.backend.dtype))
             self.params, info, self.stopped = run_step(
-                self.model, noisy, self._shard, self.backend, self.comm, settings, stop
+                self.model, noisy, self._batches, self.backend, self.comm, settings, stop
             )
             self._records.append((info.scalars(), info.notes))
             if self._file is not None:

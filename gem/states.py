@@ -47,6 +47,10 @@ class StateTable:
         """Number of states in the table."""
         return len(self.masks)
 
+    def indicators(self, dtype: str) -> np.ndarray:
+        """The (H' + H'(H'−1)/2, S) matrix telling which candidates, and which pairs i < j, are on in a state."""
+        return _indicators(self, dtype)
+
     @property
     def pairs(self) -> tuple[np.ndarray, np.ndarray]:
         """Index arrays (i, j) of the pairs i < j of candidates, lexicographic."""
@@ -91,8 +95,7 @@ def state_table(Hprime: int, gamma: int) -> StateTable:
 
 
 @lru_cache(maxsize=4)
-def indicators(table: StateTable, dtype: str) -> np.ndarray:
-    """The (H' + H'(H'−1)/2, S) matrix telling which candidates, and which pairs i < j of them, are on in a state."""
+def _indicators(table: StateTable, dtype: str) -> np.ndarray:
     i, j = table.pairs
     both = table.active[:, i] & table.active[:, j]
     return np.ascontiguousarray(np.concatenate([table.active, both], axis=1).T.astype(dtype))

@@ -1,5 +1,6 @@
 """The truncated posterior of binary linear models: ‖y − Ws‖² by the Gram matrix, D out of the inner loop."""
 
+from math import comb
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,6 @@ def gram_posterior(
     pairs: np.ndarray,
     *,
     states: Any,
-    indicators: np.ndarray,
 ) -> None:
     """Weigh every state of K_n and take the posterior's first and second moments.
 
@@ -42,9 +42,8 @@ def gram_posterior(
     pairs : (N, H'(H'−1)/2) array, out
         ⟨s_i s_j⟩ under q for the pairs i < j of candidates, lexicographic.
     states : gem.states.StateTable
-    indicators : (H' + H'(H'−1)/2, S) array
-        Which candidates and pairs are on in each state.
     """
+    indicators = states.indicators(str(b.dtype))
     b *= slope
     b += offset
     tile = max(1, TILE_ELEMENTS // max(1, indicators.shape[1]))
@@ -101,3 +100,8 @@ def _weigh(single: np.ndarray, multi: np.ndarray) -> tuple[np.ndarray, np.ndarra
         np.exp(energies, out=energies)
     total = single.sum(axis=1) + multi.sum(axis=1) + np.exp(-top)
     return total, np.log(total) + top
+
+
+def local_reals(HPRIME: int, GAMMA: int, **_: int) -> int:
+    """Local memory a data point takes on a GPU: its states and the couplings of its candidates."""
+    return sum(comb(HPRIME, g) for g in range(min(GAMMA, HPRIME) + 1)) + HPRIME * (HPRIME - 1) // 2

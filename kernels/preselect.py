@@ -19,6 +19,8 @@ def preselect(N: int, b: np.ndarray, slope: np.ndarray, offset: np.ndarray, cand
     backwards += offset[0]
     for v in range(1, len(slope)):
         np.maximum(backwards, b * slope[v] + offset[v], out=backwards)
+    if not np.isfinite(score.min()):  # −inf is to mark what was taken; NaN counts as −inf
+        np.fmax(score, np.finfo(score.dtype).min, out=score)
     rows = np.arange(N)
     for k in range(Hprime):  # H' passes of a vectorised argmax beat a partition for the H' in use
         best = score.argmax(axis=1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -44,10 +45,15 @@ def mpiexec():
     return found
 
 
-@pytest.fixture(params=["numpy"])
+@lru_cache(maxsize=1)
+def available():
+    return gem.backends.available()
+
+
+@pytest.fixture(params=["numpy", "opencl", *(["cuda"] if "CUSHIM_ORDER" in os.environ else [])])
 def backend(request):
-    """Each backend's name, in turn."""
-    about = gem.backends.available()[request.param]
+    """Each backend's name, in turn; cuda where CuPy runs on the CPU (tests/test_cuda.py) or a GPU is there."""
+    about = available()[request.param]
     if "unavailable" in about:
         missing(request.param, about["unavailable"])
     return request.param

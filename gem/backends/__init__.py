@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from gem.backends._numpy import NumpyBackend
-from gem.backends.base import Array, Backend, Kernel
+from gem.backends.base import Array, Backend, Batches, Kernel
 from gem.errors import BackendError, ConfigError
 from gem.parallel import Communicator, Serial
 
-__all__ = ["Array", "Backend", "Kernel", "available", "select"]
+__all__ = ["Array", "Backend", "Batches", "Kernel", "available", "select"]
 
-NAMES = ("numpy",)
+log = logging.getLogger("gem")
+
+
+def _numpy(dtype: np.dtype, index: int | None, comm: Communicator) -> Backend:
+    return NumpyBackend(dtype, comm.threads)
+
+
+def _opencl(dtype: np.dtype, index: int | None, comm: Communicator) -> Backend:
+    from gem.backends._opencl import OpenCLBackend, device_count
+
+    return OpenCLBackend(dtype, comm.local_rank % device_count() if index is None else index)
+
+
+def _cuda(dtype: np.dtype, index: int | None, comm: Communicator) -> Backend:
+    from gem.backends._cuda import CudaBackend, device_count
+
+    return CudaBackend(dtype, comm.local_rank % device_count() if index is None else index)
+
+
+Maker = Callable[[np.dtype, "int | None", Communicator], Backend]
+BACKENDS: dict[str, Maker] = {"cuda": _cuda, "opencl": _opencl, "numpy": _numpy}  # fastest first
 
 
 def select(backend: Any = None, dtype: Any = "float32", comm: Communicator | None = None) -> Backend:
@@ -23,10 +45,12 @@ def select(backend: Any = None, dtype: Any = "float32", comm: Communicator | Non
     Parameters
     ----------
     backend : str, Backend or None
-        "numpy", "auto" (the fastest that is here), or a Backend object; None reads GEM_BACKEND, else "numpy".
+        "numpy", "opencl", "cuda", with a device as in "opencl:1", "auto" (the fastest that is here; it logs which,
+        and why not another), or a Backend object; None reads GEM_BACKEND, else "numpy". Without a device, each rank
+        of a host takes another one.
     dtype : "float32" or "float64"
     comm : Communicator, optional
-        Shares the cores of the host out among its ranks.
+        Shares the cores and the devices of the host out among its ranks.
 
     Raises
     ------
@@ -44,12 +68,36 @@ def select(backend: Any = None, dtype: Any = "float32", comm: Communicator | Non
     if kind not in (np.float32, np.float64):
         raise ConfigError(f"dtype = {dtype!r} must be 'float32' or 'float64'")
     comm = comm or Serial()
-    name = backend if backend is not None else os.environ.get("GEM_BACKEND", "numpy")
-    if name in ("numpy", "auto"):
-        return NumpyBackend(kind, comm.threads)
-    raise BackendError(f"unknown backend {name!r}: choose among {', '.join(NAMES)} and auto")
+    asked = str(backend) if backend is not None else os.environ.get("GEM_BACKEND", "numpy")
+    if asked == "auto":
+        return _fastest(kind, comm)
+    name, _, device = asked.partition(":")
+    if name not in BACKENDS or (device and not device.isdigit()):
+        raise BackendError(
+            f"unknown backend {asked!r}: choose among auto, {', '.join(BACKENDS)}, opencl:1, cuda:0, ..."
+        )
+    return BACKENDS[name](kind, int(device) if device else None, comm)
+
+
+def _fastest(dtype: np.dtype, comm: Communicator) -> Backend:
+    """The first backend that works, in the order of their speed."""
+    for name, make in BACKENDS.items():
+        try:
+            found = make(dtype, None, comm)
+        except BackendError as error:
+            log.info("backend auto: not %s: %s", name, error)
+        else:
+            log.info("backend auto: %s", found.name)
+            return found
+    raise BackendError("no backend works here, not even numpy")
 
 
 def available() -> dict[str, dict[str, Any]]:
-    """Every backend gem knows → what it runs on, or why it cannot."""
-    return {"numpy": NumpyBackend(threads=Serial().threads).describe()}
+    """Every backend gem knows → what it runs on, or under "unavailable" why it cannot."""
+    about: dict[str, dict[str, Any]] = {}
+    for name, make in BACKENDS.items():
+        try:
+            about[name] = make(np.dtype(np.float32), None, Serial()).describe()
+        except BackendError as error:
+            about[name] = {"unavailable": str(error)}
+    return about

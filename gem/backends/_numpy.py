@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import platform
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache, partial
-from importlib import import_module
+from inspect import signature
 from typing import Any
 
 import numpy as np
 
-from gem.backends.base import Backend, Kernel, Result
+from gem.backends.base import Backend, Batches, Kernel, Result
 from gem.errors import BackendError
+from gem.kernels import source
 
 CACHE_BYTES = 4 << 20  # a batch of this size stays close to a core between product, posterior and statistics
-MIN_BATCH, MAX_BATCH = 256, 4096
+MIN_BATCH, MAX_BATCH = 256, 8192
 
 
 class NumpyBackend(Backend):
@@ -57,19 +58,25 @@ class NumpyBackend(Backend):
     def matmul(self, a: np.ndarray, b: np.ndarray, *, transpose_a: bool = False) -> np.ndarray:
         return (a.T if transpose_a else a) @ b
 
-    def kernel(self, name: str, **constants: Any) -> Kernel:
+    def kernel(self, name: str, *, states: Any = None, **constants: int) -> Kernel:
         try:
-            module = import_module(f"gem.kernels.{name}")
+            function = getattr(source.twin(name), name)
         except ModuleNotFoundError as error:
-            raise BackendError(f"no numpy twin kernels/{name}.py: every kernel needs one") from error
-        return NumpyKernel(name, partial(getattr(module, name), **constants))
+            raise BackendError(f"there is no kernel kernels/{name}.c with a twin kernels/{name}.py") from error
+        wanted = signature(function).parameters  # sizes a twin can see in its arguments it does not ask for
+        return NumpyKernel(
+            name, partial(function, **{k: v for k, v in {**constants, "states": states}.items() if k in wanted})
+        )
 
     def batch_size(self, N: int, bytes_per_point: int) -> int:
-        return max(1, min(N, max(MIN_BATCH, min(MAX_BATCH, CACHE_BYTES // bytes_per_point))))
+        largest = min(MAX_BATCH, max(MIN_BATCH, CACHE_BYTES // bytes_per_point))
+        rounds = -(-N // (largest * self.threads))  # whole rounds: no thread is left with nothing to do
+        return max(1, -(-N // (rounds * self.threads)))
 
-    def map(
-        self, function: Callable[[int, np.ndarray], Result], batches: Iterable[tuple[int, np.ndarray]]
-    ) -> Iterator[Result]:
+    def load(self, shard: Any) -> Batches:
+        return shard
+
+    def map(self, function: Callable[[int, np.ndarray], Result], batches: Batches) -> Iterator[Result]:
         def quietly(start: int, Y: np.ndarray) -> Result:
             with np.errstate(all="ignore"):  # NaN and Inf show in the evidence, which the caller checks
                 return function(start, Y)

@@ -3,13 +3,30 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 Array = Any  # numpy.ndarray, cupy.ndarray or pyopencl.array.Array: what `to_device` gave
 Result = TypeVar("Result")
+
+
+class Batches(Protocol):
+    """A rank's data in pieces, as `Backend.load` gives them; can be iterated again and again.
+
+    Attributes
+    ----------
+    N, start, stop : int
+        Data points, and where they lie among those of all ranks.
+    """
+
+    N: int
+    start: int
+    stop: int
+
+    def __iter__(self) -> Iterator[tuple[int, Array]]:
+        """(global index of the first row, device array (n, D)) of each batch, in order."""
 
 
 class Kernel(ABC):
@@ -19,6 +36,10 @@ class Kernel(ABC):
     """
 
     name: str
+
+    def groups(self, N: int) -> int:
+        """Groups that serve N data points: the rows of a kernel's partial sums."""
+        return 1
 
     @abstractmethod
     def __call__(self, N: int, *arguments: Any) -> None: ...
@@ -33,10 +54,13 @@ class Backend(ABC):
         As a user asks for it: "numpy", "opencl:0", "cuda:1".
     dtype : numpy.dtype
         float32 or float64; statistics are summed in float64 on the host whatever it is.
+    acc : numpy.dtype
+        What kernels sum in: float64 wherever the device has it.
     """
 
     name: str
     dtype: np.dtype
+    acc: np.dtype = np.dtype(np.float64)
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:
@@ -59,18 +83,20 @@ class Backend(ABC):
         """a @ b, or aᵀ @ b, by the best library of the device."""
 
     @abstractmethod
-    def kernel(self, name: str, **constants: Any) -> Kernel:
-        """The kernel of `kernels/NAME.c` (here: its twin) specialised to compile-time constants."""
+    def kernel(self, name: str, *, states: Any = None, **constants: int) -> Kernel:
+        """The kernel of `kernels/NAME.c` (or its twin) specialised to compile-time constants and a state table."""
 
     @abstractmethod
     def batch_size(self, N: int, bytes_per_point: int) -> int:
         """How many of N data points to take at once, given what the E-step needs for each."""
 
     @abstractmethod
-    def map(
-        self, function: Callable[[int, Array], Result], batches: Iterable[tuple[int, np.ndarray]]
-    ) -> Iterator[Result]:
-        """`function(start, Y)` for each (start, host batch), uploaded: results in order, work overlapped."""
+    def load(self, shard: Any) -> Batches:
+        """A shard's batches on the device: kept there if they fit, else streamed at each pass."""
+
+    @abstractmethod
+    def map(self, function: Callable[[int, Array], Result], batches: Batches) -> Iterator[Result]:
+        """`function(start, Y)` for each batch, results in order; it may be given a batch in parts."""
 
     @abstractmethod
     def synchronize(self) -> None:

@@ -32,14 +32,19 @@ class Step:
         Data selection, 0 (all points) to 1.
     anneal_prior : bool
         Whether the prior is raised to 1/T as well.
-    resolution : float
-        Machine epsilon of the E-step: what is smaller, relative to the data, cannot be told from rounding.
+    dtype : str
+        Of the E-step: what it saw of the parameters was rounded to it.
     """
 
     T: float = 1.0
     Ncut: float = 0.0
     anneal_prior: bool = True
-    resolution: float = float(np.finfo(np.float64).eps)
+    dtype: str = "float64"
+
+    @property
+    def resolution(self) -> float:
+        """Machine epsilon of the E-step: what is smaller, relative to the data, cannot be told from rounding."""
+        return float(np.finfo(self.dtype).eps)
 
     def __post_init__(self) -> None:
         if not self.T >= 1 or np.inf == self.T:

@@ -12,7 +12,7 @@ from gem.backends.base import Array, Backend, Kernel
 from gem.errors import ConfigError, DataError
 from gem.models.base import MIN_PROBABILITY, Model, Params, Posterior, Step, shard_and_moments
 from gem.philox import generator
-from gem.states import StateTable, indicators, log_binomial, state_table
+from gem.states import log_binomial, state_table
 from gem.statistics import Layout, Statistics
 
 FIXED_POINT = 2.0**40  # the scale of pair_sums: integers add up to the same bits in any order
@@ -23,7 +23,6 @@ class Tables:
     """Parameters as the kernels want them."""
 
     backend: Backend
-    states: StateTable
     W: Array
     gram: Array
     slope: Array
@@ -119,6 +118,7 @@ class BSC(Model):
     # -- E-step --------------------------------------------------------------------------------------------
 
     def tables(self, params: Params, backend: Backend, step: Step) -> Tables:
+        H, Hprime = self.H, self.Hprime
         W, pi = params["W"], np.clip(params["pi"], MIN_PROBABILITY, 1 - MIN_PROBABILITY)
         precision = 1 / params["sigma"] ** 2
         gram = W.T @ W
@@ -127,24 +127,23 @@ class BSC(Model):
         seen = norms > 0  # a field of zeros explains nothing and is scored 0
         return Tables(
             backend=backend,
-            states=self.states,
             W=backend.to_device(W),
             gram=backend.to_device(gram * precision),
-            slope=backend.to_device(np.full(self.H, precision)),
+            slope=backend.to_device(np.full(H, precision)),
             offset=backend.to_device(logit - np.diag(gram) * precision / 2),
-            score_slope=backend.to_device(np.divide(1, norms, out=np.zeros(self.H), where=seen)[None]),
-            score_offset=backend.to_device(np.zeros((1, self.H))),
+            score_slope=backend.to_device(np.divide(1, norms, out=np.zeros(H), where=seen)[None]),
+            score_offset=backend.to_device(np.zeros((1, H))),
             beta=1 / step.T,
             shift=0.0 if step.anneal_prior else (1 - 1 / step.T) * logit,
-            constant=float(self.H * np.log1p(-pi) - self.D / 2 * np.log(2 * np.pi / precision)),
+            constant=float(H * np.log1p(-pi) - self.D / 2 * np.log(2 * np.pi / precision)),
             half_precision=float(precision / 2),
-            squared_norms=backend.kernel("squared_norms"),
-            preselect=backend.kernel("preselect"),
+            squared_norms=backend.kernel("squared_norms", D=self.D),
+            preselect=backend.kernel("preselect", H=H, HPRIME=Hprime, VALUES=1),
             gram_posterior=backend.kernel(
-                "gram_posterior", states=self.states, indicators=indicators(self.states, str(backend.dtype))
+                "gram_posterior", states=self.states, H=H, HPRIME=Hprime, GAMMA=self.gamma, ANNEAL=int(step.T != 1)
             ),
-            pair_sums=backend.kernel("pair_sums"),
-            scale_rows=backend.kernel("scale_rows"),
+            pair_sums=backend.kernel("pair_sums", H=H, HPRIME=Hprime),
+            scale_rows=backend.kernel("scale_rows", H=H),
         )
 
     def infer(self, tables: Tables, Y: Array) -> Posterior:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any, ClassVar
 
 import numpy as np
@@ -15,6 +16,7 @@ from gem.philox import generator
 from gem.statistics import Layout, Statistics
 
 COVARIANCES = ("diag", "spherical", "tied", "full")
+KERNEL_CODE = {"diag": 0, "spherical": 0, "tied": 2, "full": 1}  # a spherical model runs as a diagonal one
 SPREAD = {"diag": "var", "spherical": "var", "tied": "cov", "full": "cov"}
 POINTS_PER_CENTRE = 40  # k-means++ looks at a subsample: seeding needs no more
 
@@ -151,17 +153,17 @@ class MoG(Model):
     def tables(self, params: Params, backend: Backend, step: Step) -> Tables:
         precision, log_det = self._precision(params)
         log_pi = np.log(params["pi"])
-        make = {"covariance": self._kernel_covariance}
+        sizes = {"D": self.D, "K": self.K, "COVARIANCE": KERNEL_CODE[self.covariance]}
         shift = np.zeros(self.K) if step.anneal_prior else (1 - 1 / step.T) * log_pi
         return Tables(
             backend=backend,
-            mu=params["mu"],
-            precision=precision,
-            log_weight=log_pi + log_det / 2 - self.D / 2 * np.log(2 * np.pi),
+            mu=backend.to_device(params["mu"]),
+            precision=backend.to_device(precision),
+            log_weight=backend.to_device(log_pi + log_det / 2 - self.D / 2 * np.log(2 * np.pi)),
             beta=1 / step.T,
-            shift=shift,
-            kernel=backend.kernel("mixture", store=False, **make),
-            storing=backend.kernel("mixture", store=True, **make),
+            shift=backend.to_device(shift),
+            kernel=backend.kernel("mixture", STORE=0, **sizes),
+            storing=backend.kernel("mixture", STORE=1, **sizes),
         )
 
     def _precision(self, params: Params) -> tuple[np.ndarray, np.ndarray]:
@@ -174,21 +176,16 @@ class MoG(Model):
         inverse = np.linalg.inv(factor)
         return np.swapaxes(inverse, -1, -2) @ inverse, np.broadcast_to(log_det, (self.K,))
 
-    def _run(self, kernel: Kernel, t: Tables, Y: Array, weights: np.ndarray | None) -> tuple[Posterior, dict[str, Any]]:
+    def _run(self, kernel: Kernel, t: Tables, Y: Array, weights: np.ndarray | None) -> tuple[Posterior, Statistics]:
         backend, n = t.backend, Y.shape[0]
         log_evidence = backend.empty((n,))
         responsibilities = backend.empty((n, self.K) if kernel is t.storing else (1, 1))
-        sums = {
-            "counts": backend.empty((self.K,), np.float64),
-            "first": backend.empty((self.K, self.D), np.float64),
-            "second": backend.empty(self.layout["second"], np.float64),
-        }
+        size = sum(prod(shape) for shape in self.layout.values())
+        sums = backend.empty((kernel.groups(n), size), backend.acc)
         keep = backend.to_device(np.ones(n) if weights is None else weights)
-        kernel(
-            n, Y, t.mu, t.precision, t.log_weight, t.beta, t.shift, keep, log_evidence, responsibilities, *sums.values()
-        )
-        posterior = Posterior(backend.to_host(log_evidence).astype(np.float64), mean=responsibilities)
-        return posterior, {name: backend.to_host(value) for name, value in sums.items()}
+        kernel(n, Y, t.mu, t.precision, t.log_weight, t.beta, t.shift, keep, log_evidence, responsibilities, sums)
+        total = Statistics(self.layout, backend.to_host(sums).sum(axis=0, dtype=np.float64))
+        return Posterior(backend.to_host(log_evidence).astype(np.float64), mean=responsibilities), total
 
     def infer(self, tables: Tables, Y: Array) -> Posterior:
         return self._run(tables.kernel, tables, Y, None)[0]
@@ -196,10 +193,10 @@ class MoG(Model):
     def infer_full(self, tables: Tables, Y: Array) -> Posterior:
         return self._run(tables.storing, tables, Y, None)[0]
 
-    def sums(self, tables: Tables, Y: Array, posterior: Posterior, weights: np.ndarray | None) -> dict[str, Any]:
+    def sums(self, tables: Tables, Y: Array, posterior: Posterior, weights: np.ndarray | None) -> Statistics:
         return self._run(tables.kernel, tables, Y, weights)[1]
 
-    def e_step(self, tables: Tables, Y: Array) -> tuple[np.ndarray, dict[str, Any]]:
+    def e_step(self, tables: Tables, Y: Array) -> tuple[np.ndarray, Statistics]:
         posterior, sums = self._run(tables.kernel, tables, Y, None)
         return posterior.log_evidence, sums
 
@@ -213,8 +210,7 @@ class MoG(Model):
         }
 
     def bytes_per_point(self, itemsize: int) -> tuple[int, int]:
-        features = {"diag": 2 * self.D, "tied": self.D + 1, "full": self.D * (self.D + 3) // 2}
-        return itemsize * (2 * self.D + features[self._kernel_covariance] + self.K), 8
+        return itemsize * (self.D + self.K), 8
 
     # -- M-step --------------------------------------------------------------------------------------------
 
@@ -230,7 +226,7 @@ class MoG(Model):
         notes: list[str] = []
         new = {
             "pi": counts / counts.sum(),
-            "mu": params["mu"] + moved,
+            "mu": params["mu"].astype(step.dtype) + moved,  # the means that the moments were taken about
             SPREAD[self.covariance]: self._floor(spread, notes),
         }
         self._reseed(new, np.flatnonzero(empty), notes)
@@ -254,7 +250,7 @@ class MoG(Model):
         else:
             spread = (spread + np.swapaxes(spread, -1, -2)) / 2
             values, vectors = np.linalg.eigh(spread)
-            low = (values < self.reg).any(axis=-1)[..., None, None]
+            low = np.asarray((values < self.reg).any(axis=-1))[..., None, None]
             raised = (vectors * np.maximum(values, self.reg)[..., None, :]) @ np.swapaxes(vectors, -1, -2)
         if low.any():
             notes.append(f"{int(low.sum())} {SPREAD[self.covariance]} held at reg = {self.reg:g}")
@@ -275,7 +271,7 @@ class MoG(Model):
 
 
 def kmeans_plusplus(rows: np.ndarray, K: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """K rows, each drawn with probability ∝ its squared distance to those before; and the nearest of them to each row."""
+    """K rows, each drawn with probability ∝ its squared distance to those before; and the nearest one of each row."""
     centres = np.empty((K, rows.shape[1]))
     nearest = np.zeros(len(rows), dtype=int)
     distance = np.full(len(rows), np.inf)

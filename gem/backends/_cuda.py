@@ -1,0 +1,191 @@
+"""The CUDA backend: CuPy's arrays, cuBLAS, and the kernels as RawModules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from gem.backends._device import DeviceBackend, Schedule, schedule
+from gem.backends.base import Kernel
+from gem.errors import BackendError
+from gem.kernels import source
+
+INSTALL = 'pip install "gem-em[cuda]" (for CUDA 13; for CUDA 12: pip install cupy-cuda12x)'
+SHARED_BYTES = 48 << 10  # static shared memory of a block, on every architecture
+BATCH_BYTES = 512 << 20  # enough points to fill the largest GPU, small enough to leave room for data that stay
+RESIDENT_SHARE = 0.6  # of the free memory, for data that stay
+
+
+class CudaBackend(DeviceBackend):
+    """One CUDA device.
+
+    Parameters
+    ----------
+    dtype : float32 or float64
+    index : int
+        The device's number.
+
+    Raises
+    ------
+    BackendError
+        If CuPy, a driver or the device is missing.
+    """
+
+    def __init__(self, dtype: Any = "float32", index: int = 0):
+        self._cupy = _import_cupy()
+        if index >= device_count():
+            raise BackendError(f"there is no CUDA device {index}, only {device_count()}: numbers begin at 0")
+        self.name, self.dtype = f"cuda:{index}", np.dtype(dtype)
+        self._device = self._cupy.cuda.Device(index)
+        with self._device:
+            self._copying = self._cupy.cuda.Stream(non_blocking=True)
+        self._modules: dict[Any, Any] = {}
+        self._pinned: list[tuple[Any, Any]] = []  # host buffers of uploads, each with the event of its last one
+
+    def describe(self) -> dict[str, Any]:
+        runtime = self._cupy.cuda.runtime
+        properties = runtime.getDeviceProperties(self._device.id)
+        return {
+            "backend": self.name,
+            "device": properties["name"].decode(),
+            "compute capability": str(self._device.compute_capability),
+            "multiprocessors": int(properties["multiProcessorCount"]),
+            "memory": int(properties["totalGlobalMem"]),
+            "driver": runtime.driverGetVersion(),
+            "cuda": runtime.runtimeGetVersion(),
+            "cupy": self._cupy.__version__,
+            "dtype": str(self.dtype),
+        }
+
+    # -- memory --------------------------------------------------------------------------------------------
+
+    def to_device(self, host: np.ndarray) -> Any:
+        host = np.asarray(host)
+        with self._device:
+            return self._cupy.asarray(
+                np.ascontiguousarray(host, dtype=self.dtype if host.dtype.kind == "f" else host.dtype)
+            )
+
+    def prefetch(self, host: np.ndarray) -> Callable[[], Any]:
+        """Copy to one of two pinned buffers, and from there to the device while kernels run on another stream."""
+        host = np.ascontiguousarray(host, dtype=self.dtype)
+        with self._device:
+            pinned, free = self._pinned.pop(0) if len(self._pinned) > 1 else (None, None)
+            if free is not None:
+                free.synchronize()
+            if pinned is None or pinned.mem.size < host.nbytes:
+                pinned = self._cupy.cuda.alloc_pinned_memory(host.nbytes)
+            staging = np.frombuffer(pinned, self.dtype, host.size).reshape(host.shape)
+            staging[...] = host
+            array = self.empty(host.shape)
+            done = self._cupy.cuda.Event(disable_timing=True)
+            array.set(staging, self._copying)
+            done.record(self._copying)
+            self._pinned.append((pinned, done))
+
+        def finish() -> Any:
+            with self._device:
+                self._cupy.cuda.get_current_stream().wait_event(done)
+            return array
+
+        return finish
+
+    def to_host(self, device: Any) -> np.ndarray:
+        with self._device:
+            return self._cupy.asnumpy(device)
+
+    def empty(self, shape: tuple[int, ...], dtype: Any = None) -> Any:
+        with self._device:
+            return self._cupy.empty(shape, dtype or self.dtype)
+
+    # -- work ----------------------------------------------------------------------------------------------
+
+    def matmul(self, a: Any, b: Any, *, transpose_a: bool = False) -> Any:
+        with self._device:
+            return self._cupy.matmul(a.T if transpose_a else a, b)
+
+    def kernel(self, name: str, *, states: Any = None, **constants: int) -> Kernel:
+        units = self._device.attributes["MultiProcessorCount"]
+        plan = schedule(name, constants, self.dtype.itemsize, False, units, SHARED_BYTES)
+        key = (name, plan, tuple(sorted(constants.items())), None if states is None else (states.Hprime, states.gamma))
+        if key not in self._modules:
+            defines = {**constants, **plan.defines, "GEM_REAL": 8 * self.dtype.itemsize}
+            self._modules[key] = self._build(name, source.program(name, states), defines)
+        return CudaKernel(self._cupy, self._device, self._modules[key], name, plan, self.dtype)
+
+    def _build(self, name: str, text: str, defines: dict[str, int]) -> Any:
+        options = ("--std=c++17", *(f"-D{key}={value}" for key, value in defines.items()))
+        with self._device:
+            try:
+                return self._cupy.RawModule(code=text, options=options).get_function(name)
+            except self._cupy.cuda.compiler.CompileException as error:
+                raise BackendError(f"kernels/{name}.c does not build with {' '.join(options)}:\n{error}") from error
+
+    def batch_size(self, N: int, bytes_per_point: int) -> int:
+        return max(1, min(N, BATCH_BYTES // bytes_per_point))
+
+    def synchronize(self) -> None:
+        self._device.synchronize()
+
+    def room(self) -> int:
+        return int(self._device.mem_info[0] * RESIDENT_SHARE)
+
+    def out_of_memory(self) -> tuple[type[BaseException], ...]:
+        return (self._cupy.cuda.memory.OutOfMemoryError,)
+
+    def free_memory(self) -> None:
+        self._cupy.get_default_memory_pool().free_all_blocks()
+
+
+class CudaKernel(Kernel):
+    """A function of a module, bound to a device."""
+
+    def __init__(self, cupy: Any, device: Any, function: Any, name: str, plan: Schedule, dtype: np.dtype):
+        self.name = name
+        self._cupy, self._device, self._function, self._plan, self._dtype = cupy, device, function, plan, dtype
+
+    def groups(self, N: int) -> int:
+        return self._plan.count(N)
+
+    def __call__(self, N: int, *arguments: Any) -> None:
+        for position, argument in enumerate(arguments):
+            if not isinstance(argument, self._cupy.ndarray | float | int):
+                raise BackendError(
+                    f"argument {position} of kernel {self.name} is a {type(argument).__name__}, not an array of this "
+                    "backend: pass it through backend.to_device first"
+                )
+        values = [a if isinstance(a, self._cupy.ndarray) else self._dtype.type(a) for a in arguments]
+        with self._device:
+            self._function((self.groups(N),), (self._plan.group,), (np.int32(N), *values))
+
+
+def device_count() -> int:
+    """How many CUDA devices there are.
+
+    Raises
+    ------
+    BackendError
+        If CuPy or a driver is missing, or there is no device.
+    """
+    cupy = _import_cupy()
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise BackendError(
+            f"CUDA does not work here ({error}): install NVIDIA's driver, or choose another backend"
+        ) from error
+    if not count:
+        raise BackendError("there is no CUDA device: choose another backend")
+    return count
+
+
+@lru_cache(maxsize=1)
+def _import_cupy() -> Any:
+    try:
+        import cupy
+    except ImportError as error:
+        raise BackendError(f"CuPy is not installed ({error}): {INSTALL}") from error
+    return cupy

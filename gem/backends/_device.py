@@ -1,0 +1,163 @@
+"""What the OpenCL and the CUDA backend share: schedules of kernels, and batches that stay or stream."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gem.backends.base import Array, Backend, Batches, Result
+from gem.errors import BackendError
+from gem.kernels import source
+
+log = logging.getLogger("gem")
+
+VECTOR_BYTES = 64  # the lanes of a CPU device: one vector register, or a few that the compiler splits it into
+BLOCK = 128  # work-items of a group on a GPU: four warps
+LANE_BYTES = 100  # local memory per work-item that leaves every GPU half of its threads
+GROUPS_PER_UNIT = 4  # of kernels whose groups walk over many tiles: enough to hide latency
+PARTIAL_BYTES = 64 << 20  # what such kernels may return at the most: fewer groups if one's sums are large
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How a kernel is laid out on a device; see kernels/gem.h.
+
+    Attributes
+    ----------
+    width : int
+        Lanes in a vector (CPU devices), 1 on GPUs.
+    group : int
+        Work-items in a group.
+    tile : int
+        Data points a group takes at a time.
+    groups : int or None
+        Their number, for kernels whose groups walk over tiles; None: one for each tile.
+    """
+
+    width: int
+    group: int
+    tile: int
+    groups: int | None = None
+
+    def count(self, N: int) -> int:
+        """Groups for N data points."""
+        return self.groups or max(1, -(-N // self.tile))
+
+    @property
+    def defines(self) -> dict[str, int]:
+        return {"WIDTH": self.width, "GROUP": self.group, "TILE": self.tile}
+
+
+def schedule(name: str, constants: dict[str, int], itemsize: int, cpu: bool, units: int, local_bytes: int) -> Schedule:
+    """Choose the schedule of a kernel: vectors of data points or latents on a CPU, tiles of work-items on a GPU.
+
+    A twin module may say `local_reals(**constants)`, local memory per data point in reals, and
+    `walks(cpu, **constants)`, the size of one group's sums if its groups walk over the data (0 if not).
+
+    Raises
+    ------
+    BackendError
+        If a data point needs more local memory than the device has.
+    """
+    module = source.twin(name)
+    sums = getattr(module, "walks", lambda cpu, **_: 0)(cpu, **constants)
+    groups = min(units * (1 if cpu else GROUPS_PER_UNIT), max(1, PARTIAL_BYTES // (8 * sums))) if sums else None
+    if cpu:
+        width = VECTOR_BYTES // itemsize
+        return Schedule(width, 1, width, groups)
+    per_point = itemsize * getattr(module, "local_reals", lambda **_: 0)(**constants)
+    if per_point > local_bytes // 2:
+        raise BackendError(
+            f"kernel {name} needs {per_point:,} bytes of local memory for a data point, the device has "
+            f"{local_bytes:,}: choose a smaller Hprime or gamma"
+        )
+    if sums:
+        return Schedule(1, BLOCK, min(32, max(1, local_bytes // 2 // max(1, per_point))), groups)
+    lanes = 32
+    while lanes < 2 * BLOCK and per_point > LANE_BYTES * lanes:
+        lanes *= 2
+    return Schedule(1, max(lanes, BLOCK), max(1, BLOCK // lanes), groups)
+
+
+class DeviceBackend(Backend):
+    """A backend with memory of its own: batches go there once and stay, or are streamed ahead of their use."""
+
+    def load(self, shard: Any) -> Batches:
+        needed = shard.N * shard.D * self.dtype.itemsize
+        room = self.room()
+        if needed <= room:
+            log.info("data (%.0f MB) stay on %s between steps", needed / 1e6, self.name)
+            return Resident(self, shard)
+        log.info("data (%.0f MB) are streamed to %s: it has room for %.0f MB", needed / 1e6, self.name, room / 1e6)
+        return Streamed(self, shard)
+
+    def map(self, function: Callable[[int, Array], Result], batches: Batches) -> Iterator[Result]:
+        for start, Y in batches:
+            yield from self._halving(function, start, Y)
+
+    def _halving(self, function: Callable[[int, Array], Result], start: int, Y: Array) -> Iterator[Result]:
+        """Where device memory runs out, the batch is done in halves."""
+        try:
+            result = function(start, Y)
+        except self.out_of_memory() as error:
+            if Y.shape[0] == 1:
+                raise BackendError(f"{self.name} has no memory left for a single data point: {error}") from error
+            log.warning("out of memory on %s: %d data points are done in halves", self.name, Y.shape[0])
+            half = Y.shape[0] // 2
+            host = self.to_host(Y)
+            del Y
+            self.free_memory()
+            for offset, part in ((0, host[:half]), (half, host[half:])):
+                yield from self._halving(function, start + offset, self.to_device(part))
+        else:
+            yield result
+
+    @abstractmethod
+    def room(self) -> int:
+        """Bytes of device memory that data may take for the length of a run."""
+
+    @abstractmethod
+    def out_of_memory(self) -> tuple[type[BaseException], ...]:
+        """The exceptions that say device memory has run out."""
+
+    @abstractmethod
+    def free_memory(self) -> None:
+        """Give back what is cached."""
+
+    @abstractmethod
+    def prefetch(self, host: np.ndarray) -> Callable[[], Array]:
+        """Begin an upload; the returned function waits for it and gives the device array."""
+
+
+class Resident:
+    """Batches that were uploaded once."""
+
+    def __init__(self, backend: DeviceBackend, shard: Any):
+        self.N, self.start, self.stop = shard.N, shard.start, shard.stop
+        self._batches = [(start, backend.to_device(Y)) for start, Y in shard.batches()]
+
+    def __iter__(self) -> Iterator[tuple[int, Array]]:
+        return iter(self._batches)
+
+
+class Streamed:
+    """Batches that are uploaded at each pass, the next one while the last one is worked on."""
+
+    def __init__(self, backend: DeviceBackend, shard: Any):
+        self.N, self.start, self.stop = shard.N, shard.start, shard.stop
+        self._backend, self._shard = backend, shard
+
+    def __iter__(self) -> Iterator[tuple[int, Array]]:
+        waiting = None
+        for start, Y in self._shard.batches():
+            coming = (start, self._backend.prefetch(Y))
+            if waiting is not None:
+                yield waiting[0], waiting[1]()
+            waiting = coming
+        if waiting is not None:
+            yield waiting[0], waiting[1]()

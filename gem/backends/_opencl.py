@@ -1,0 +1,308 @@
+"""The OpenCL backend: PyOpenCL on any device, reikna's products on GPUs, BLAS on mapped memory on CPU devices."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gem.backends._device import DeviceBackend, Schedule, schedule
+from gem.backends.base import Kernel
+from gem.errors import BackendError
+from gem.kernels import source
+
+INSTALL = (
+    'pip install "gem-em[opencl]" brings PyOpenCL and pocl, a runtime for CPUs; '
+    'for processors newer than that, pip install "gem-em[opencl-intel]"'
+)
+BATCH_BYTES = {True: 16 << 20, False: 256 << 20}  # CPU device: what its caches hold; GPU: enough to fill it
+LOCAL_BYTES = 48 << 10  # what every GPU gives a group
+RESIDENT_SHARE = 0.5  # of a device's memory, for data that stay
+
+
+@dataclass
+class DeviceArray:
+    """An OpenCL buffer with a shape."""
+
+    buffer: Any
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    host: np.ndarray | None = None  # the memory a CPU device's buffer lives in: kept alive with it
+
+
+class OpenCLBackend(DeviceBackend):
+    """One OpenCL device, one in-order queue.
+
+    Parameters
+    ----------
+    dtype : float32 or float64
+    index : int
+        Which of all platforms' devices, in their order (GPUs first).
+    vectors : bool, optional
+        Whether the lanes of a data point are vector elements (default: on CPU devices) or work-items.
+
+    Raises
+    ------
+    BackendError
+        If PyOpenCL or the device is missing, or float64 is asked of a device without it.
+    """
+
+    def __init__(self, dtype: Any = "float32", index: int = 0, vectors: bool | None = None):
+        self._cl = _import_pyopencl()
+        found = devices()
+        if index >= len(found):
+            raise BackendError(f"there is no OpenCL device {index}, only {len(found)}: {INSTALL}")
+        self._device = found[index]
+        self.name, self.dtype = f"opencl:{index}", np.dtype(dtype)
+        if self.dtype == np.float64 and not self._device.double_fp_config:
+            raise BackendError(f"{self._device.name.strip()} has no float64: use dtype='float32' or another device")
+        self.acc = np.dtype(np.float64 if self._device.double_fp_config else np.float32)
+        self._cpu = bool(self._device.type & self._cl.device_type.CPU)
+        self._vectors = self._cpu if vectors is None else vectors
+        self._context = self._cl.Context([self._device])
+        self._queue = self._cl.CommandQueue(self._context)
+        self._programs: dict[Any, Any] = {}
+
+    def describe(self) -> dict[str, Any]:
+        device = self._device
+        return {
+            "backend": self.name,
+            "device": device.name.strip(),
+            "platform": f"{device.platform.name.strip()} {device.platform.version.strip()}",
+            "driver": device.driver_version.strip(),
+            "compute units": device.max_compute_units,
+            "memory": device.global_mem_size,
+            "pyopencl": self._cl.VERSION_TEXT,
+            "dtype": str(self.dtype),
+        }
+
+    # -- memory --------------------------------------------------------------------------------------------
+
+    def to_device(self, host: np.ndarray) -> DeviceArray:
+        host = np.asarray(host)
+        host = np.ascontiguousarray(host, dtype=self.dtype if host.dtype.kind == "f" else host.dtype)
+        if not host.size:  # OpenCL has no empty buffers
+            return self.empty(host.shape, host.dtype)
+        flags = self._cl.mem_flags
+        if self._cpu:
+            return self._wrap(host)
+        buffer = self._cl.Buffer(self._context, flags.READ_WRITE | flags.COPY_HOST_PTR, hostbuf=host)
+        return DeviceArray(buffer, host.shape, host.dtype)
+
+    def prefetch(self, host: np.ndarray) -> Callable[[], DeviceArray]:
+        if self._cpu:  # its memory is the host's
+            return lambda: self.to_device(host)
+        array = self.empty(host.shape)
+        event = self._cl.enqueue_copy(self._queue, array.buffer, host, is_blocking=False)
+
+        def finish() -> DeviceArray:
+            event.wait()
+            return array
+
+        return finish
+
+    def to_host(self, device: DeviceArray) -> np.ndarray:
+        if not np.prod(device.shape):
+            return np.empty(device.shape, device.dtype)
+        if self._cpu:
+            with self._mapped(device) as view:
+                return view.copy()
+        host = np.empty(device.shape, device.dtype)
+        self._cl.enqueue_copy(self._queue, host, device.buffer)
+        return host
+
+    def empty(self, shape: tuple[int, ...], dtype: Any = None) -> DeviceArray:
+        kind = np.dtype(dtype or self.dtype)
+        size = max(1, int(np.prod(shape))) * kind.itemsize
+        if self._cpu and np.prod(shape):
+            return self._wrap(np.empty(shape, kind))
+        return DeviceArray(self._cl.Buffer(self._context, self._cl.mem_flags.READ_WRITE, size), tuple(shape), kind)
+
+    def _wrap(self, host: np.ndarray) -> DeviceArray:
+        """A CPU device works in the host's memory: nothing is copied."""
+        flags = self._cl.mem_flags
+        buffer = self._cl.Buffer(self._context, flags.READ_WRITE | flags.USE_HOST_PTR, hostbuf=host)
+        return DeviceArray(buffer, host.shape, host.dtype, host)
+
+    @contextmanager
+    def _mapped(self, *arrays: DeviceArray) -> Iterator[Any]:
+        """The arrays' own memory, on a CPU device: nothing is copied, the queue has done its work."""
+        flags, views = self._cl.map_flags, []
+        for a in arrays:
+            view, _ = self._cl.enqueue_map_buffer(self._queue, a.buffer, flags.READ | flags.WRITE, 0, a.shape, a.dtype)
+            views.append(view)
+        try:
+            yield views[0] if len(views) == 1 else views
+        finally:
+            for view in views:
+                view.base.release(self._queue)
+
+    # -- work ----------------------------------------------------------------------------------------------
+
+    def matmul(self, a: DeviceArray, b: DeviceArray, *, transpose_a: bool = False) -> DeviceArray:
+        rows = a.shape[1] if transpose_a else a.shape[0]
+        out = self.empty((rows, b.shape[1]))
+        if self._cpu:
+            with self._mapped(a, b, out) as (x, y, z):
+                np.matmul(x.T if transpose_a else x, y, out=z)
+        else:
+            self._reikna(a.shape, b.shape, transpose_a)(out.buffer, a.buffer, b.buffer)
+        return out
+
+    def _reikna(self, a: tuple[int, ...], b: tuple[int, ...], transpose_a: bool) -> Any:
+        """reikna's product, compiled for these shapes and kept."""
+        key = ("matmul", a, b, transpose_a)
+        if key not in self._programs:
+            self._programs[key] = _compile_matmul(self._queue, self.dtype, a, b, transpose_a)
+        return self._programs[key]
+
+    def kernel(self, name: str, *, states: Any = None, **constants: int) -> Kernel:
+        units, local_bytes = self._device.max_compute_units, min(self._device.local_mem_size, LOCAL_BYTES)
+        plan = schedule(name, constants, self.dtype.itemsize, self._vectors, units, local_bytes)
+        key = (name, plan, tuple(sorted(constants.items())), None if states is None else (states.Hprime, states.gamma))
+        if key not in self._programs:
+            text = source.program(name, None if self._vectors else states)
+            defines = {**constants, **plan.defines, "GEM_REAL": 8 * self.dtype.itemsize}
+            self._programs[key] = _build(self._cl, self._context, name, text, defines)
+        return OpenCLKernel(self._queue, self._programs[key], name, plan, self.dtype)
+
+    def batch_size(self, N: int, bytes_per_point: int) -> int:
+        return max(1, min(N, BATCH_BYTES[self._cpu] // bytes_per_point))
+
+    def synchronize(self) -> None:
+        self._queue.finish()
+
+    def room(self) -> int:
+        return int(self._device.global_mem_size * RESIDENT_SHARE)
+
+    def out_of_memory(self) -> tuple[type[BaseException], ...]:
+        return (self._cl.MemoryError, MemoryError)
+
+    def free_memory(self) -> None:
+        self._queue.finish()
+
+
+class OpenCLKernel(Kernel):
+    """A built kernel, bound to a queue."""
+
+    def __init__(self, queue: Any, kernel: Any, name: str, plan: Schedule, dtype: np.dtype):
+        self.name = name
+        self._queue, self._kernel, self._plan, self._dtype = queue, kernel, plan, dtype
+
+    def groups(self, N: int) -> int:
+        return self._plan.count(N)
+
+    def __call__(self, N: int, *arguments: Any) -> None:
+        for position, argument in enumerate(arguments):
+            if not isinstance(argument, DeviceArray | float | int):
+                raise BackendError(
+                    f"argument {position} of kernel {self.name} is a {type(argument).__name__}, not an array of this "
+                    "backend: pass it through backend.to_device first"
+                )
+        values = [a.buffer if isinstance(a, DeviceArray) else self._dtype.type(a) for a in arguments]
+        size = self.groups(N) * self._plan.group
+        self._kernel(self._queue, (size,), (self._plan.group,), np.int32(N), *values)
+
+
+@lru_cache(maxsize=1)
+def devices() -> list[Any]:
+    """All OpenCL devices that compile and run a kernel, GPUs first, else in the order of their platforms.
+
+    A runtime can be installed and yet not know the processor it is on (pocl 3.0 from PyPI fails so on recent ones):
+    each device shows once that it works.
+
+    Raises
+    ------
+    BackendError
+        If PyOpenCL is not installed, or there is no device that works; it says what each one answered.
+    """
+    cl = _import_pyopencl()
+    try:
+        found = [device for platform in cl.get_platforms() for device in platform.get_devices()]
+    except cl.Error as error:
+        raise BackendError(f"OpenCL finds no device ({error}): {INSTALL}") from error
+    answers = {device: _answer(cl, device) for device in found}
+    working = [device for device, answer in answers.items() if answer == "works"]
+    if not working:
+        told = "; ".join(
+            f"{device.name.strip()} on {device.platform.name.strip()}: {a}" for device, a in answers.items()
+        )
+        raise BackendError(f"no OpenCL device works ({told or 'there is none'}): {INSTALL}")
+    return sorted(working, key=lambda device: not device.type & cl.device_type.GPU)
+
+
+def _answer(cl: Any, device: Any) -> str:
+    """'works', or the last line of what building and running a kernel of one word says."""
+    try:
+        context = cl.Context([device])
+        queue = cl.CommandQueue(context)
+        with _quiet():
+            program = cl.Program(context, "__kernel void probe(__global int *x) { x[0] = 1; }").build()
+            cl.Kernel(program, "probe")(queue, (1,), (1,), cl.Buffer(context, cl.mem_flags.READ_WRITE, 4))
+        queue.finish()
+    except cl.Error as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip() and "options:" not in line]
+        return next((line for line in lines if line.startswith("error")), lines[-1])
+    return "works"
+
+
+@lru_cache(maxsize=1)
+def _import_pyopencl() -> Any:
+    _register_intel()
+    try:
+        import pyopencl
+    except ImportError as error:
+        raise BackendError(f"PyOpenCL is not installed: {INSTALL}") from error
+    return pyopencl
+
+
+def _register_intel() -> None:
+    """Let the loader find the runtime of the intel-opencl-rt wheel: it lies in this environment, unregistered.
+
+    The loader reads one folder of .icd files; where the system has none, the library itself may stand for it.
+    """
+    library = Path(sys.prefix) / "lib" / "libintelocl.so"
+    system = Path("/etc/OpenCL/vendors")
+    if library.exists() and not (system.is_dir() and any(system.iterdir())):
+        os.environ.setdefault("OCL_ICD_VENDORS", str(library))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Compilers chat; PyOpenCL turns that into warnings, about code that is ours to check elsewhere."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _build(cl: Any, context: Any, name: str, text: str, defines: dict[str, int]) -> Any:
+    options = [f"-D{key}={value}" for key, value in defines.items()]
+    try:
+        with _quiet():
+            return cl.Kernel(cl.Program(context, text).build(options), name)
+    except cl.RuntimeError as error:
+        raise BackendError(f"kernels/{name}.c does not build with {' '.join(options)}:\n{error}") from error
+
+
+def _compile_matmul(queue: Any, dtype: np.dtype, a: tuple[int, ...], b: tuple[int, ...], transpose_a: bool) -> Any:
+    try:
+        from reikna.cluda import ocl_api
+        from reikna.core import Type
+        from reikna.linalg import MatrixMul
+    except ImportError as error:
+        raise BackendError(f"reikna is not installed, GPUs need its products: {INSTALL}") from error
+    thread = ocl_api().Thread(queue)
+    return MatrixMul(Type(dtype, a), Type(dtype, b), transposed_a=transpose_a).compile(thread)
+
+
+def device_count() -> int:
+    """How many OpenCL devices there are."""
+    return len(devices())

@@ -1,0 +1,220 @@
+/* gem.h: the only place where OpenCL C and CUDA C++ differ.
+ *
+ * A kernel is plain C99 written with the words below; everything else it needs is a #define of its program:
+ *
+ *   GEM_REAL   32 or 64: `real` is float or double
+ *   GROUP      work-items in a work-group
+ *   TILE       data points that a work-group takes: group g has the points g TILE ... g TILE + TILE - 1
+ *   WIDTH      1: the lanes of a data point are GROUP / TILE work-items (GPUs; a power of two).
+ *              16, 8, ...: they are the elements of one vector, and GROUP is 1 (CPU devices, OpenCL only).
+ */
+#ifndef GEM_H
+#define GEM_H
+
+#ifndef GEM_REAL
+#define GEM_REAL 32
+#endif
+#ifndef WIDTH
+#define WIDTH 1
+#endif
+
+/* ------------------------------------------------------------------------------------------- OpenCL C */
+#if defined(__OPENCL_VERSION__)
+
+#define KERNEL __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1)))
+#define DEVICE static
+#define GLOBAL __global
+#define CONSTANT __constant
+#define LOCAL __local
+#define LOCAL_PTR __local
+#define RESTRICT restrict
+
+#define GROUP_ID ((int)get_group_id(0))
+#define GROUPS ((int)get_num_groups(0))
+#define LOCAL_ID ((int)get_local_id(0))
+#define BARRIER() barrier(CLK_LOCAL_MEM_FENCE | CLK_GLOBAL_MEM_FENCE)
+
+#ifdef cl_khr_fp64
+#pragma OPENCL EXTENSION cl_khr_fp64 : enable
+#define GEM_ACC double
+#else
+#define GEM_ACC float
+#endif
+typedef long int64;
+
+#define REAL_INF ((real)INFINITY)
+#define POPCOUNT(x) ((int)popcount((uint)(x)))
+#define HIGHEST_BIT(x) (31 - (int)clz((uint)(x)))
+#define LOWEST_BIT(x) ((int)popcount(((uint)(x) & -(uint)(x)) - 1))
+
+#if WIDTH == 1 && defined(cl_khr_int64_base_atomics)
+#pragma OPENCL EXTENSION cl_khr_int64_base_atomics : enable
+#define ATOMIC_ADD(address, value) atom_add((volatile __global long *)(address), (long)(value))
+#endif
+
+/* ------------------------------------------------------------------------------------------ CUDA C++ */
+#elif defined(__CUDACC__) || defined(__CUDA_ARCH__)
+
+#define KERNEL extern "C" __global__ __launch_bounds__(GROUP, 1024 / GROUP) /* so a thread gets up to 64 registers */
+#define DEVICE static __device__ __forceinline__
+#define GLOBAL
+#define CONSTANT __constant__
+#define LOCAL __shared__
+#define LOCAL_PTR
+#define RESTRICT __restrict__
+
+#define GROUP_ID ((int)blockIdx.x)
+#define GROUPS ((int)gridDim.x)
+#define LOCAL_ID ((int)threadIdx.x)
+#define BARRIER() __syncthreads()
+
+#define GEM_ACC double
+typedef long long int64;
+
+#define REAL_INF ((real)__int_as_float(0x7f800000))
+#define POPCOUNT(x) __popc(x)
+#define HIGHEST_BIT(x) (31 - __clz((int)(x)))
+#define LOWEST_BIT(x) (__ffs((int)(x)) - 1)
+#define ATOMIC_ADD(address, value) atomicAdd((unsigned long long *)(address), (unsigned long long)(value))
+
+#else
+#error "gem.h knows OpenCL C and CUDA C++"
+#endif
+
+/* ------------------------------------------------------------------------------------------- numbers */
+#if GEM_REAL == 64
+typedef double real;
+#else
+typedef float real;
+#endif
+typedef GEM_ACC acc; /* for sums over many */
+
+#define REAL_MAX(a, b) fmax((real)(a), (real)(b)) /* a NaN loses */
+#define REAL_EXP(x) exp((real)(x))
+#define REAL_LOG(x) log((real)(x))
+
+/* ------------------------------------------------------- lanes of a data point: elements of a vector */
+#if WIDTH > 1
+
+#define GEM_JOIN_(a, b) a##b
+#define GEM_JOIN(a, b) GEM_JOIN_(a, b)
+
+#if GEM_REAL == 64
+typedef GEM_JOIN(double, WIDTH) vec;
+typedef GEM_JOIN(long, WIDTH) ivec; /* what a comparison of two vec yields: -1 where true */
+#else
+typedef GEM_JOIN(float, WIDTH) vec;
+typedef GEM_JOIN(int, WIDTH) ivec;
+#endif
+typedef GEM_JOIN(GEM_ACC, WIDTH) accs;
+
+typedef union { /* a vector, and its elements by number */
+    vec v;
+    real at[WIDTH];
+} lanes;
+
+#define VLOAD(p) GEM_JOIN(vload, WIDTH)(0, p)
+#define VSTORE(v, p) GEM_JOIN(vstore, WIDTH)(v, 0, p)
+#define VACC(v) GEM_JOIN(GEM_JOIN(convert_, GEM_ACC), WIDTH)(v)
+#define VMAX(a, b) ((a) > (b) ? (a) : (b)) /* the first NaN loses, the second stays */
+
+/* The end of a row: `count` elements, the others `fill`. */
+DEVICE vec vload_part(int count, real fill, GLOBAL const real *p)
+{
+    lanes x = {(vec)(fill)};
+    for (int i = 0; i < count; i++)
+        x.at[i] = p[i];
+    return x.v;
+}
+
+DEVICE void vstore_part(vec v, int count, GLOBAL real *p)
+{
+    lanes x = {v};
+    for (int i = 0; i < count; i++)
+        p[i] = x.at[i];
+}
+
+/* Over the elements of a vector, always in the same order: their maximum, their sum, whether any holds. */
+#if WIDTH == 16
+#define HALVES(T, OP) const T##8 y = OP(x.lo, x.hi); const T##4 z = OP(y.lo, y.hi)
+#elif WIDTH == 8
+#define HALVES(T, OP) const T##4 z = OP(x.lo, x.hi)
+#else
+#define HALVES(T, OP) const T##4 z = x
+#endif
+#define FOLD(T, OP) HALVES(T, OP); const T##2 pair = OP(z.lo, z.hi); return OP(pair.lo, pair.hi)
+#define OP_ADD(a, b) ((a) + (b))
+#define OP_OR(a, b) ((a) | (b))
+
+#if GEM_REAL == 64
+DEVICE real highest(vec x) { FOLD(double, VMAX); }
+DEVICE int somewhere(ivec x) { FOLD(long, OP_OR) != 0; }
+#else
+DEVICE real highest(vec x) { FOLD(float, VMAX); }
+DEVICE int somewhere(ivec x) { FOLD(int, OP_OR) != 0; }
+#endif
+#ifdef cl_khr_fp64
+DEVICE acc total(accs x) { FOLD(double, OP_ADD); }
+#else
+DEVICE acc total(accs x) { FOLD(float, OP_ADD); }
+#endif
+
+/* exp(x) for x <= 0; an exact 0 where a normal number ends. In float a polynomial of degree 7 (Cephes; 2 ulp),
+ * inlined, so that several run side by side. */
+DEVICE vec vexp(vec x)
+{
+#if GEM_REAL == 64
+    return exp(x);
+#else
+    const ivec power = GEM_JOIN(convert_int, WIDTH)(x * 1.44269504f - 0.5f); /* cut towards zero: the nearest */
+    const vec n = GEM_JOIN(convert_float, WIDTH)(power);
+    const vec r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+    vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    p = p * (r * r) + r + 1.0f;
+    return x < -87.0f ? (vec)(0.0f) : p * GEM_JOIN(as_float, WIDTH)((power + 127) << 23);
+#endif
+}
+
+/* ------------------------------------------------------------ lanes of a data point: work-items of a tile */
+#else
+
+#define LANES (GROUP / TILE)
+#define LANE ((int)((unsigned int)LOCAL_ID % LANES))
+#define ROW ((int)((unsigned int)LOCAL_ID / LANES))
+
+/* Sum and maximum over the lanes of each data point of the tile, in a tree: always the same order. Every lane gets
+ * the result. `scratch` has GROUP elements; all work-items of the group must call. */
+DEVICE acc lanes_sum(acc x, LOCAL_PTR acc *scratch)
+{
+    scratch[LOCAL_ID] = x;
+    BARRIER();
+    for (int step = LANES / 2; step > 0; step /= 2) {
+        if (LANE < step)
+            scratch[LOCAL_ID] += scratch[LOCAL_ID + step];
+        BARRIER();
+    }
+    x = scratch[ROW * LANES];
+    BARRIER();
+    return x;
+}
+
+DEVICE real lanes_max(real x, LOCAL_PTR acc *scratch)
+{
+    scratch[LOCAL_ID] = x;
+    BARRIER();
+    for (int step = LANES / 2; step > 0; step /= 2) {
+        if (LANE < step && scratch[LOCAL_ID + step] > scratch[LOCAL_ID])
+            scratch[LOCAL_ID] = scratch[LOCAL_ID + step];
+        BARRIER();
+    }
+    x = (real)scratch[ROW * LANES];
+    BARRIER();
+    return x;
+}
+
+#endif
+#endif

@@ -1,0 +1,51 @@
+/* pair_sums.c: sums[i, j] += sum_n weights[n] <s_i s_j>_n over the candidates i < j of each data point.
+ *
+ * Whole numbers in units of 2^-40: their sum has no order, so every run gives the same bits. A sum has room for the
+ * weights of 2^23 data points. Only the upper triangle is touched.
+ * Sizes: H, HPRIME.
+ */
+#define UNIT ((real)1099511627776.0) /* 2^40 */
+
+DEVICE int64 fixed_point(real x)
+{
+    return (int64)(x * UNIT + (x < 0 ? (real)-0.5 : (real)0.5));
+}
+
+#if WIDTH > 1
+/* Every work-group reads all data points and owns the rows i = GROUP_ID mod GROUPS: nothing is shared, no atomics.
+ * Groups: one for each compute unit. */
+KERNEL void pair_sums(int N, GLOBAL const int *RESTRICT candidates, GLOBAL const real *RESTRICT pairs,
+                      GLOBAL const real *RESTRICT weights, GLOBAL int64 *RESTRICT sums)
+{
+    char mine[H];
+    for (int h = 0; h < H; h++)
+        mine[h] = h % GROUPS == GROUP_ID;
+
+    for (int n = 0; n < N; n++) {
+        GLOBAL const int *chosen = candidates + (size_t)n * HPRIME;
+        GLOBAL const real *pair = pairs + (size_t)n * (HPRIME * (HPRIME - 1) / 2);
+        for (int i = 0; i < HPRIME - 1; pair += HPRIME - 1 - i, i++)
+            if (mine[chosen[i]])
+                for (int j = i + 1; j < HPRIME; j++)
+                    sums[(size_t)chosen[i] * H + chosen[j]] += fixed_point(weights[n] * pair[j - i - 1]);
+    }
+}
+
+#else
+/* A data point's lanes share its pairs; atomics add them up. Groups: ceil(N / TILE). */
+KERNEL void pair_sums(int N, GLOBAL const int *RESTRICT candidates, GLOBAL const real *RESTRICT pairs,
+                      GLOBAL const real *RESTRICT weights, GLOBAL int64 *RESTRICT sums)
+{
+    const int n = GROUP_ID * TILE + ROW;
+    if (n >= N)
+        return;
+    GLOBAL const int *chosen = candidates + (size_t)n * HPRIME;
+    GLOBAL const real *pair = pairs + (size_t)n * (HPRIME * (HPRIME - 1) / 2);
+    for (int i = 0; i < HPRIME - 1; pair += HPRIME - 1 - i, i++)
+        for (int j = i + 1 + LANE; j < HPRIME; j += LANES) {
+            const int64 sum = fixed_point(weights[n] * pair[j - i - 1]);
+            if (sum != 0)
+                ATOMIC_ADD(sums + (size_t)chosen[i] * H + chosen[j], sum);
+        }
+}
+#endif
