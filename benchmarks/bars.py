@@ -3,7 +3,8 @@
     python -m benchmarks.bars [--seeds 20]
 
 5 × 5 pixels, H = 10 bars, N = 1000, π = 0.2, W = 10, σ = 2, H' = 8, γ = 5; 150 steps, Ncut 0 → 1 by 2/3 of them,
-T 5 → 1 over 80 % of them (of the likelihood alone: anneal_prior=False) or 1 throughout. (Földiák, Biol. Cybern. 64, 1990; Henniges et al., LVA/ICA 2010.)
+T 5 → 1 over 80 % of them (of the likelihood alone: anneal_prior=False) or 1 throughout.
+(Földiák, Biol. Cybern. 64, 1990; Henniges et al., LVA/ICA 2010.)
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ def main() -> None:
     args = parser.parse_args()
     for name, schedule in SCHEDULES.items():
         counts = [trial(schedule, seed) for seed in range(args.seeds)]
-        print(f"{name}: all {2 * SIDE} bars in {counts.count(2 * SIDE)} of {args.seeds} seeds; found {counts}", flush=True)
+        print(
+            f"{name}: all {2 * SIDE} bars in {counts.count(2 * SIDE)} of {args.seeds} seeds; found {counts}", flush=True
+        )
 
 
 if __name__ == "__main__":

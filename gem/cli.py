@@ -161,7 +161,7 @@ def _fit(args: argparse.Namespace, comm: Communicator) -> int:
     _check_model_options(args.model, settings["model"])
     anneal = Annealing(**{"steps": 100, **settings["annealing"]})
     run = settings["run"]
-    drawn = len(args.data) > 1 or not TABLE_FILE.fullmatch(args.data[0])  # patches of images, at random
+    drawn = not TABLE_FILE.fullmatch(args.data[0])  # patches of images, at random
     source = open_data(args.data, **settings["data"], **({"seed": run.get("seed", 0)} if drawn else {}))
     model = make(args.model, {"D": source.shape[1], **settings["model"]})
     em = EM(model, source, anneal, comm=comm, output=args.output, overwrite=args.overwrite, **run)

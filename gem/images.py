@@ -38,8 +38,9 @@ def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
         else:
             raise DataError(f"{path} does not exist: name an image file or a folder of images")
     if not found:
-        raise DataError(f"no image in {', '.join(map(str, given)) or 'an empty list'}; "
-                        f"known suffixes: {' '.join(sorted(SUFFIXES))}")
+        raise DataError(
+            f"no image in {', '.join(map(str, given)) or 'an empty list'}; known suffixes: {' '.join(sorted(SUFFIXES))}"
+        )
     return sorted(found)
 
 
@@ -59,8 +60,10 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         with Image.open(path) as image:
             yield image
     except Exception as error:  # on a broken file decoders raise OSError, SyntaxError, struct.error, ...
-        raise DataError(f"cannot read {path} as an image: {error}. Convert it to PNG; "
-                        "tables of numbers belong in .npy, .npz or .h5 files") from error
+        raise DataError(
+            f"cannot read {path} as an image: {error}. Convert it to PNG; "
+            "tables of numbers belong in .npy, .npz or .h5 files"
+        ) from error
 
 
 def load_grey(path: str | os.PathLike[str]) -> np.ndarray:
@@ -88,8 +91,10 @@ def load_grey(path: str | os.PathLike[str]) -> np.ndarray:
         else:
             grey = np.asarray(upright.convert("L")) / 255
     if not (grey.min() >= 0 and grey.max() <= 1):
-        raise DataError(f"{path}: grey values from {grey.min():g} to {grey.max():g} after scaling to [0, 1]; "
-                        "save it as an 8- or 16-bit image")
+        raise DataError(
+            f"{path}: grey values from {grey.min():g} to {grey.max():g} after scaling to [0, 1]; "
+            "save it as an 8- or 16-bit image"
+        )
     return grey
 
 
@@ -133,8 +138,10 @@ def _count_positions(path: Path, patch: int) -> int:
     with _opened(path) as image:
         width, height = image.size
     if min(width, height) < patch:
-        raise DataError(f"{path} has {width} x {height} pixels, too few for a patch of {patch} x {patch}: "
-                        "take a smaller patch or leave the image out")
+        raise DataError(
+            f"{path} has {width} x {height} pixels, too few for a patch of {patch} x {patch}: "
+            "take a smaller patch or leave the image out"
+        )
     return (width - patch + 1) * (height - patch + 1)
 
 
@@ -182,8 +189,10 @@ def whiten(patches: np.ndarray, variance: float = 0.95) -> tuple[np.ndarray, Whi
     mean = centred.mean(axis=0)
     centred -= mean
     if centred.std() <= 1e-12 * np.abs(patches).max():  # nothing but rounding is left
-        raise DataError(f"the {len(patches)} patches do not differ in anything but grey level: "
-                        "there is nothing to whiten; take other images or more patches")
+        raise DataError(
+            f"the {len(patches)} patches do not differ in anything but grey level: "
+            "there is nothing to whiten; take other images or more patches"
+        )
 
     eigenvalues, vectors = np.linalg.eigh(centred.T @ centred / len(centred))
     eigenvalues, vectors = eigenvalues[::-1], vectors[:, ::-1]

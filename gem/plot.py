@@ -32,9 +32,7 @@ DPI, WIDTH, HEIGHT, MARGIN = 150, 11.0, 5.6, 0.15  # inches
 USAGE_POINTS = 20_000  # data points that tell how much each latent is used
 
 
-def fields(
-    where: Axes | Figure, W: np.ndarray, order: np.ndarray | None = None, columns: int | None = None
-) -> Axes:
+def fields(where: Axes | Figure, W: np.ndarray, order: np.ndarray | None = None, columns: int | None = None) -> Axes:
     """Draw fields side by side, each on its own scale: black −, grey 0, white +.
 
     Parameters

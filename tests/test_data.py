@@ -79,8 +79,17 @@ def save_hdf5_link(folder: Path) -> str:
     return f"{folder}/x.h5:/link"
 
 
-SAVERS = [save_npy, save_npy_by_column, save_npy_version_2, save_npy_big_endian, save_npz,
-          save_npz_with_one_table, save_hdf5, save_hdf5_with_one_table, save_hdf5_link]
+SAVERS = [
+    save_npy,
+    save_npy_by_column,
+    save_npy_version_2,
+    save_npy_big_endian,
+    save_npz,
+    save_npz_with_one_table,
+    save_hdf5,
+    save_hdf5_with_one_table,
+    save_hdf5_link,
+]
 
 
 @pytest.fixture(params=SAVERS, ids=lambda save: save.__name__[5:])
@@ -123,7 +132,7 @@ def test_threads_read_at_once(path):
     with open_data(Path(path)) as source, ThreadPoolExecutor(8) as pool:
         starts = list(range(N - 10)) * 3
         for start, block in zip(starts, pool.map(lambda s: source.read(s, s + 10), starts), strict=True):
-            np.testing.assert_array_equal(block, TABLE[start:start + 10])
+            np.testing.assert_array_equal(block, TABLE[start : start + 10])
 
 
 def test_source_and_one_element_list_pass_through(tmp_path):
@@ -156,21 +165,24 @@ def test_one_thread_at_a_time_is_in_the_hdf5_library(tmp_path):
         assert len(list(pool.map(source.read, range(8), range(1, 9)))) == 8
 
 
-@pytest.mark.parametrize(("data", "words"), [
-    (np.zeros(5), [r"\(5,\)", "float64", r"Y\[:, None\]"]),
-    (np.zeros((2, 3, 4), "f4"), [r"\(2, 3, 4\)", "float32", r"reshape\(len\(Y\), -1\)"]),
-    (np.float64(1.0), [r"\(\)"]),
-    (np.zeros((2, 3), complex), ["complex128", "hstack"]),
-    (np.array([["a", "b"]]), ["<U1", "astype"]),
-    (np.array([[None, 1]]), ["object", "astype"]),
-    (np.zeros((2, 3), "M8[s]"), ["datetime64", "astype"]),
-    (np.zeros((0, 3)), [r"\(0, 3\)", "at least one row"]),
-    (np.zeros((3, 0)), [r"\(3, 0\)", "one column"]),
-    (np.ma.masked_invalid([[1.0, np.nan]]), ["masked", "filled"]),
-    ([[1.0, 2.0], [3.0, 4.0]], ["list", r"np\.array\(data\)"]),
-    ({"Y": TABLE}, ["dict"]),
-    (None, ["NoneType"]),
-])
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (np.zeros(5), [r"\(5,\)", "float64", r"Y\[:, None\]"]),
+        (np.zeros((2, 3, 4), "f4"), [r"\(2, 3, 4\)", "float32", r"reshape\(len\(Y\), -1\)"]),
+        (np.float64(1.0), [r"\(\)"]),
+        (np.zeros((2, 3), complex), ["complex128", "hstack"]),
+        (np.array([["a", "b"]]), ["<U1", "astype"]),
+        (np.array([[None, 1]]), ["object", "astype"]),
+        (np.zeros((2, 3), "M8[s]"), ["datetime64", "astype"]),
+        (np.zeros((0, 3)), [r"\(0, 3\)", "at least one row"]),
+        (np.zeros((3, 0)), [r"\(3, 0\)", "one column"]),
+        (np.ma.masked_invalid([[1.0, np.nan]]), ["masked", "filled"]),
+        ([[1.0, 2.0], [3.0, 4.0]], ["list", r"np\.array\(data\)"]),
+        ({"Y": TABLE}, ["dict"]),
+        (None, ["NoneType"]),
+    ],
+)
 def test_other_forms_are_refused_with_a_remedy(data, words):
     with pytest.raises(DataError) as caught:
         open_data(data)
@@ -249,8 +261,14 @@ def test_options_of_images_only(tmp_path):
             open_data(data, patch=8)
     with pytest.raises(ConfigError, match=r"unknown data option size.*patch, count, whitening, seed"):
         open_data(png, size=8)
-    for option, value in [("patch", 1), ("patch", 8.0), ("count", 0), ("count", True), ("seed", -1),
-                          ("whitening", "no")]:
+    for option, value in [
+        ("patch", 1),
+        ("patch", 8.0),
+        ("count", 0),
+        ("count", True),
+        ("seed", -1),
+        ("whitening", "no"),
+    ]:
         with pytest.raises(ConfigError, match=f"{option} = {value!r}"):
             open_data(png, **{option: value})
 
@@ -416,11 +434,19 @@ def test_rows_must_ascend():
         Shard(ArraySource(TABLE), 0, N, "float32", 8).rows(np.array([3, 2]))
 
 
-@pytest.mark.parametrize(("change", "word"), [
-    ({"start": -1}, "-1"), ({"stop": N + 1}, "104"), ({"start": 9, "stop": 8}, "9, 8"),
-    ({"dtype": "float16"}, "float16"), ({"dtype": int}, "int"), ({"dtype": "nonsense"}, "nonsense"),
-    ({"batch": 0}, "batch"), ({"batch": 2.5}, "batch"),
-])
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"start": -1}, "-1"),
+        ({"stop": N + 1}, "104"),
+        ({"start": 9, "stop": 8}, "9, 8"),
+        ({"dtype": "float16"}, "float16"),
+        ({"dtype": int}, "int"),
+        ({"dtype": "nonsense"}, "nonsense"),
+        ({"batch": 0}, "batch"),
+        ({"batch": 2.5}, "batch"),
+    ],
+)
 def test_impossible_shards_are_refused(change, word):
     arguments = {"start": 0, "stop": N, "dtype": "float32", "batch": 8} | change
     with pytest.raises(ConfigError, match=word):
@@ -520,8 +546,12 @@ def test_patches_are_cut_from_the_images(tmp_path):
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 2**16, size).astype(np.uint16) for size in [(9, 14), (6, 5), (20, 7)]]
     paths = [save_image(tmp_path / f"{i}.png", image) for i, image in enumerate(images)]
-    possible = {tuple((image[r:r + 5, c:c + 5] / 65535).ravel())
-                for image in images for r in range(image.shape[0] - 4) for c in range(image.shape[1] - 4)}
+    possible = {
+        tuple((image[r : r + 5, c : c + 5] / 65535).ravel())
+        for image in images
+        for r in range(image.shape[0] - 4)
+        for c in range(image.shape[1] - 4)
+    }
     patches = sample_patches(paths, 5, 2000, seed=3)
     assert patches.shape == (2000, 25)
     assert {tuple(patch) for patch in patches} == possible  # 98 places, each drawn about 20 times
@@ -602,8 +632,9 @@ def test_photographs_end_to_end(photographs):
         kept = spectrum > spectrum.max() / 2
         np.testing.assert_allclose(spectrum[kept], 144 / kept.sum(), rtol=1e-3)  # white ...
         np.testing.assert_allclose(spectrum[~kept], 0, atol=1e-3)  # ... or cut
-        raw = open_data([photographs / "china.jpg", photographs / "flower.jpg"],
-                        patch=12, count=3000, seed=7, whitening=False)
+        raw = open_data(
+            [photographs / "china.jpg", photographs / "flower.jpg"], patch=12, count=3000, seed=7, whitening=False
+        )
         X = raw.read(0, 3000)
         assert raw.whitening is None
         assert X.min() >= 0
@@ -618,6 +649,11 @@ def test_photographs_end_to_end(photographs):
 def test_spec_of_one_image(photographs, monkeypatch):
     monkeypatch.chdir(photographs)
     source = open_data(["china.jpg"], count=100, patch=8)
-    assert source.spec == {"data": [str(photographs / "china.jpg")],
-                           "patch": 8, "count": 100, "whitening": True, "seed": 0}
+    assert source.spec == {
+        "data": [str(photographs / "china.jpg")],
+        "patch": 8,
+        "count": 100,
+        "whitening": True,
+        "seed": 0,
+    }
     np.testing.assert_array_equal(from_spec(source.spec).read(0, 100), source.read(0, 100))

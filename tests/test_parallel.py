@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -26,7 +27,8 @@ comm = communicator("world")
 out = {}
 for model in (BSC(D=10, H=7, Hprime=5, gamma=3), MoG(D=10, K=3, covariance="full")):
     Y = np.random.default_rng(0).standard_normal((500, 10)) + 3 * (np.random.default_rng(1).random((500, 10)) < 0.3)
-    anneal = gem.Annealing(steps=20, T=[(0, 2.0), (0.5, 1.0)], Ncut=[(0, 0.0), (0.5, 1.0)], W_noise=[(0, 0.1), (0.8, 0.0)])
+    schedules = dict(T=[(0, 2.0), (0.5, 1.0)], Ncut=[(0, 0.0), (0.5, 1.0)], W_noise=[(0, 0.1), (0.8, 0.0)])
+    anneal = gem.Annealing(steps=20, **schedules)
     em = gem.EM(model, Y, anneal, dtype="float64", comm=comm, seed=3).run()
     out[model.name] = {k: v.ravel().tolist() for k, v in em.params.items()} | {"F": em.history["free_energy"].tolist()}
 if comm.rank == 0:
@@ -46,10 +48,10 @@ gem.em_step(model, params, Y, comm=comm)
 """
 
 
-def run(mpiexec, ranks, script, **kwargs):
+def run(mpiexec, ranks, script):
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("PMI", "MPI", "HYDRA"))}
     command = [mpiexec, "-n", str(ranks), sys.executable, "-c", script]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, **kwargs)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
 
 
 @pytest.mark.serial
@@ -63,7 +65,9 @@ def test_any_number_of_ranks_gives_the_same_parameters(mpiexec):
         for name, params in results[0].items():
             for key, value in params.items():
                 scale = np.abs(value).max()
-                np.testing.assert_allclose(other[name][key], value, rtol=1e-9, atol=1e-9 * scale, err_msg=f"{name} {key}")
+                np.testing.assert_allclose(
+                    other[name][key], value, rtol=1e-9, atol=1e-9 * scale, err_msg=f"{name} {key}"
+                )
 
 
 @pytest.mark.serial
@@ -122,7 +126,7 @@ def test_slabs_cover_the_data_once():
         slabs = [Rank(r, size).slab(N) for r in range(size)]
         assert slabs[0][0] == 0
         assert slabs[-1][1] == N
-        assert all(a[1] == b[0] for a, b in zip(slabs, slabs[1:], strict=False))
+        assert all(a[1] == b[0] for a, b in pairwise(slabs))
         sizes = [b - a for a, b in slabs]
         assert max(sizes) - min(sizes) <= 1
     with pytest.raises(gem.ConfigError, match="at most 2 ranks"):

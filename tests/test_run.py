@@ -1,0 +1,632 @@
+"""A run: what it records, what its noise depends on, and that an interruption neither loses nor changes a step."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gem.em
+import gem.run
+from gem import EM, Annealing, em_step
+from gem.backends import select
+from gem.data import ArraySource, Shard
+from gem.em import Info
+from gem.errors import ConfigError, DataError, RunFileError
+from gem.models import BSC, MoG
+from gem.philox import generator
+from gem.run import run_step, termination
+from gem.store import load_params, read_run
+
+MODEL = BSC(D=9, H=6, Hprime=4, gamma=3)
+STEPS = 12
+ANNEAL = Annealing(  # everything moves, so that a step taken up at the wrong place shows
+    steps=STEPS,
+    T=[(0, 3.0), (0.8, 1.0)],
+    Ncut=[(0.2, 0.0), (0.9, 0.8)],
+    W_noise=[(0, 0.3), (1.0, 0.05)],
+    pi_noise=0.1,
+    sigma_noise=0.1,
+)
+
+
+def points(N: int = 401) -> np.ndarray:
+    """N is odd, so that the ranks' slabs differ in size."""
+    W = 3 * np.random.default_rng(0).normal(size=(9, 6))
+    return MODEL.generate_data({"W": W, "pi": 0.3, "sigma": 0.8}, N, seed=1)[0]
+
+
+def fit(data, anneal=ANNEAL, model=MODEL, **options) -> EM:
+    return EM(model, data, anneal, **{"backend": "numpy", "dtype": "float64", "seed": 3, **options})
+
+
+@pytest.fixture
+def folder(world, tmp_path) -> Path:
+    """One folder for all ranks: rank 0's."""
+    return world.bcast(tmp_path)
+
+
+def assert_same(run: EM, whole: EM) -> None:
+    """Bit for bit, but for the seconds."""
+    assert run.step == whole.step
+    for name, value in whole.params.items():
+        np.testing.assert_array_equal(run.params[name], value, err_msg=name)
+    assert set(run.history) == set(whole.history)
+    for name in set(whole.history) - {"seconds"}:
+        np.testing.assert_array_equal(run.history[name], whole.history[name], err_msg=name)
+        assert run.history[name].dtype == whole.history[name].dtype
+    assert run.notes == whole.notes
+
+
+def assert_file_holds(path: Path, run: EM, steps: int) -> None:
+    """The file stands at `steps`, and its rows are those of a run that did all steps."""
+    found = read_run(path)
+    assert found.step == steps
+    for name in set(found.history) - {"seconds"}:
+        np.testing.assert_array_equal(found.history[name], run.history[name][:steps], err_msg=name)
+    if steps == run.step:
+        np.testing.assert_array_equal(found.params["W"], run.params["W"])
+
+
+def die_after(steps: int, run: EM, path: Path, copy: Path) -> None:
+    """Do some steps, and take the run file as a process that dies there would leave it."""
+    loop = iter(run)
+    for _ in range(steps):
+        next(loop)
+    if run.comm.rank == 0:
+        shutil.copy(path, copy)
+    loop.close()
+
+
+# What it does and records
+
+
+def test_run_is_the_chain_of_its_steps(world):
+    Y = points()
+    run = fit(Y, comm=world).run()
+    params = MODEL.init_params(Y, seed=3, comm=world)
+    for t in range(STEPS):
+        now = ANNEAL[t]
+        noisy = MODEL.perturb(params, now, generator(3, "noise", t))
+        params, info = em_step(
+            MODEL, noisy, Y, backend="numpy", dtype="float64", T=now["T"], Ncut=now["Ncut"], comm=world
+        )
+        assert run.history["free_energy"][t] == info.free_energy
+        assert run.history["N_use"][t] == info.N_use
+    for name, value in params.items():
+        np.testing.assert_array_equal(run.params[name], value, err_msg=name)
+
+
+def test_history(world):
+    run = fit(points(), comm=world)
+    assert (run.step, run.history, run.notes) == (0, {}, [])
+    run.run()
+    assert run.step == STEPS
+    assert not run.stopped
+    assert set(run.history) == {"free_energy", "N", "N_use", "T", "Ncut", "seconds"}
+    assert all(values.shape == (STEPS,) for values in run.history.values())
+    for name in ("T", "Ncut"):
+        np.testing.assert_array_equal(run.history[name], [ANNEAL[t][name] for t in range(STEPS)])
+    assert (run.history["N"] == 401).all()
+    np.testing.assert_array_equal(run.history["N_use"] < 401, run.history["Ncut"] > 0)
+    assert (run.history["seconds"] > 0).all()
+
+
+def test_free_energy_rises_without_annealing(world):
+    history = fit(points(), Annealing(steps=8), model=BSC(D=9, H=6, Hprime=6, gamma=6), comm=world).run().history
+    assert (np.diff(history["free_energy"]) > 0).all()
+
+
+def test_notes_name_their_step_counted_from_1(world, folder):
+    params = MODEL.init_params(points(), seed=0, comm=world)
+    params["W"][:, 5] = 1e6  # a field this large never explains a data point
+    run = fit(points(), Annealing(steps=2), params=params, comm=world, output=folder / "run.h5").run()
+    assert run.notes == [(step, "latent 5 was never active: its field was kept") for step in (1, 2)]
+    if world.rank == 0:
+        assert read_run(folder / "run.h5").notes == [[note] for _, note in run.notes]
+    assert params["W"][0, 5] == 1e6
+    assert_same(EM.resume(folder / "run.h5", points(), comm=world), run)
+
+
+def test_iterating_is_running(world):
+    loop = fit(points(), comm=world)
+    infos = list(loop)
+    assert_same(loop, fit(points(), comm=world).run())
+    np.testing.assert_array_equal([info.free_energy for info in infos], loop.history["free_energy"])
+    assert list(loop) == []  # it is done
+
+
+def test_other_models_run(tmp_path):
+    model = MoG(D=9, K=3, covariance="full")
+    whole = fit(points(), model=model, output=tmp_path / "whole.h5").run()
+    die_after(
+        5, fit(points(), model=model, output=tmp_path / "run.h5", checkpoint=5), tmp_path / "run.h5", tmp_path / "c"
+    )
+    assert_same(EM.resume(tmp_path / "c", points()).run(), whole)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"seed": 1.5}, r"seed = 1\.5 must be a whole number"),
+        ({"seed": "a"}, "seed = 'a'"),
+        ({"checkpoint": 0}, "checkpoint = 0 .*at least 1"),
+        ({"checkpoint": "a"}, "checkpoint = 'a'"),
+        ({"batch": 0}, "batch = 0"),
+        ({"model": BSC(D=8, H=6)}, "9 dimensions, the model D = 8"),
+        ({"params": {"W": np.ones((9, 6)), "pi": 0.5}}, "sigma is missing"),
+    ],
+)
+def test_wrong_settings_leave_no_file_behind(tmp_path, wrong, words):
+    with pytest.raises(ConfigError, match=words):
+        fit(points(), output=tmp_path / "run.h5", **wrong)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_numpy_integers_are_whole_numbers(tmp_path):
+    numbers = {name: np.int64(5) for name in ("seed", "checkpoint", "batch")}
+    fit(points(), Annealing(steps=np.int64(1)), output=tmp_path / "run.h5", **numbers).run()
+    assert read_run(tmp_path / "run.h5").seed == 5
+
+
+# Noise
+
+
+def noise_of(monkeypatch, data=None, **options) -> list[dict[str, np.ndarray]]:
+    """What the steps of a run begin with when each of them gives the parameters `start` back: start and noise."""
+
+    def give_back(model, noisy, *_):
+        seen.append(noisy)
+        return start, Info(free_energy=0.0, N=1, N_use=1, T=1.0, Ncut=0.0, seconds=1.0), False
+
+    seen: list[dict[str, np.ndarray]] = []
+    start = {"W": np.zeros((9, 6)), "pi": np.array(0.4), "sigma": np.array(1.0)}
+    with monkeypatch.context() as patch:
+        patch.setattr(gem.run, "run_step", give_back)
+        fit(points(100) if data is None else data, params=start, **options).run()
+    return seen
+
+
+def equal(a: list[dict[str, np.ndarray]], b: list[dict[str, np.ndarray]]) -> bool:
+    return all(np.array_equal(x[name], y[name]) for x, y in zip(a, b, strict=True) for name in x)
+
+
+def test_noise_depends_on_seed_and_step_alone(monkeypatch, world):
+    noise = noise_of(monkeypatch)
+    for same in ({"data": points(57)}, {"dtype": "float32"}, {"batch": 3}, {"comm": world}):
+        assert equal(noise_of(monkeypatch, **same), noise), same
+    assert not equal(noise_of(monkeypatch, seed=4), noise)
+    constant = Annealing(steps=4, W_noise=0.3, pi_noise=0.1, sigma_noise=0.1)
+    steps = noise_of(monkeypatch, anneal=constant)
+    for name in ("W", "pi", "sigma"):
+        assert len({step[name].tobytes() for step in steps}) == 4, name
+
+
+# Taken up again
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("steps", [0, 1, 7, 11])
+def test_resumed_run_has_the_numbers_of_one_in_a_piece(world, folder, dtype, steps):
+    if world.rank == 0:
+        np.save(folder / "x.npy", points())
+    data = world.bcast(str(folder / "x.npy"))
+    whole = fit(data, dtype=dtype, comm=world, output=folder / "whole.h5", checkpoint=3).run()
+    run = fit(data, dtype=dtype, comm=world, output=folder / "run.h5", checkpoint=3)
+    die_after(steps, run, folder / "run.h5", folder / "copy.h5")
+    resumed = EM.resume(folder / "copy.h5", comm=world)
+    assert resumed.step == steps // 3 * 3
+    assert_same(resumed.run(), whole)
+    if world.rank == 0:
+        found, expected = read_run(folder / "copy.h5"), read_run(folder / "whole.h5")
+        assert found.finished
+        assert found.config == expected.config
+        for name in whole.params:
+            ours, theirs = (load_params(folder / file, name) for file in ("copy.h5", "whole.h5"))
+            np.testing.assert_array_equal(ours, theirs, err_msg=name)
+
+
+def test_resumed_again_and_again(tmp_path):
+    whole = fit(points()).run()
+    path = tmp_path / "0.h5"
+    run = fit(points(), output=path, checkpoint=1)
+    for k in range(4):
+        die_after(2, run, tmp_path / f"{k}.h5", tmp_path / f"{k + 1}.h5")
+        run = EM.resume(tmp_path / f"{k + 1}.h5", points())
+    assert run.step == 8
+    assert_same(run.run(), whole)
+
+
+def test_resumed_with_other_ranks_it_differs_by_rounding(world, folder, tmp_path):
+    anneal = Annealing(steps=6, T=2.0, W_noise=0.1)
+    whole = fit(points(), anneal, comm=world).run()
+    run = fit(points(), anneal, comm=world, output=folder / "run.h5", checkpoint=3)
+    die_after(3, run, folder / "run.h5", folder / "copy.h5")
+    world.bcast(None)  # rank 0 has made the copy
+    alone = EM.resume(shutil.copy(folder / "copy.h5", tmp_path / "alone.h5"), points()).run()
+    for name, value in whole.params.items():
+        np.testing.assert_allclose(alone.params[name], value, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+def test_each_rank_returns_to_its_device_and_batch(world, folder, monkeypatch):
+    def note(asked, *arguments):
+        seen.append(asked)
+        return select("numpy", *arguments)
+
+    def batch_of(run):
+        return run.comm.allgather(run._batch)
+
+    seen = []
+    backend = select("numpy", "float64", world)
+    backend.name = f"numpy:{world.rank}"  # as if each rank had a device of its own
+    run = fit(points(), backend=backend, comm=world, batch=20 + world.rank, output=folder / "run.h5")
+    monkeypatch.setattr(gem.run, "select", note)
+    assert batch_of(EM.resume(folder / "run.h5", points(), comm=world)) == batch_of(run)
+    assert seen.pop() == f"numpy:{world.rank}"
+    other = EM.resume(folder / "run.h5", points(), backend="numpy", comm=world)
+    assert seen.pop() == "numpy"
+    assert min(batch_of(other)) > 20 + world.size  # another backend chooses anew
+
+
+def test_finished_run_stays_as_it_is(tmp_path):
+    whole = fit(points(), output=tmp_path / "run.h5").run()
+    before = (tmp_path / "run.h5").stat()
+    assert_same(EM.resume(tmp_path / "run.h5", points()).run(), whole)
+    after = (tmp_path / "run.h5").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)  # not even written anew
+
+
+def test_run_on_an_array_wants_it_again(tmp_path):
+    whole = fit(points()).run()
+    die_after(4, fit(points(), output=tmp_path / "run.h5"), tmp_path / "run.h5", tmp_path / "copy.h5")
+    with pytest.raises(RunFileError, match=r"copy\.h5: the run was on an array in memory.*resume\(path, data\)"):
+        EM.resume(tmp_path / "copy.h5")
+    for other in (points()[:400], points()[:, :8]):
+        with pytest.raises(RunFileError, match=rf"shape \[401, 9\], these are \[{other.shape[0]}, {other.shape[1]}\]"):
+            EM.resume(tmp_path / "copy.h5", other)
+    assert_same(EM.resume(tmp_path / "copy.h5", points()).run(), whole)
+
+
+def test_data_that_changed_since_is_refused(tmp_path):
+    np.save(tmp_path / "x.npy", points())
+    fit(tmp_path / "x.npy", output=tmp_path / "run.h5")
+    np.save(tmp_path / "x.npy", points(57))
+    with pytest.raises(RunFileError, match=r"shape \[401, 9\], these are \[57, 9\]"):
+        EM.resume(tmp_path / "run.h5")
+    (tmp_path / "x.npy").unlink()
+    with pytest.raises(DataError, match=r"cannot read .*x\.npy"):
+        EM.resume(tmp_path / "run.h5")
+
+
+# Interrupted
+
+
+def failing_at(step: int, failure: BaseException):
+    """`run_step`, but the given step (counted from 1) fails."""
+    steps = iter(range(1, STEPS + 1))
+
+    def attempt(*arguments):
+        if next(steps) == step:
+            raise failure
+        return run_step(*arguments)
+
+    return attempt
+
+
+@pytest.mark.parametrize("failure", [DataError("spoiled"), RuntimeError("a defect"), KeyboardInterrupt()])
+@pytest.mark.parametrize("go", [EM.run, list])
+def test_an_exception_loses_no_step(tmp_path, monkeypatch, failure, go):
+    whole = fit(points()).run()
+    run = fit(points(), output=tmp_path / "run.h5")
+    with monkeypatch.context() as patch:
+        patch.setattr(gem.run, "run_step", failing_at(5, failure))
+        with pytest.raises(type(failure)):
+            go(run)
+    assert run.step == 4
+    assert_file_holds(tmp_path / "run.h5", whole, 4)
+    shutil.copy(tmp_path / "run.h5", tmp_path / "copy.h5")
+    assert_same(EM.resume(tmp_path / "copy.h5", points()).run(), whole)
+    assert_same(run.run(), whole)  # nor does the object
+    assert_file_holds(tmp_path / "run.h5", whole, STEPS)
+
+
+class Rotting(ArraySource):
+    """Data with a NaN in a late row, once they are rotten."""
+
+    rotten = False
+
+    def read(self, start, stop):
+        rows = super().read(start, stop).copy()
+        if self.rotten and start <= 390 < stop:
+            rows[390 - start, 2] = np.nan
+        return rows
+
+
+def test_data_that_turn_bad_in_the_midst_of_a_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(gem.em, "Shard", partial(Shard, memory=0))  # streamed at every step
+    monkeypatch.setattr("gem.data.BLOCK", 100 * 9 * 8)
+    whole = fit(points(), batch=50).run()
+    data = Rotting(points())
+    run = fit(data, batch=50, output=tmp_path / "run.h5")
+    loop = iter(run)
+    for _ in range(5):
+        next(loop)
+    data.rotten = True
+    with pytest.raises(DataError, match=r"nan at row 390, column 2.*drop these rows"):
+        next(loop)
+    assert_file_holds(tmp_path / "run.h5", whole, 5)
+    assert_same(EM.resume(tmp_path / "run.h5", points()).run(), whole)
+
+
+def test_leaving_the_loop_loses_no_step(tmp_path):
+    whole = fit(points()).run()
+    run = fit(points(), output=tmp_path / "run.h5")
+    for _ in run:
+        if run.step == 5:
+            break
+    assert_file_holds(tmp_path / "run.h5", whole, 5)
+    assert_same(run.run(), whole)
+    assert_file_holds(tmp_path / "run.h5", whole, STEPS)
+
+
+def test_full_disk_can_be_put_right(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    whole = fit(points()).run()
+    run = fit(points(), output=tmp_path / "run.h5", checkpoint=4)
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(RunFileError, match=r"has no space.*gem resume"):
+            run.run()
+    assert_file_holds(tmp_path / "run.h5", whole, 0)
+    assert_same(run.run(), whole)
+    assert_file_holds(tmp_path / "run.h5", whole, STEPS)
+
+
+def test_sigterm_on_any_rank_ends_all_after_the_same_step(world, folder, monkeypatch):
+    def terminated(*arguments):
+        if world.rank == world.size - 1 and run.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return run_step(*arguments)
+
+    whole = fit(points(), comm=world).run()
+    before = signal.getsignal(signal.SIGTERM)
+    run = fit(points(), comm=world, output=folder / "run.h5")
+    with monkeypatch.context() as patch:
+        patch.setattr(gem.run, "run_step", terminated)
+        run.run()
+    assert run.stopped
+    assert run.step == 6  # the signal came amid step 5; step 6 carried the word to all ranks
+    assert signal.getsignal(signal.SIGTERM) is before
+    if world.rank == 0:
+        assert_file_holds(folder / "run.h5", whole, 6)
+        assert not read_run(folder / "run.h5").finished
+        shutil.copy(folder / "run.h5", folder / "copy.h5")
+    assert_same(EM.resume(folder / "copy.h5", points(), comm=world).run(), whole)
+    assert_same(run.run(), whole)
+    assert not run.stopped
+
+
+def test_sigterm_in_the_last_step_is_too_late_to_stop(tmp_path, monkeypatch):
+    def terminated(*arguments):
+        if run.step == STEPS - 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return run_step(*arguments)
+
+    run = fit(points(), output=tmp_path / "run.h5")
+    monkeypatch.setattr(gem.run, "run_step", terminated)
+    run.run()
+    assert not run.stopped
+    assert read_run(tmp_path / "run.h5").finished
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_sigterm_does_not_kill_the_last_checkpoint(tmp_path, monkeypatch, fails):
+    def terminated(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        if fails and run.step == 1:
+            raise RuntimeError("a defect")
+        return run_step(*arguments)
+
+    def terminated_again(_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    run = fit(points(), output=tmp_path / "run.h5")
+    monkeypatch.setattr(gem.run, "run_step", terminated)
+    monkeypatch.setattr("os.fsync", terminated_again)
+    with termination() as outer:  # stands for the default handler, which would kill the process here
+        with pytest.raises(RuntimeError) if fails else nullcontext():
+            run.run()
+        assert not outer.is_set()
+    assert read_run(tmp_path / "run.h5").step == run.step == (1 if fails else 2)
+
+
+def test_runs_outside_the_main_thread():
+    run = fit(points(57))
+    thread = threading.Thread(target=run.run)
+    thread.start()
+    thread.join()
+    assert run.step == STEPS
+
+
+# Progress
+
+
+def test_progress_lines(capsys):
+    fit(points(57), Annealing(steps=3)).run(progress=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split()[1] for line in lines] == ["1/3", "3/3"]  # the second follows the first within 5 s
+    assert all("F/N" in line and "points/s" in line and "s left" in line for line in lines)
+
+
+def test_progress_on_a_terminal_shows_notes(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich: as if on a terminal
+    monkeypatch.setenv("COLUMNS", "200")
+    params = MODEL.init_params(points(57), seed=0)
+    params["W"][:, 5] = 1e6
+    fit(points(57), Annealing(steps=3), params=params).run(progress=True)
+    shown = capsys.readouterr().err
+    assert "3/3" in shown
+    assert "step 1: latent 5 was never active" in shown
+
+
+def test_silent_by_default(capsys):
+    fit(points(57)).run()
+    assert capsys.readouterr() == ("", "")
+
+
+# Killed: real processes
+
+
+def child(*command: str | Path, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
+    """A Python process that does not take itself for a rank of the test's own MPI job."""
+    private = ("PMI", "PMIX", "MPI", "OMPI", "HYDRA")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(private)}
+    line = [*launcher, sys.executable, *map(str, command)]
+    return subprocess.Popen(line, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+LONG = Annealing(steps=150, T=[(0, 3.0), (0.8, 1.0)], Ncut=[(0.2, 0.0), (0.9, 0.8)], W_noise=[(0, 0.3), (1.0, 0.0)])
+FLAGS = "--H 6 --Hprime 4 --gamma 3 --steps 150 --T 0=3,0.8=1 --Ncut 0.2=0,0.9=0.8 --W-noise 0=0.3,1.0=0 --seed 3"
+FLAGS += " --backend numpy"
+
+
+def whole_run(folder: Path, **options) -> EM:
+    """The uninterrupted run on the data that the children get, x.npy."""
+    np.save(folder / "x.npy", points())
+    return fit(str(folder / "x.npy"), LONG, **options).run()
+
+
+@pytest.mark.serial
+def test_killed_at_random_moments_and_resumed(tmp_path):
+    path, wait = tmp_path / "run.h5", random.Random(0)
+    whole = whole_run(tmp_path)
+    start = ["fit", "bsc", tmp_path / "x.npy", "-o", path, *FLAGS.split(), "--dtype", "float64", "--checkpoint", "1"]
+    reached = [0]
+    for command in (start, ["resume", path], ["resume", path]):
+        process = child("-m", "gem.cli", *command, "-q")
+        while not path.exists() or read_run(path).step <= reached[-1]:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        time.sleep(wait.uniform(0, 0.1))
+        process.kill()
+        process.communicate()
+        reached.append(read_run(path).step)
+    assert reached == sorted(set(reached))
+    assert reached[-1] < len(LONG), "the run was over before it was killed: the test shows nothing"
+    assert_same(EM.resume(path).run(), whole)
+
+
+def terminate(process: subprocess.Popen[str], whom: Path | None = None) -> tuple[int, str]:
+    """SIGTERM once the loop has begun, to the child or to whom that file names; exit status and messages."""
+    seen = ""
+    while "step 1/" not in seen:
+        line = process.stderr.readline()
+        assert line, f"it ended before its first step: {seen}"
+        seen += line
+    os.kill(int(whom.read_text()) if whom else process.pid, signal.SIGTERM)
+    return process.wait(20), seen + process.communicate()[1]
+
+
+@pytest.mark.serial
+def test_terminated_and_resumed(tmp_path):
+    path = tmp_path / "run.h5"
+    whole = whole_run(tmp_path, dtype="float32")
+    status, said = terminate(child("-m", "gem.cli", "fit", "bsc", tmp_path / "x.npy", "-o", path, *FLAGS.split()))
+    assert status == 143, said
+    reached = read_run(path).step
+    assert 0 < reached < len(LONG)
+    assert f"stopped by SIGTERM after step {reached}: continue with gem resume {path}" in said
+    assert "Traceback" not in said
+    assert_same(EM.resume(path).run(), whole)
+
+
+RANK = """
+    import os, sys
+    from pathlib import Path
+    from mpi4py import MPI
+    from gem.cli import main
+    Path(sys.argv.pop(1), f"pid{MPI.COMM_WORLD.rank}").write_text(str(os.getpid()))
+    sys.exit(main())
+"""
+
+
+def done(process: subprocess.Popen[str]) -> str:
+    """What a child said that had to succeed."""
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 0, out + err
+    return out
+
+
+@pytest.mark.serial
+def test_terminated_under_mpi_and_resumed(tmp_path, mpiexec):
+    two = (mpiexec, "-n", "2")
+    np.save(tmp_path / "x.npy", points())
+    fit_to = (
+        "-c",
+        textwrap.dedent(RANK),
+        tmp_path,
+        "fit",
+        "bsc",
+        tmp_path / "x.npy",
+        *FLAGS.split(),
+        "--steps",
+        "80",
+        "-o",
+    )
+    done(child(*fit_to, tmp_path / "whole.h5", launcher=two))
+    for whom in ("rank 1", "launcher"):
+        path = tmp_path / f"{whom}.h5"
+        process = child(*fit_to, path, launcher=two)
+        status, said = terminate(process, tmp_path / "pid1" if whom == "rank 1" else None)
+        assert status == 143, said
+        reached = read_run(path).step
+        assert 0 < reached < 80
+        assert said.count(f"stopped by SIGTERM after step {reached}: continue with gem resume {path}") == 1
+        done(child("-m", "gem.cli", "resume", path, "-q", launcher=two))
+        assert read_run(path).finished
+        for name in ("W", "pi", "sigma"):
+            ours, theirs = load_params(path, name), load_params(tmp_path / "whole.h5", name)
+            np.testing.assert_array_equal(ours, theirs, err_msg=name)
+
+
+FAILING = """
+    import sys
+    import numpy as np
+    import gem.run
+    from gem import EM, Annealing
+    from gem.models import BSC
+
+    def attempt(*arguments):
+        if run.comm.rank == 0 and run.step == 4:
+            raise RuntimeError("a defect")
+        return run_step(*arguments)
+
+    run_step, gem.run.run_step = gem.run.run_step, attempt
+    Y = np.random.default_rng(0).normal(size=(20, 4))
+    run = EM(BSC(D=4, H=3), Y, Annealing(steps=9), backend="numpy", comm="world", output=sys.argv[1])
+    run.run() if sys.argv[2] == "run" else list(run)
+"""
+
+
+@pytest.mark.serial
+@pytest.mark.parametrize("go", ["run", "list"])
+def test_failing_rank_0_loses_no_step_and_keeps_nobody_waiting(tmp_path, mpiexec, go):
+    process = child("-c", textwrap.dedent(FAILING), tmp_path / "run.h5", go, launcher=(mpiexec, "-n", "2"))
+    _, err = process.communicate(timeout=20)
+    assert process.returncode != 0
+    assert "a defect" in err
+    assert read_run(tmp_path / "run.h5").step == 4
