@@ -84,7 +84,9 @@ class Annealing:
     def to_dict(self) -> dict[str, Any]:
         """As plain data, for the run file; `Annealing(**d)` gives it back."""
         plain = {
-            name: s if isinstance(s, int | float) else [[p, float(v)] for p, v in s]
+            name: [[p.item() if isinstance(p, np.generic) else p, float(v)] for p, v in s]
+            if isinstance(s, Sequence)
+            else float(s)
             for name, s in self._schedules.items()
         }
         return {"steps": self.steps, "anneal_prior": self.anneal_prior, **plain}

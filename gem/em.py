@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from gem.backends import Backend, Batches, select
+from gem.backends import Backend, Batches, blas, select
 from gem.data import Shard, check_finite, open_data
 from gem.errors import ConfigError, DataError
 from gem.models import Model, Posterior, Step
@@ -159,7 +160,8 @@ def run_step(
     expectation = _e_step if step.Ncut == 0 else _selective_e_step
     expectation(model, params, tables, batches, backend, comm, step, stats)
     comm.allreduce(stats.buffer)
-    new, notes = model.m_step(stats, params, step)
+    with blas.limited(comm.threads) if comm.local_size > 1 else nullcontext():
+        new, notes = model.m_step(stats, params, step)
     for name, value in new.items():
         if not np.all(np.isfinite(value)):
             raise DataError(f"the M-step gave a {name} that is not finite: use dtype='float64', or rescale the data")

@@ -118,7 +118,9 @@ class MPI(Communicator):
         return self._comm.bcast(value)
 
     def abort(self) -> None:
+        time.sleep(0.3)  # the launcher drops what was printed just before
         self._comm.Abort(1)
+        os._exit(1)  # Abort may return while the launcher is at its work: nothing more is to be said
 
 
 def communicator(comm: Any = None) -> Communicator:

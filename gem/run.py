@@ -253,15 +253,3 @@ def termination() -> Iterator[threading.Event]:
         yield asked
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def check_model(path: Any, name: str) -> None:
-    """Refuse a run file that is of another model.
-
-    Raises
-    ------
-    ConfigError
-    """
-    found = read_run(path).model
-    if found.lower() != name.lower():
-        raise ConfigError(f"{path} holds a run of {found}, not of {name}")

@@ -13,7 +13,7 @@ import pytest
 import gem
 from gem import Annealing
 from gem.models import BSC, MODELS, make
-from gem.states import indicators, state_table
+from gem.states import state_table
 from gem.statistics import Statistics
 
 ROOT = Path(__file__).parent.parent
@@ -24,12 +24,12 @@ FLOORS = [
     {"gem.backends"},
     {"gem.models"},
     {"gem.em", "gem.run"},
-    {"gem.gabor", "gem.plot", "gem.report", "gem.cli"},
+    {"gem.gabor", "gem.plot", "gem.report", "gem.cli", "gem.kernels.__main__"},
 ]  # fmt: skip
 
 
 def floor(module):
-    for number, members in enumerate(FLOORS):
+    for number, members in reversed(list(enumerate(FLOORS))):  # from the top: a tool may live in a lower folder
         if any(module == m or module.startswith(m + ".") for m in members):
             return number
     raise AssertionError(f"{module} is on no floor: give it one in FLOORS and in CONTRIBUTING.md")
@@ -115,7 +115,7 @@ def test_state_table(Hprime, gamma):
         assert parent < n
         assert int(table.masks[n]) == above | 1 << last
         assert above < 1 << last
-    assert indicators(table, "float32").shape == (Hprime + Hprime * (Hprime - 1) // 2, len(masks))
+    assert table.indicators("float32").shape == (Hprime + Hprime * (Hprime - 1) // 2, len(masks))
 
 
 def test_state_table_serves_32_candidates_and_refuses_more():

@@ -6,13 +6,13 @@ import platform
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
-from functools import lru_cache, partial
+from functools import partial
 from inspect import signature
 from typing import Any
 
 import numpy as np
 
+from gem.backends import blas
 from gem.backends.base import Backend, Batches, Kernel, Result
 from gem.errors import BackendError
 from gem.kernels import source
@@ -35,13 +35,12 @@ class NumpyBackend(Backend):
         self.threads = threads
 
     def describe(self) -> dict[str, Any]:
-        blas = sorted({str(i.get("internal_api")) for i in _blas().info()}) if _blas() else []
         return {
             "backend": self.name,
             "device": platform.processor() or platform.machine(),
             "threads": self.threads,
             "numpy": np.__version__,
-            "blas": ", ".join(blas),
+            "blas": blas.library(),
             "dtype": str(self.dtype),
         }
 
@@ -81,7 +80,7 @@ class NumpyBackend(Backend):
             with np.errstate(all="ignore"):  # NaN and Inf show in the evidence, which the caller checks
                 return function(start, Y)
 
-        with self._single_threaded_blas(), ThreadPoolExecutor(self.threads) as pool:
+        with blas.limited(1), ThreadPoolExecutor(self.threads) as pool:
             waiting: deque[Future[Result]] = deque()
             for start, Y in batches:
                 waiting.append(pool.submit(quietly, start, Y))
@@ -93,11 +92,6 @@ class NumpyBackend(Backend):
     def synchronize(self) -> None:
         pass
 
-    @staticmethod
-    def _single_threaded_blas() -> AbstractContextManager[Any]:
-        blas = _blas()
-        return blas.limit(limits=1, user_api="blas") if blas else nullcontext()
-
 
 class NumpyKernel(Kernel):
     """A twin bound to its constants."""
@@ -108,13 +102,3 @@ class NumpyKernel(Kernel):
 
     def __call__(self, N: int, *arguments: Any) -> None:
         self._function(N, *arguments)
-
-
-@lru_cache(maxsize=1)
-def _blas() -> Any:
-    """The handle on the loaded BLAS libraries, found once (it takes milliseconds)."""
-    try:
-        from threadpoolctl import ThreadpoolController
-    except ImportError:
-        return None
-    return ThreadpoolController()

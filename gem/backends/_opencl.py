@@ -6,7 +6,8 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from gem.backends import blas
 from gem.backends._device import DeviceBackend, Schedule, schedule
-from gem.backends.base import Kernel
+from gem.backends.base import Array, Batches, Kernel, Result
 from gem.errors import BackendError
 from gem.kernels import source
 
@@ -69,6 +71,8 @@ class OpenCLBackend(DeviceBackend):
         self._vectors = self._cpu if vectors is None else vectors
         self._context = self._cl.Context([self._device])
         self._queue = self._cl.CommandQueue(self._context)
+        self._units = self._device.max_compute_units
+        self._pool = ThreadPoolExecutor(self._units if self._cpu else 1)
         self._programs: dict[Any, Any] = {}
 
     def describe(self) -> dict[str, Any]:
@@ -152,7 +156,7 @@ class OpenCLBackend(DeviceBackend):
         out = self.empty((rows, b.shape[1]))
         if self._cpu:
             with self._mapped(a, b, out) as (x, y, z):
-                np.matmul(x.T if transpose_a else x, y, out=z)
+                blas.matmul(self._pool, self._units, x.T if transpose_a else x, y, z)
         else:
             self._reikna(a.shape, b.shape, transpose_a)(out.buffer, a.buffer, b.buffer)
         return out
@@ -165,14 +169,18 @@ class OpenCLBackend(DeviceBackend):
         return self._programs[key]
 
     def kernel(self, name: str, *, states: Any = None, **constants: int) -> Kernel:
-        units, local_bytes = self._device.max_compute_units, min(self._device.local_mem_size, LOCAL_BYTES)
-        plan = schedule(name, constants, self.dtype.itemsize, self._vectors, units, local_bytes)
+        local_bytes = min(self._device.local_mem_size, LOCAL_BYTES)
+        plan = schedule(name, constants, self.dtype.itemsize, self._vectors, self._units, local_bytes)
         key = (name, plan, tuple(sorted(constants.items())), None if states is None else (states.Hprime, states.gamma))
         if key not in self._programs:
             text = source.program(name, None if self._vectors else states)
             defines = {**constants, **plan.defines, "GEM_REAL": 8 * self.dtype.itemsize}
             self._programs[key] = _build(self._cl, self._context, name, text, defines)
         return OpenCLKernel(self._queue, self._programs[key], name, plan, self.dtype)
+
+    def map(self, function: Callable[[int, Array], Result], batches: Batches) -> Iterator[Result]:
+        with blas.limited(1) if self._cpu else nullcontext():
+            yield from super().map(function, batches)
 
     def batch_size(self, N: int, bytes_per_point: int) -> int:
         return max(1, min(N, BATCH_BYTES[self._cpu] // bytes_per_point))
@@ -299,8 +307,9 @@ def _compile_matmul(queue: Any, dtype: np.dtype, a: tuple[int, ...], b: tuple[in
         from reikna.linalg import MatrixMul
     except ImportError as error:
         raise BackendError(f"reikna is not installed, GPUs need its products: {INSTALL}") from error
-    thread = ocl_api().Thread(queue)
-    return MatrixMul(Type(dtype, a), Type(dtype, b), transposed_a=transpose_a).compile(thread)
+    with _quiet():
+        thread = ocl_api().Thread(queue)
+        return MatrixMul(Type(dtype, a), Type(dtype, b), transposed_a=transpose_a).compile(thread)
 
 
 def device_count() -> int:

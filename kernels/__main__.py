@@ -1,0 +1,99 @@
+"""For people who write kernels.
+
+python -m gem.kernels                 list the kernels, with twin, tests and sizes
+python -m gem.kernels --check         compile all for every CUDA architecture, print the resource table
+python -m gem.kernels --show NAME     print the joined source with its defines
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from gem.backends._cuda import SHARED_BYTES
+from gem.backends._device import Schedule, schedule
+from gem.errors import GemError
+from gem.kernels import resources, source
+from gem.states import state_table
+
+UNITS = 132  # multiprocessors of an H100: only the number of groups depends on it
+EXAMPLES: dict[str, dict[str, int]] = {  # the sizes that --check and --show compile
+    "gram_posterior": {"H": 300, "HPRIME": 8, "GAMMA": 5, "ANNEAL": 1},
+    "mixture": {"D": 64, "K": 50, "COVARIANCE": 0, "STORE": 0},
+    "pair_sums": {"H": 300, "HPRIME": 8},
+    "preselect": {"H": 300, "HPRIME": 8, "VALUES": 1},
+    "scale_rows": {"H": 300},
+    "squared_norms": {"D": 256},
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="compile for every architecture")
+    parser.add_argument("--show", metavar="NAME", choices=source.names(), help="print a kernel's program")
+    parser.add_argument("--real", type=int, choices=(32, 64), default=32, help="bits of a number (default: 32)")
+    parser.add_argument("--define", action="append", default=[], metavar="NAME=VALUE", help="another size")
+    parser.add_argument("names", nargs="*", help="kernels to list or check (default: all)")
+    args = parser.parse_args()
+    try:
+        sizes = {name: int(value) for name, _, value in (d.partition("=") for d in args.define)}
+    except ValueError:
+        parser.error(f"--define takes NAME=VALUE with a whole VALUE, not {args.define}")
+    unknown = sorted(set(args.names) - set(source.names()))
+    if unknown:
+        parser.error(f"there is no kernel {unknown[0]}: {', '.join(source.names())}")
+    names = args.names or source.names()
+    try:
+        if args.show:
+            _show(args.show, args.real, sizes)
+        elif args.check:
+            return _check(names, args.real, sizes)
+        else:
+            _list(names)
+    except GemError as error:
+        print(f"gem.kernels: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _list(names: list[str]) -> None:
+    for name in names:
+        first = (source.FOLDER / f"{name}.c").read_text().splitlines()[0].removeprefix("/*").strip()
+        sizes = ", ".join(f"{k} = {v}" for k, v in EXAMPLES[name].items())
+        print(first.removesuffix("*/").strip())
+        print(f"    twin   kernels/{name}.py\n    tests  python -m pytest tests/test_kernels.py -k {name}")
+        print(f"    sizes  {sizes} (an example)")
+
+
+def _program(name: str, real: int, sizes: dict[str, int]) -> tuple[str, dict[str, int], Schedule]:
+    """The text, the defines and the schedule of a kernel's CUDA build."""
+    constants = {**EXAMPLES[name], **{k: v for k, v in sizes.items() if k in EXAMPLES[name]}}
+    states = state_table(constants["HPRIME"], constants["GAMMA"]) if "GAMMA" in constants else None
+    plan = schedule(name, constants, real // 8, False, UNITS, SHARED_BYTES)
+    return source.program(name, states), {**constants, **plan.defines, "GEM_REAL": real}, plan
+
+
+def _show(name: str, real: int, sizes: dict[str, int]) -> None:
+    text, defines, _ = _program(name, real, sizes)
+    print("".join(f"#define {key} {value}\n" for key, value in defines.items()) + text)
+
+
+def _check(names: list[str], real: int, sizes: dict[str, int]) -> int:
+    """Print the table; 1 if a float32 kernel spills."""
+    spills = 0
+    for name in names:
+        text, defines, plan = _program(name, real, sizes)
+        options = ["--std=c++17", *(f"-D{key}={value}" for key, value in defines.items())]
+        records = [
+            r for arch in resources.ARCHITECTURES for r in resources.resources(text, arch, options, f"{name}.cu")
+        ]
+        spills += sum(r.spill_stores + r.spill_loads for r in records)
+        print(f"{name} {defines}\n{resources.table(records, plan.group)}\n")
+    if spills and real == 32:
+        print("a float32 kernel spills registers", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
