@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+PAUSE = 0.05  # seconds: the threads of a BLAS spin for that long after their work, in the way of what comes next
+
 
 def interleaved(
     functions: Mapping[str, Callable[[], object]], repeats: int = 9, warmup: int = 2
@@ -18,6 +20,7 @@ def interleaved(
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeats):
         for name, function in functions.items():
+            time.sleep(PAUSE)
             began = time.perf_counter()
             function()
             times[name].append(time.perf_counter() - began)

@@ -7,11 +7,11 @@
  *   log_evidence     (N,) log sum over k of exp joint_nk, unannealed
  *   responsibilities (N, K) r_nk, if STORE
  *   sums             (GROUPS, SUMS) sum over n of r_nk (1, y - mu_k, (y - mu_k)^2 or (y - mu_k) (y - mu_k)');
- *                    one row for each group; the last part has the shape of precision, it is summed over k if TIED
+ *                    one row for each group; the last part has the shape of precision: summed over k if TIED
  *
- * Differences are taken before they are squared: float is safe wherever the data lie. Moments are summed in `real` within a
- * tile, in `acc` over tiles.
- * Group g takes the tiles g, g + GROUPS, ...; their number is the caller's choice: the same number gives the same bits.
+ * Differences are taken before they are squared: float is safe wherever the data lie. Moments are summed in
+ * `real` within a tile, in `acc` over tiles. Group g takes the tiles g, g + GROUPS, ...; their number is the
+ * caller's choice: the same number gives the same bits.
  * Sizes: D, K, COVARIANCE, STORE.
  */
 #define DIAG 0
@@ -19,7 +19,7 @@
 #define TIED 2
 #define SECOND (COVARIANCE == DIAG ? K * D : COVARIANCE == FULL ? K * D * D : D * D)
 #define SUMS (K + K * D + SECOND)
-#define PRECISION(k) (COVARIANCE == DIAG ? (size_t)(k) * D : COVARIANCE == FULL ? (size_t)(k) * D * D : 0) /* where P_k begins */
+#define PRECISION(k) ((size_t)(k) * (COVARIANCE == DIAG ? D : COVARIANCE == FULL ? D * D : 0)) /* P_k */
 
 DEVICE int annealed(real beta, GLOBAL const real *shift)
 {
@@ -42,8 +42,8 @@ DEVICE void mirror(GLOBAL acc *second)
 
 #if WIDTH > 1
 /* ------------------------------------------------------------------------- CPU devices: vectors of lanes
- * For the log joint a data point is in each element of a vector; for the sums a dimension is. TILE is a multiple of WIDTH;
- * with 4 WIDTH the compiler keeps enough sums in flight. */
+ * For the log joint a data point is in each element of a vector; for the sums a dimension is. TILE is a
+ * multiple of WIDTH; with 4 WIDTH enough sums are in flight. */
 
 #define VECTORS (TILE / WIDTH)
 #define CHUNKS ((D + WIDTH - 1) / WIDTH)
@@ -124,7 +124,7 @@ DEVICE void distance(const tile *t, GLOBAL const real *mu, GLOBAL const real *P,
 #endif
 }
 
-/* Log joint to responsibilities times weight, for the v-th vector of data points; returns the log evidence. */
+/* Log joint to responsibilities times weight, for the v-th vector of data points; returns log evidence. */
 DEVICE vec softmax(tile *t, int v, int anneal, real beta, GLOBAL const real *shift, vec weight)
 {
     vec top = t->r[0][v].v, sum = (vec)(0), evidence = (vec)(0);
@@ -258,7 +258,8 @@ DEVICE void add_moments(const tile *t, const lanes *r, GLOBAL const real *mu, co
 KERNEL void mixture(int N, GLOBAL const real *RESTRICT Y, GLOBAL const real *RESTRICT mu,
                     GLOBAL const real *RESTRICT precision, GLOBAL const real *RESTRICT log_weight, real beta,
                     GLOBAL const real *RESTRICT shift, GLOBAL const real *RESTRICT weights,
-                    GLOBAL real *RESTRICT log_evidence, GLOBAL real *RESTRICT responsibilities, GLOBAL acc *RESTRICT sums)
+                    GLOBAL real *RESTRICT log_evidence, GLOBAL real *RESTRICT responsibilities,
+                    GLOBAL acc *RESTRICT sums)
 {
     GLOBAL acc *counts = sums + (size_t)GROUP_ID * SUMS, *first = counts + K, *second = first + K * D;
     const int anneal = annealed(beta, shift);
@@ -298,11 +299,12 @@ KERNEL void mixture(int N, GLOBAL const real *RESTRICT Y, GLOBAL const real *RES
 
 #else
 /* --------------------------------------------------------- GPUs: work-items share a tile in local memory
- * They are spread over data points and components for the log joint, over components and dimensions for the sums.
- * GROUP and TILE are powers of two. Local memory: (TILE | 1) (D + K) reals, K ints and GROUP of type acc. */
+ * They are spread over data points and components for the log joint, over components and dimensions for the
+ * sums. GROUP and TILE are powers of two, TILE <= GROUP.
+ * Local memory: (TILE | 1) (D + K) reals, K ints and GROUP of type acc. */
 
 #define PITCH (TILE | 1)             /* odd: neighbours are in different banks, by rows as by columns */
-#define POINTS (TILE < 4 ? TILE : 4) /* of one component, that a work-item takes together: they share mu and P */
+#define POINTS (TILE < 4 ? TILE : 4) /* of one component, that a work-item takes: they share mu and P */
 #define APART (TILE / POINTS)
 
 /* q[p] = 1/2 (y - mu)' P (y - mu) of the data points y, y + APART, ... */
@@ -330,7 +332,8 @@ DEVICE void distance(LOCAL_PTR const real *y, GLOBAL const real *mu, GLOBAL cons
 }
 
 /* Log joint to responsibilities times weight, for this work-item's data point; returns the log evidence. */
-DEVICE real softmax(LOCAL_PTR real *r, int anneal, real beta, GLOBAL const real *shift, real weight, LOCAL_PTR acc *scratch)
+DEVICE real softmax(LOCAL_PTR real *r, int anneal, real beta, GLOBAL const real *shift, real weight,
+                    LOCAL_PTR acc *scratch)
 {
     real top = -REAL_INF, sum = 0, evidence = 0;
     for (int k = LANE; k < K; k += LANES)
@@ -361,7 +364,8 @@ DEVICE real softmax(LOCAL_PTR real *r, int anneal, real beta, GLOBAL const real 
 }
 
 /* sum over the tile of r (y_i - mean_i) (y_j - mean_j); x and y are the rows i and j */
-DEVICE real product(LOCAL_PTR const real *r, LOCAL_PTR const real *x, real mean_x, LOCAL_PTR const real *y, real mean_y)
+DEVICE real product(LOCAL_PTR const real *r, LOCAL_PTR const real *x, real mean_x, LOCAL_PTR const real *y,
+                    real mean_y)
 {
     real sum = 0;
     for (int n = 0; n < TILE; n++)
@@ -372,7 +376,8 @@ DEVICE real product(LOCAL_PTR const real *r, LOCAL_PTR const real *x, real mean_
 KERNEL void mixture(int N, GLOBAL const real *RESTRICT Y, GLOBAL const real *RESTRICT mu,
                     GLOBAL const real *RESTRICT precision, GLOBAL const real *RESTRICT log_weight, real beta,
                     GLOBAL const real *RESTRICT shift, GLOBAL const real *RESTRICT weights,
-                    GLOBAL real *RESTRICT log_evidence, GLOBAL real *RESTRICT responsibilities, GLOBAL acc *RESTRICT sums)
+                    GLOBAL real *RESTRICT log_evidence, GLOBAL real *RESTRICT responsibilities,
+                    GLOBAL acc *RESTRICT sums)
 {
     LOCAL acc scratch[GROUP];
     LOCAL real y[D * PITCH], r[K * PITCH]; /* a row for each dimension, for each component */
@@ -384,7 +389,7 @@ KERNEL void mixture(int N, GLOBAL const real *RESTRICT Y, GLOBAL const real *RES
     BARRIER();
 
     for (size_t start = (size_t)GROUP_ID * TILE; start < N; start += (size_t)GROUPS * TILE) {
-        const int count = N - start < TILE ? N - start : TILE; /* the last data point is repeated, with weight 0 */
+        const int count = N - start < TILE ? N - start : TILE; /* the last one is repeated, with weight 0 */
         for (int i = LOCAL_ID; i < TILE * D; i += GROUP)
             y[i % D * PITCH + i / D] = Y[(start + (i / D < count ? i / D : count - 1)) * D + i % D];
         BARRIER();

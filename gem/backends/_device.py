@@ -19,6 +19,9 @@ log = logging.getLogger("gem")
 VECTOR_BYTES = 64  # the lanes of a CPU device: one vector register, or a few that the compiler splits it into
 BLOCK = 128  # work-items of a group on a GPU: four warps
 LANE_BYTES = 100  # local memory per work-item that leaves every GPU half of its threads
+WALKING_TILE = 32  # data points, a power of two, of a group that walks over tiles
+WALKING_BYTES = 12 << 10  # of local memory, so that enough groups share the 100 KiB of a small multiprocessor
+PRIVATE_BYTES = 1 << 20  # of the one work-item of a CPU's group: it lives on a thread's stack
 GROUPS_PER_UNIT = 4  # of kernels whose groups walk over many tiles: enough to hide latency
 PARTIAL_BYTES = 64 << 20  # what such kernels may return at the most: fewer groups if one's sums are large
 
@@ -67,17 +70,26 @@ def schedule(name: str, constants: dict[str, int], itemsize: int, cpu: bool, uni
     module = source.twin(name)
     sums = getattr(module, "walks", lambda cpu, **_: 0)(cpu, **constants)
     groups = min(units * (1 if cpu else GROUPS_PER_UNIT), max(1, PARTIAL_BYTES // (8 * sums))) if sums else None
+    per_point = itemsize * getattr(module, "local_reals", lambda **_: 0)(**constants)
     if cpu:
         width = VECTOR_BYTES // itemsize
-        return Schedule(width, 1, width, groups)
-    per_point = itemsize * getattr(module, "local_reals", lambda **_: 0)(**constants)
-    if per_point > local_bytes // 2:
+        tile = 4 * width if sums else width
+        while tile > width and 4 * tile * per_point > PRIVATE_BYTES:
+            tile //= 2
+        return Schedule(width, 1, tile, groups)
+    room = local_bytes // 2
+    if per_point > room:
         raise BackendError(
             f"kernel {name} needs {per_point:,} bytes of local memory for a data point, the device has "
-            f"{local_bytes:,}: choose a smaller Hprime or gamma"
+            f"{local_bytes:,}: choose a smaller model (Hprime, gamma; D, K)"
         )
     if sums:
-        return Schedule(1, BLOCK, min(32, max(1, local_bytes // 2 // max(1, per_point))), groups)
+        tile = WALKING_TILE
+        while (
+            tile > 1 and (tile | 1) * per_point + per_point + 8 * BLOCK > WALKING_BYTES
+        ):  # rows padded, flags, scratch
+            tile //= 2
+        return Schedule(1, BLOCK, tile, groups)
     lanes = 32
     while lanes < 2 * BLOCK and per_point > LANE_BYTES * lanes:
         lanes *= 2

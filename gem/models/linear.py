@@ -238,14 +238,14 @@ def solve_fields(ys: np.ndarray, ss: np.ndarray, W: np.ndarray) -> np.ndarray:
     scale = np.sqrt(np.diag(ss))
     scale = np.where(scale > 0, scale, 1)  # a dead latent's row is zero, whatever divides it
     normal = ss / scale / scale[:, None]
-    rest = (ys - W @ ss) / scale
     try:
         factor = np.linalg.cholesky(normal)
         well_posed = np.diag(factor).min() ** 2 > len(ss) * np.finfo(np.float64).eps
     except np.linalg.LinAlgError:
         well_posed = False
     if well_posed:
-        return W + np.linalg.solve(normal, rest.T).T / scale
+        return np.linalg.solve(normal, (ys / scale).T).T / scale
+    rest = (ys - W @ ss) / scale
     values, vectors = np.linalg.eigh(normal)
     sure = values > len(ss) * np.finfo(np.float64).eps * values[-1]
     inverse = np.divide(1, values, out=np.zeros_like(values), where=sure)

@@ -1,0 +1,73 @@
+"""On paper: flops and bytes per data point of each kernel of a BSC and a MoG step, and the floor they give on a GPU.
+
+    python -m benchmarks.floors [--bandwidth 3.0] [--tflops 60] [--D 256] [--H 300] [--Hprime 8] [--gamma 5]
+
+Bytes are those that must cross device memory when each array is read or written once per kernel; an exponential counts
+8 flops. The defaults are an H100: 3.0 TB/s, 60 TFLOP/s in float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+from math import comb
+
+from rich.console import Console
+from rich.table import Table
+
+REAL, INDEX, EXP = 4, 4, 8
+
+
+def bsc(D: int, H: int, Hprime: int, gamma: int) -> dict[str, tuple[float, float]]:
+    """Kernel → (flops, bytes) per data point."""
+    pairs = Hprime * (Hprime - 1) // 2
+    states = sum(comb(Hprime, g) for g in range(2, gamma + 1))
+    couplings = sum((g - 1) * comb(Hprime, g) for g in range(2, gamma + 1))
+    members = sum((g + comb(g, 2)) * comb(Hprime, g) for g in range(2, gamma + 1))
+    return {
+        "cuBLAS: Y W": (2 * D * H, REAL * (D + H)),
+        "preselect": (2 * H + H * Hprime, REAL * H + INDEX * Hprime),
+        "gram_posterior": (
+            (4 + EXP) * H + (2 + EXP) * states + couplings + members,
+            REAL * (2 * H + pairs + 1) + INDEX * Hprime,
+        ),
+        "squared_norms": (2 * D, REAL * (D + 1)),
+        "pair_sums": (2 * pairs, REAL * (pairs + 1) + INDEX * Hprime),
+        "cuBLAS: Yᵀ⟨s⟩": (2 * D * H, REAL * (D + H)),
+    }
+
+
+def mog(D: int, K: int) -> dict[str, tuple[float, float]]:
+    """The diagonal mixture kernel: differences, squares, softmax, and the sums."""
+    return {"mixture (diag)": (4 * D * K + (3 + EXP) * K + 4 * D * K, REAL * (D + 2))}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bandwidth", type=float, default=3.0, help="TB/s")
+    parser.add_argument("--tflops", type=float, default=60.0)
+    for name, value in {"D": 256, "H": 300, "Hprime": 8, "gamma": 5}.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    args = parser.parse_args()
+    console = Console(width=100)
+    parts = {
+        f"BSC, D = {args.D}, H = {args.H}, H' = {args.Hprime}, γ = {args.gamma}": bsc(
+            args.D, args.H, args.Hprime, args.gamma
+        ),
+        "MoG diag, D = 64, K = 50": mog(64, 50),
+    }
+    for title, kernels in parts.items():
+        floors = {n: max(f / args.tflops, b / args.bandwidth) / 1e3 for n, (f, b) in kernels.items()}
+        total = sum(floors.values())
+        table = Table(title=title, title_justify="left")
+        for column in ("kernel", "flops", "bytes", "floor, ns", "bound by", "share"):
+            table.add_column(column, justify="left" if column in ("kernel", "bound by") else "right")
+        for name, (flops, size) in kernels.items():
+            bound = "flops" if flops / args.tflops > size / args.bandwidth else "bytes"
+            row = (name, f"{flops:,}", f"{size:,}", f"{floors[name]:.2f}", bound, f"{floors[name] / total:.0%}")
+            table.add_row(*row)
+        table.add_row("sum", "", "", f"{total:.2f}", "", "")
+        console.print(table)
+
+
+if __name__ == "__main__":
+    main()
