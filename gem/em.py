@@ -19,6 +19,7 @@ from gem.models.base import Params
 from gem.parallel import Communicator, communicator, largest
 from gem.statistics import Statistics
 
+MAX_BATCH = 1 << 22  # the fixed-point sums of kernels/pair_sums.c hold twice as many points
 KEEP_BYTES = 64 << 20  # posteriors up to this size wait for the data selection; beyond it they are inferred again
 
 
@@ -258,4 +259,5 @@ def local_shard(model: Model, data: Any, backend: Backend, comm: Communicator, b
         raise ConfigError(f"batch = {batch} must be at least 1")
     start, stop = comm.slab(N)
     needed = model.bytes_per_point(backend.dtype.itemsize)[0]
-    return Shard(source, start, stop, dtype=backend.dtype, batch=batch or backend.batch_size(stop - start, needed))
+    size = min(batch or backend.batch_size(stop - start, needed), MAX_BATCH)
+    return Shard(source, start, stop, dtype=backend.dtype, batch=size)

@@ -7,6 +7,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from gem.errors import BackendError
+
 FOLDER = Path(__file__).parent
 
 
@@ -20,10 +22,13 @@ def twin(name: str) -> ModuleType:
 
     Raises
     ------
-    ModuleNotFoundError
+    BackendError
         If there is none: every kernel needs one.
     """
-    return import_module(f"gem.kernels.{name}")
+    try:
+        return import_module(f"gem.kernels.{name}")
+    except ModuleNotFoundError as error:
+        raise BackendError(f"there is no kernel kernels/{name}.c with a twin kernels/{name}.py") from error
 
 
 def program(name: str, states: Any = None) -> str:

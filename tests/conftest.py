@@ -52,7 +52,7 @@ def available():
 
 @pytest.fixture(params=["numpy", "opencl", *(["cuda"] if "CUSHIM_ORDER" in os.environ else [])])
 def backend(request):
-    """Each backend's name, in turn; cuda where CuPy runs on the CPU (tests/test_cuda.py) or a GPU is there."""
+    """Each backend's name, in turn; cuda where CuPy runs on the CPU (tests/test_kernels.py) or a GPU is there."""
     about = available()[request.param]
     if "unavailable" in about:
         missing(request.param, about["unavailable"])

@@ -26,7 +26,8 @@ def _numpy(dtype: np.dtype, index: int | None, comm: Communicator) -> Backend:
 def _opencl(dtype: np.dtype, index: int | None, comm: Communicator) -> Backend:
     from gem.backends._opencl import OpenCLBackend, device_count
 
-    return OpenCLBackend(dtype, comm.local_rank % device_count() if index is None else index)
+    device = comm.local_rank % device_count() if index is None else index
+    return OpenCLBackend(dtype, device, threads=comm.threads)
 
 
 def _cuda(dtype: np.dtype, index: int | None, comm: Communicator) -> Backend:

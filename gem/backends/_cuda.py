@@ -82,6 +82,7 @@ class CudaBackend(DeviceBackend):
             staging[...] = host
             array = self.empty(host.shape)
             done = self._cupy.cuda.Event(disable_timing=True)
+            self._copying.wait_event(self._cupy.cuda.get_current_stream().record())  # the block may be in use still
             array.set(staging, self._copying)
             done.record(self._copying)
             self._pinned.append((pinned, done))
@@ -123,6 +124,8 @@ class CudaBackend(DeviceBackend):
                 return self._cupy.RawModule(code=text, options=options).get_function(name)
             except self._cupy.cuda.compiler.CompileException as error:
                 raise BackendError(f"kernels/{name}.c does not build with {' '.join(options)}:\n{error}") from error
+            except (ImportError, RuntimeError) as error:
+                raise BackendError(f"CUDA's compiler NVRTC does not work ({error}): {INSTALL}") from error
 
     def batch_size(self, N: int, bytes_per_point: int) -> int:
         return max(1, min(N, BATCH_BYTES // bytes_per_point))
@@ -131,13 +134,15 @@ class CudaBackend(DeviceBackend):
         self._device.synchronize()
 
     def room(self) -> int:
-        return int(self._device.mem_info[0] * RESIDENT_SHARE)
+        with self._device:
+            return int((self._device.mem_info[0] + self._cupy.get_default_memory_pool().free_bytes()) * RESIDENT_SHARE)
 
     def out_of_memory(self) -> tuple[type[BaseException], ...]:
         return (self._cupy.cuda.memory.OutOfMemoryError,)
 
     def free_memory(self) -> None:
-        self._cupy.get_default_memory_pool().free_all_blocks()
+        with self._device:
+            self._cupy.get_default_memory_pool().free_all_blocks()
 
 
 class CudaKernel(Kernel):

@@ -6,6 +6,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -100,11 +101,15 @@ class DeviceBackend(Backend):
     """A backend with memory of its own: batches go there once and stay, or are streamed ahead of their use."""
 
     def load(self, shard: Any) -> Batches:
-        needed = shard.N * shard.D * self.dtype.itemsize
-        room = self.room()
+        needed, room = shard.N * shard.D * self.dtype.itemsize, self.room()
         if needed <= room:
-            log.info("data (%.0f MB) stay on %s between steps", needed / 1e6, self.name)
-            return Resident(self, shard)
+            try:
+                resident = Resident(self, shard)
+            except self.out_of_memory() as error:
+                log.warning("%s has less room than it said (%s)", self.name, error)
+            else:
+                log.info("data (%.0f MB) stay on %s between steps", needed / 1e6, self.name)
+                return resident
         log.info("data (%.0f MB) are streamed to %s: it has room for %.0f MB", needed / 1e6, self.name, room / 1e6)
         return Streamed(self, shard)
 
@@ -117,17 +122,18 @@ class DeviceBackend(Backend):
         try:
             result = function(start, Y)
         except self.out_of_memory() as error:
-            if Y.shape[0] == 1:
-                raise BackendError(f"{self.name} has no memory left for a single data point: {error}") from error
-            log.warning("out of memory on %s: %d data points are done in halves", self.name, Y.shape[0])
-            half = Y.shape[0] // 2
-            host = self.to_host(Y)
-            del Y
-            self.free_memory()
-            for offset, part in ((0, host[:half]), (half, host[half:])):
-                yield from self._halving(function, start + offset, self.to_device(part))
+            said = str(error)  # not the error itself: its traceback holds on to all that the attempt allocated
         else:
             yield result
+            return
+        if Y.shape[0] == 1:
+            raise BackendError(f"{self.name} has no memory left for a single data point: {said}")
+        log.warning("out of memory on %s: %d data points are done in halves", self.name, Y.shape[0])
+        self.free_memory()
+        host = self.to_host(Y)
+        half = len(host) // 2
+        for offset, part in ((0, host[:half]), (half, host[half:])):
+            yield from self._halving(function, start + offset, self.to_device(part))
 
     @abstractmethod
     def room(self) -> int:
@@ -165,11 +171,18 @@ class Streamed:
         self._backend, self._shard = backend, shard
 
     def __iter__(self) -> Iterator[tuple[int, Array]]:
-        waiting = None
+        waiting: tuple[int, Callable[[], Array]] | None = None
         for start, Y in self._shard.batches():
-            coming = (start, self._backend.prefetch(Y))
+            try:
+                coming = self._backend.prefetch(Y)
+            except self._backend.out_of_memory():  # no room for two batches at once: one after the other, then
+                if waiting is not None:
+                    yield waiting[0], waiting[1]()
+                    waiting = None
+                self._backend.free_memory()
+                coming = partial(self._backend.to_device, Y)
             if waiting is not None:
                 yield waiting[0], waiting[1]()
-            waiting = coming
+            waiting = (start, coming)
         if waiting is not None:
             yield waiting[0], waiting[1]()

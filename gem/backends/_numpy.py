@@ -14,7 +14,6 @@ import numpy as np
 
 from gem.backends import blas
 from gem.backends.base import Backend, Batches, Kernel, Result
-from gem.errors import BackendError
 from gem.kernels import source
 
 CACHE_BYTES = 4 << 20  # a batch of this size stays close to a core between product, posterior and statistics
@@ -58,10 +57,7 @@ class NumpyBackend(Backend):
         return (a.T if transpose_a else a) @ b
 
     def kernel(self, name: str, *, states: Any = None, **constants: int) -> Kernel:
-        try:
-            function = getattr(source.twin(name), name)
-        except ModuleNotFoundError as error:
-            raise BackendError(f"there is no kernel kernels/{name}.c with a twin kernels/{name}.py") from error
+        function = getattr(source.twin(name), name)
         wanted = signature(function).parameters  # sizes a twin can see in its arguments it does not ask for
         return NumpyKernel(
             name, partial(function, **{k: v for k, v in {**constants, "states": states}.items() if k in wanted})

@@ -38,6 +38,7 @@ class DeviceArray:
     shape: tuple[int, ...]
     dtype: np.dtype
     host: np.ndarray | None = None  # the memory a CPU device's buffer lives in: kept alive with it
+    writable: bool = True
 
 
 class OpenCLBackend(DeviceBackend):
@@ -50,6 +51,8 @@ class OpenCLBackend(DeviceBackend):
         Which of all platforms' devices, in their order (GPUs first).
     vectors : bool, optional
         Whether the lanes of a data point are vector elements (default: on CPU devices) or work-items.
+    threads : int
+        For matrix products on a CPU device (0: its compute units).
 
     Raises
     ------
@@ -57,7 +60,7 @@ class OpenCLBackend(DeviceBackend):
         If PyOpenCL or the device is missing, or float64 is asked of a device without it.
     """
 
-    def __init__(self, dtype: Any = "float32", index: int = 0, vectors: bool | None = None):
+    def __init__(self, dtype: Any = "float32", index: int = 0, vectors: bool | None = None, threads: int = 0):
         self._cl = _import_pyopencl()
         found = devices()
         if index >= len(found):
@@ -70,9 +73,10 @@ class OpenCLBackend(DeviceBackend):
         self._cpu = bool(self._device.type & self._cl.device_type.CPU)
         self._vectors = self._cpu if vectors is None else vectors
         self._context = self._cl.Context([self._device])
-        self._queue = self._cl.CommandQueue(self._context)
+        self._queue, self._copying = (self._cl.CommandQueue(self._context) for _ in range(2))
         self._units = self._device.max_compute_units
-        self._pool = ThreadPoolExecutor(self._units if self._cpu else 1)
+        self._threads = min(threads or self._units, self._units) if self._cpu else 1
+        self._pool = ThreadPoolExecutor(self._threads)
         self._programs: dict[Any, Any] = {}
 
     def describe(self) -> dict[str, Any]:
@@ -97,15 +101,18 @@ class OpenCLBackend(DeviceBackend):
             return self.empty(host.shape, host.dtype)
         flags = self._cl.mem_flags
         if self._cpu:
-            return self._wrap(host)
+            return self.wrap(host.copy())
         buffer = self._cl.Buffer(self._context, flags.READ_WRITE | flags.COPY_HOST_PTR, hostbuf=host)
         return DeviceArray(buffer, host.shape, host.dtype)
 
+    def load(self, shard: Any) -> Batches:
+        return InPlace(self, shard) if self._cpu else super().load(shard)
+
     def prefetch(self, host: np.ndarray) -> Callable[[], DeviceArray]:
-        if self._cpu:  # its memory is the host's
-            return lambda: self.to_device(host)
+        """Copy on a queue of its own, while kernels run on the other."""
+        host = np.ascontiguousarray(host, dtype=self.dtype)
         array = self.empty(host.shape)
-        event = self._cl.enqueue_copy(self._queue, array.buffer, host, is_blocking=False)
+        event = self._cl.enqueue_copy(self._copying, array.buffer, host, is_blocking=False)
 
         def finish() -> DeviceArray:
             event.wait()
@@ -127,21 +134,23 @@ class OpenCLBackend(DeviceBackend):
         kind = np.dtype(dtype or self.dtype)
         size = max(1, int(np.prod(shape))) * kind.itemsize
         if self._cpu and np.prod(shape):
-            return self._wrap(np.empty(shape, kind))
+            return self.wrap(np.empty(shape, kind))
         return DeviceArray(self._cl.Buffer(self._context, self._cl.mem_flags.READ_WRITE, size), tuple(shape), kind)
 
-    def _wrap(self, host: np.ndarray) -> DeviceArray:
-        """A CPU device works in the host's memory: nothing is copied."""
+    def wrap(self, host: np.ndarray, writable: bool = True) -> DeviceArray:
+        """The host's own memory as an array of a CPU device: nothing is copied."""
         flags = self._cl.mem_flags
-        buffer = self._cl.Buffer(self._context, flags.READ_WRITE | flags.USE_HOST_PTR, hostbuf=host)
-        return DeviceArray(buffer, host.shape, host.dtype, host)
+        access = flags.READ_WRITE if writable else flags.READ_ONLY
+        buffer = self._cl.Buffer(self._context, access | flags.USE_HOST_PTR, hostbuf=host)
+        return DeviceArray(buffer, host.shape, host.dtype, host, writable)
 
     @contextmanager
     def _mapped(self, *arrays: DeviceArray) -> Iterator[Any]:
         """The arrays' own memory, on a CPU device: nothing is copied, the queue has done its work."""
         flags, views = self._cl.map_flags, []
         for a in arrays:
-            view, _ = self._cl.enqueue_map_buffer(self._queue, a.buffer, flags.READ | flags.WRITE, 0, a.shape, a.dtype)
+            access = flags.READ | flags.WRITE if a.writable else flags.READ
+            view, _ = self._cl.enqueue_map_buffer(self._queue, a.buffer, access, 0, a.shape, a.dtype)
             views.append(view)
         try:
             yield views[0] if len(views) == 1 else views
@@ -156,7 +165,7 @@ class OpenCLBackend(DeviceBackend):
         out = self.empty((rows, b.shape[1]))
         if self._cpu:
             with self._mapped(a, b, out) as (x, y, z):
-                blas.matmul(self._pool, self._units, x.T if transpose_a else x, y, z)
+                blas.matmul(self._pool, self._threads, x.T if transpose_a else x, y, z)
         else:
             self._reikna(a.shape, b.shape, transpose_a)(out.buffer, a.buffer, b.buffer)
         return out
@@ -176,7 +185,7 @@ class OpenCLBackend(DeviceBackend):
             text = source.program(name, None if self._vectors else states)
             defines = {**constants, **plan.defines, "GEM_REAL": 8 * self.dtype.itemsize}
             self._programs[key] = _build(self._cl, self._context, name, text, defines)
-        return OpenCLKernel(self._queue, self._programs[key], name, plan, self.dtype)
+        return OpenCLKernel(self._queue, self._programs[key], name, plan, self.dtype, wait=self._cpu)
 
     def map(self, function: Callable[[int, Array], Result], batches: Batches) -> Iterator[Result]:
         with blas.limited(1) if self._cpu else nullcontext():
@@ -201,9 +210,10 @@ class OpenCLBackend(DeviceBackend):
 class OpenCLKernel(Kernel):
     """A built kernel, bound to a queue."""
 
-    def __init__(self, queue: Any, kernel: Any, name: str, plan: Schedule, dtype: np.dtype):
+    def __init__(self, queue: Any, kernel: Any, name: str, plan: Schedule, dtype: np.dtype, wait: bool):
         self.name = name
         self._queue, self._kernel, self._plan, self._dtype = queue, kernel, plan, dtype
+        self._wait = wait  # a CPU device works in arrays that Python may free when they are not needed any more
 
     def groups(self, N: int) -> int:
         return self._plan.count(N)
@@ -217,7 +227,21 @@ class OpenCLKernel(Kernel):
                 )
         values = [a.buffer if isinstance(a, DeviceArray) else self._dtype.type(a) for a in arguments]
         size = self.groups(N) * self._plan.group
-        self._kernel(self._queue, (size,), (self._plan.group,), np.int32(N), *values)
+        event = self._kernel(self._queue, (size,), (self._plan.group,), np.int32(N), *values)
+        if self._wait:
+            event.wait()
+
+
+class InPlace:
+    """Batches of a CPU device: the host's own memory, as the shard reads it."""
+
+    def __init__(self, backend: OpenCLBackend, shard: Any):
+        self.N, self.start, self.stop = shard.N, shard.start, shard.stop
+        self._backend, self._shard = backend, shard
+
+    def __iter__(self) -> Iterator[tuple[int, DeviceArray]]:
+        for start, Y in self._shard.batches():
+            yield start, self._backend.wrap(Y, writable=False)
 
 
 @lru_cache(maxsize=1)
@@ -313,5 +337,6 @@ def _compile_matmul(queue: Any, dtype: np.dtype, a: tuple[int, ...], b: tuple[in
 
 
 def device_count() -> int:
-    """How many OpenCL devices there are."""
-    return len(devices())
+    """How many OpenCL devices there are of the first one's kind: ranks share these out among them."""
+    found = devices()
+    return sum(device.type == found[0].type for device in found)

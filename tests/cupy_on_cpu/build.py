@@ -1,7 +1,7 @@
 """Builds a CuPy that runs on the CPU, for tests; README.md says what that proves.
 
     python tests/cupy_on_cpu/build.py                               build (once), print the interpreter
-    python tests/cupy_on_cpu/build.py -m pytest tests/test_cuda.py  build (once), run that interpreter on the rest
+    python tests/cupy_on_cpu/build.py -m pytest tests/test_kernels.py  build (once), run that interpreter on the rest
 
 The build lies in ``GEM_CUPY_CACHE``, or ``.cache/cupy-on-cpu`` in the repository, in a folder named by a hash of all
 it depends on. Virtual environments cannot be moved, so it is made in its final place; the file ``complete``, written
