@@ -46,8 +46,11 @@ def main() -> None:
             np.matmul(y, W, out=b)
             np.matmul(y.T, b, out=ys)
 
-        def step(y=y, backend=backend):
-            gem.em_step(model, params, y, backend=backend, T=args.T, Ncut=args.Ncut)
+        anneal = gem.Annealing(steps=10**6, T=args.T, Ncut=args.Ncut)
+        steps = iter(gem.EM(model, y, anneal, params=params, backend=backend))
+
+        def step(steps=steps):
+            next(steps)
 
         times = interleaved({"products": products, "step": step}, args.repeats)
         ms = {name: np.median(t) * 1e3 for name, t in times.items()}

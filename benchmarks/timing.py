@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-PAUSE = 0.05  # seconds: the threads of a BLAS spin for that long after their work, in the way of what comes next
+PAUSE = 0.2  # seconds: the threads of a BLAS spin for about that long after their work, in the way of what comes next
 
 
 def interleaved(

@@ -40,58 +40,72 @@ class Annealing:
     """
 
     def __init__(self, steps: int, *, anneal_prior: bool = True, **schedules: Schedule):
-        if not isinstance(steps, int | np.integer) or steps < 1:
+        if not isinstance(steps, int | np.integer) or isinstance(steps, bool) or steps < 1:
             raise ConfigError(f"steps = {steps!r} must be a whole number, at least 1")
         unknown = sorted(set(schedules) - set(DEFAULTS))
         if unknown:
             raise ConfigError(f"unknown annealing parameter {unknown[0]!r}: choose among {', '.join(DEFAULTS)}")
         self.steps = int(steps)
         self.anneal_prior = bool(anneal_prior)
-        self._schedules = {**DEFAULTS, **schedules}
-        self._points = {name: self._parse(name, s) for name, s in self._schedules.items()}
+        self._schedules = {name: _points(name, s) for name, s in {**DEFAULTS, **schedules}.items()}
+        self._curves = {name: self._curve(name, points) for name, points in self._schedules.items()}
 
-    def _parse(self, name: str, schedule: Schedule) -> tuple[np.ndarray, np.ndarray]:
-        points: Sequence[tuple[float, float]] = (
-            [(0, float(schedule))] if isinstance(schedule, int | float | np.number) else schedule
-        )
-        try:
-            where = [float(p) if isinstance(p, int | np.integer) else p * (self.steps - 1) for p, _ in points]
-            x, values = np.array(where, dtype=float), np.array([v for _, v in points], dtype=float)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{name} = {schedule!r} must be a number or a list of (position, value)") from error
+    def _curve(self, name: str, points: list[tuple[int | float, float]]) -> tuple[np.ndarray, np.ndarray]:
+        """Steps and values of the breakpoints."""
+        x = np.array([p if isinstance(p, int) else p * (self.steps - 1) for p, _ in points], dtype=float)
+        values = np.array([v for _, v in points])
+        said = f"{name} = {_plain(points)}"
         if any(isinstance(p, float) and not 0 <= p <= 1 for p, _ in points):
-            raise ConfigError(
-                f"{name} = {schedule!r}: a float position is a fraction of the run, 0 to 1; use an int for a step"
-            )
+            raise ConfigError(f"{said}: a float position is a fraction of the run, 0 to 1; use an int for a step")
         if len(x) == 0 or np.any(np.diff(x) < 0):
-            raise ConfigError(f"{name} = {schedule!r}: the breakpoints must ascend (here at steps {list(x)})")
+            raise ConfigError(f"{said}: the breakpoints must ascend (here at steps {x.tolist()})")
         low, high = {"T": (1.0, np.inf), "Ncut": (0.0, 1.0)}.get(name, (0.0, np.inf))
         if not np.all((values >= low) & (values <= high) & np.isfinite(values)):
-            raise ConfigError(f"{name} = {schedule!r}: values must lie between {low:g} and {high:g}")
+            raise ConfigError(f"{said}: values must lie between {low:g} and {high:g}")
         return x, values
 
     def __getitem__(self, step: int) -> dict[str, float]:
         """The value of every parameter at `step`, held past the end."""
-        return {name: float(np.interp(step, x, v)) for name, (x, v) in self._points.items()}
+        return {name: float(np.interp(step, x, v)) for name, (x, v) in self._curves.items()}
+
+    def ever(self, name: str) -> bool:
+        """Whether the parameter leaves its default in this run."""
+        return bool(np.any(self._curves[name][1] != DEFAULTS[name]))
 
     def __len__(self) -> int:
         return self.steps
 
     def __repr__(self) -> str:
-        changed = {k: v for k, v in self._schedules.items() if v != DEFAULTS[k]}
+        changed = {name: _plain(points) for name, points in self._schedules.items() if self.ever(name)}
         return f"Annealing(steps={self.steps}, anneal_prior={self.anneal_prior}, {changed})"
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain data, for the run file; `Annealing(**d)` gives it back."""
-        plain = {
-            name: [[p.item() if isinstance(p, np.generic) else p, float(v)] for p, v in s]
-            if isinstance(s, Sequence)
-            else float(s)
-            for name, s in self._schedules.items()
-        }
+        """As plain data, for the run file; `from_dict` gives it back."""
+        plain = {name: _plain(points) for name, points in self._schedules.items()}
         return {"steps": self.steps, "anneal_prior": self.anneal_prior, **plain}
 
     @classmethod
     def from_dict(cls, d: Mapping[str, Any]) -> Annealing:
         """The inverse of `to_dict`."""
         return cls(**d)
+
+
+def _points(name: str, schedule: Any) -> list[tuple[int | float, float]]:
+    """The breakpoints of a schedule as plain numbers: whole positions stay whole, they are steps."""
+    wrong = ConfigError(f"{name} = {schedule!r} must be a number or a list of (position, value)")
+    if isinstance(schedule, int | float | np.number):
+        return [(0, float(schedule))]
+    if isinstance(schedule, str):
+        raise wrong
+    try:
+        pairs = [(p.item() if isinstance(p, np.generic) else p, float(v)) for p, v in schedule]
+    except (TypeError, ValueError) as error:
+        raise wrong from error
+    if any(isinstance(p, bool) or not isinstance(p, int | float) for p, _ in pairs):
+        raise wrong
+    return pairs
+
+
+def _plain(points: list[tuple[int | float, float]]) -> float | list[list[float]]:
+    """As a user would write it: a number, where it is the same all along."""
+    return points[0][1] if len(points) == 1 and points[0][0] == 0 else [list(point) for point in points]

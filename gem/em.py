@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -142,7 +141,8 @@ def posterior(
                 chosen.to_host(found.mean),
             )
 
-        parts = list(chosen.map(infer, batches))
+        with blas.limited(1):
+            parts = list(chosen.map(infer, batches))
     return Posterior(
         np.concatenate([p.log_evidence for p in parts]),
         None if parts[0].candidates is None else np.concatenate([p.candidates for p in parts]),
@@ -157,11 +157,11 @@ def run_step(
     began = time.perf_counter()
     stats = Statistics({"free_energy": (), "N": (), "N_use": (), "stop": (), **model.layout})
     stats.add({"N": batches.N, "stop": stop})
-    tables = model.tables(params, backend, step)
-    expectation = _e_step if step.Ncut == 0 else _selective_e_step
-    expectation(model, params, tables, batches, backend, comm, step, stats)
-    comm.allreduce(stats.buffer)
-    with blas.limited(comm.threads) if comm.local_size > 1 else nullcontext():
+    with blas.limited(1):  # threads are the backend's: those of BLAS spin after their work, in the way of all others
+        tables = model.tables(params, backend, step)
+        expectation = _e_step if step.Ncut == 0 else _selective_e_step
+        expectation(model, params, tables, batches, backend, comm, step, stats)
+        comm.allreduce(stats.buffer)
         new, notes = model.m_step(stats, params, step)
     for name, value in new.items():
         if not np.all(np.isfinite(value)):

@@ -64,8 +64,11 @@ def show_run(path: str, picture_path: Path | None, gabor: bool) -> None:
         if gabor:
             if "W" not in run.params:
                 raise GemError(f"{path}: {run.model} has no fields W to fit Gabor functions to")
-            for name, value in summary(fit_all(run.params["W"])).items():
-                print(f"{name}: {value}")
+            found = summary(fit_all(run.params["W"]))
+            print(
+                f"a Gabor function fits {found['r2_above_half']} of {found['fields']} fields (R² > 0.5), "
+                f"{found['localised']} of them localised (both widths below a third of the patch)"
+            )
     except ImportError as error:
         raise GemError(f'{error.name} is missing: pip install "gem-em[plot]"') from error
 

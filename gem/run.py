@@ -6,20 +6,23 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gem.annealing import Annealing
+from gem.annealing import DEFAULTS, Annealing
 from gem.backends import select
-from gem.data import Source, from_spec, open_data
+from gem.data import Source, fingerprint, from_spec, open_data
 from gem.em import Info, local_shard, run_step
 from gem.errors import ConfigError, RunFileError
 from gem.models import Model, Step, make
 from gem.parallel import communicator
 from gem.philox import generator
 from gem.progress import Progress
-from gem.store import RunFile, read_run
+from gem.store import RunFile, environment, read_run
+
+MAX_SEED = 2**63  # the run file keeps it as a signed integer
 
 
 class EM:
@@ -77,8 +80,15 @@ class EM:
         checkpoint: int = 10,
         overwrite: bool = False,
     ):
-        if not isinstance(seed, int | np.integer):
-            raise ConfigError(f"seed = {seed!r} must be a whole number")
+        if not isinstance(model, Model) or not isinstance(anneal, Annealing):
+            raise ConfigError(f"EM(model, data, anneal) takes a Model and an Annealing, not {model!r} and {anneal!r}")
+        if not isinstance(seed, int | np.integer) or not 0 <= seed < MAX_SEED:
+            raise ConfigError(f"seed = {seed!r} must be a whole number, 0 to 2^63 - 1")
+        idle = [n for n in DEFAULTS if n.endswith("_noise") and anneal.ever(n) and n[:-6] not in model.shapes]
+        if idle:
+            raise ConfigError(
+                f"{idle[0]} has nothing to act on: {model.name} has the parameters {', '.join(model.shapes)}"
+            )
         if not isinstance(checkpoint, int | np.integer) or checkpoint < 1:
             raise ConfigError(f"checkpoint = {checkpoint!r} must be a whole number of steps, at least 1")
         self.model, self.anneal, self.seed = model, anneal, int(seed)
@@ -89,6 +99,7 @@ class EM:
         with self.comm.guard():
             self.backend = select(backend, dtype, self.comm)
             source = open_data(data)
+            _refuse_own_data(output, source.spec)
             shard = local_shard(model, source, self.backend, self.comm, batch)
             self._batch, self._batches = shard.batch, self.backend.load(shard)
             self.params = model.check(model.init_params(source, self.seed, self.comm) if params is None else params)
@@ -98,7 +109,7 @@ class EM:
                     output,
                     model=model.name,
                     config=config,
-                    machine=self.backend.describe(),
+                    machine={**environment(), **self.backend.describe()},
                     seed=self.seed,
                     params=self.params,
                     every=checkpoint,
@@ -112,6 +123,7 @@ class EM:
             "annealing": self.anneal.to_dict(),
             "data": source.spec,
             "shape": list(source.shape),
+            "fingerprint": fingerprint(source),
             "dtype": str(self.backend.dtype),
             "checkpoint": checkpoint,
             "ranks": self.comm.allgather({"backend": self.backend.name, "batch": self._batch}),
@@ -149,6 +161,8 @@ class EM:
                 raise RunFileError(
                     f"{path}: the run was on data of shape {config['shape']}, these are {list(source.shape)}"
                 )
+            if not np.allclose(fingerprint(source), config["fingerprint"], rtol=1e-3, atol=1e-6, equal_nan=True):
+                raise RunFileError(f"{path}: the data have changed since the run began: it would not be the same run")
             own = config["ranks"][group.rank % len(config["ranks"])]
             em = cls(
                 make(run.model, config["settings"]),
@@ -185,11 +199,15 @@ class EM:
         return [(t + 1, note) for t, (_, notes) in enumerate(self._records) for note in notes]
 
     def __iter__(self) -> Iterator[Info]:
-        """Do the remaining steps, yielding the `Info` of each; to leave the loop early loses no step either."""
-        with self._saving():
-            while self.step < len(self.anneal):
-                yield self._advance(stop=False)
-            self._finish()
+        """Do the remaining steps, yielding the `Info` of each; SIGTERM ends them early.
+
+        Leaving the loop early loses no step either.
+        """
+        self.stopped = False
+        with termination() as asked, self._saving():
+            while self.step < len(self.anneal) and not self.stopped:
+                yield self._advance(stop=asked.is_set())
+            self._save() if self.stopped else self._finish()
 
     def run(self, progress: bool = False) -> EM:
         """Do the remaining steps; SIGTERM ends them early, after a checkpoint."""
@@ -202,10 +220,7 @@ class EM:
             while self.step < len(self.anneal) and not self.stopped:
                 info = self._advance(stop=asked.is_set())
                 line.update(self.step, info)
-            if self.stopped:
-                self._save()
-            else:
-                self._finish()
+            self._save() if self.stopped else self._finish()
         return self
 
     def _advance(self, stop: bool) -> Info:
@@ -253,3 +268,13 @@ def termination() -> Iterator[threading.Event]:
         yield asked
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _refuse_own_data(output: Any, spec: Any) -> None:
+    """A run file that would take the place of the data it is learned from."""
+    if output is None or spec is None:
+        return
+    names = [spec["data"]] if isinstance(spec["data"], str) else spec["data"]
+    target = str(Path(output).resolve())
+    if any(name == target or name.startswith(f"{target}:") for name in names):
+        raise ConfigError(f"the output {output} is the data file itself: choose another name for the run file")

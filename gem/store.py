@@ -21,6 +21,7 @@ import glob
 import io
 import json
 import os
+import platform
 import shutil
 import signal
 import threading
@@ -133,7 +134,11 @@ class RunFile:
         """
         path = Path(path).resolve()
         if path.exists() and not overwrite:
-            raise RunFileError(f"{path} exists: continue it with `gem resume`, or replace it with --overwrite")
+            raise RunFileError(
+                f"{path} exists: continue it with `gem resume`, or replace it with --overwrite (overwrite=True)"
+            )
+        if path.exists() and not _is_run_file(path):
+            raise RunFileError(f"{path} exists and is no run file of gem: it is not overwritten, choose another name")
         _check_names(params)
         start = _float64(params)
         run = cls(path, _shapes(start), 0, False, every)
@@ -453,6 +458,44 @@ class _Disk(io.FileIO):
         super().__exit__(*exception)
         if self.error is not None:
             raise self.error
+
+
+def _is_run_file(path: Path) -> bool:
+    """Whether a file may be replaced by a run: one that holds a run, whole or torn, and nothing else."""
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            return file.attrs.get("format") == FORMAT
+    except OSError:
+        start = path.read_bytes()[: 1 << 16]
+        return not start or (start.startswith(HDF5_SIGNATURE) and FORMAT.encode() in start)
+
+
+def environment() -> dict[str, Any]:
+    """The machine and the versions a run depends on, as plain data."""
+    import h5py
+
+    return {
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "gem": __version__,
+        "numpy": np.__version__,
+        "h5py": h5py.__version__,
+        "hdf5": h5py.version.hdf5_version,
+    }
+
+
+def _processor() -> str:
+    """The processor's name where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _check_names(names: Iterable[str]) -> None:

@@ -151,6 +151,16 @@ def test_batches_and_dtype_do_not_matter(make, backend):
             np.testing.assert_allclose(value, results[0][name], rtol=1e-9, atol=1e-9 * np.abs(value).max())
 
 
+def test_noisy_parameters_are_parameters(make):
+    model = make(False)
+    noise = {f"{name}_noise": 0.5 for name in model.shapes}
+    noisy = model.perturb(truth(model), noise, np.random.default_rng(0))
+    if "cov" not in model.shapes:  # there is no noise for covariances: see Annealing
+        model.check(noisy)
+    assert any(not np.array_equal(noisy[name], value) for name, value in truth(model).items())
+    np.testing.assert_array_equal(model.perturb(truth(model), {}, np.random.default_rng(0))["pi"], truth(model)["pi"])
+
+
 def test_arguments_are_not_edited(make, backend):
     model = make(False)
     Y, _ = model.generate_data(truth(model), 64, seed=8)

@@ -42,4 +42,4 @@ def test_the_ten_lines_of_the_readme(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.save("patches.npy", np.random.default_rng(0).standard_normal((300, 256)))
     exec(compile(code[1].replace("steps=100", "steps=2"), "README.md", "exec"), {})
-    assert (tmp_path / "run.h5").exists()
+    assert (tmp_path / "fields.h5").exists()

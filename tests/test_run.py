@@ -149,11 +149,10 @@ def test_iterating_is_running(world):
 
 
 def test_other_models_run(tmp_path):
-    model = MoG(D=9, K=3, covariance="full")
-    whole = fit(points(), model=model, output=tmp_path / "whole.h5").run()
-    die_after(
-        5, fit(points(), model=model, output=tmp_path / "run.h5", checkpoint=5), tmp_path / "run.h5", tmp_path / "c"
-    )
+    model, anneal = MoG(D=9, K=3, covariance="full"), Annealing(steps=STEPS, T=[(0, 3.0), (0.8, 1.0)], pi_noise=0.1)
+    whole = fit(points(), anneal, model, output=tmp_path / "whole.h5").run()
+    begun = fit(points(), anneal, model, output=tmp_path / "run.h5", checkpoint=5)
+    die_after(5, begun, tmp_path / "run.h5", tmp_path / "c")
     assert_same(EM.resume(tmp_path / "c", points()).run(), whole)
 
 
@@ -162,6 +161,8 @@ def test_other_models_run(tmp_path):
     [
         ({"seed": 1.5}, r"seed = 1\.5 must be a whole number"),
         ({"seed": "a"}, "seed = 'a'"),
+        ({"seed": 2**63}, "seed = 9223372036854775808"),
+        ({"model": MoG(D=9, K=2)}, "W_noise has nothing to act on"),
         ({"checkpoint": 0}, "checkpoint = 0 .*at least 1"),
         ({"checkpoint": "a"}, "checkpoint = 'a'"),
         ({"batch": 0}, "batch = 0"),
@@ -630,3 +631,28 @@ def test_failing_rank_0_loses_no_step_and_keeps_nobody_waiting(tmp_path, mpiexec
     assert process.returncode != 0
     assert "a defect" in err
     assert read_run(tmp_path / "run.h5").step == 4
+
+
+def test_changed_data_are_not_taken_up(tmp_path):
+    np.save(tmp_path / "data.npy", points())
+    fit(str(tmp_path / "data.npy"), output=tmp_path / "run.h5").run()
+    np.save(tmp_path / "data.npy", points() * 3 + 7)
+    with pytest.raises(RunFileError, match="data have changed"):
+        EM.resume(tmp_path / "run.h5")
+
+
+def test_a_run_does_not_take_the_place_of_data(tmp_path):
+    np.save(tmp_path / "data.npy", points())
+    before = (tmp_path / "data.npy").read_bytes()
+    for data in (str(tmp_path / "data.npy"), points()):
+        with pytest.raises((ConfigError, RunFileError), match="choose another name"):
+            fit(data, output=tmp_path / "data.npy", overwrite=True)
+    assert (tmp_path / "data.npy").read_bytes() == before
+
+
+def test_the_run_file_tells_the_machine(tmp_path):
+    fit(points(), Annealing(steps=1), output=tmp_path / "run.h5").run()
+    machine = read_run(tmp_path / "run.h5").machine
+    assert {"host", "platform", "processor", "cores", "python", "gem", "numpy", "h5py", "backend", "dtype"} <= set(
+        machine
+    )

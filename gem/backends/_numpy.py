@@ -76,7 +76,7 @@ class NumpyBackend(Backend):
             with np.errstate(all="ignore"):  # NaN and Inf show in the evidence, which the caller checks
                 return function(start, Y)
 
-        with blas.limited(1), ThreadPoolExecutor(self.threads) as pool:
+        with ThreadPoolExecutor(self.threads) as pool:
             waiting: deque[Future[Result]] = deque()
             for start, Y in batches:
                 waiting.append(pool.submit(quietly, start, Y))

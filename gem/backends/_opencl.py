@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 
 from gem.backends import blas
 from gem.backends._device import DeviceBackend, Schedule, schedule
-from gem.backends.base import Array, Batches, Kernel, Result
+from gem.backends.base import Batches, Kernel
 from gem.errors import BackendError
 from gem.kernels import source
 
@@ -25,8 +26,9 @@ INSTALL = (
     'pip install "gem-em[opencl]" brings PyOpenCL and pocl, a runtime for CPUs; '
     'for processors newer than that, pip install "gem-em[opencl-intel]"'
 )
-BATCH_BYTES = {True: 16 << 20, False: 256 << 20}  # CPU device: what its caches hold; GPU: enough to fill it
+BATCH_BYTES = {True: 48 << 20, False: 256 << 20}  # CPU device: threads are worth waking; GPU: enough to fill it
 LOCAL_BYTES = 48 << 10  # what every GPU gives a group
+SPARE_BYTES = 256 << 20  # of memory that is kept for the next batch, on a CPU device
 RESIDENT_SHARE = 0.5  # of a device's memory, for data that stay
 
 
@@ -78,6 +80,7 @@ class OpenCLBackend(DeviceBackend):
         self._threads = min(threads or self._units, self._units) if self._cpu else 1
         self._pool = ThreadPoolExecutor(self._threads)
         self._programs: dict[Any, Any] = {}
+        self._spare: dict[int, list[DeviceArray]] = {}
 
     def describe(self) -> dict[str, Any]:
         device = self._device
@@ -134,8 +137,20 @@ class OpenCLBackend(DeviceBackend):
         kind = np.dtype(dtype or self.dtype)
         size = max(1, int(np.prod(shape))) * kind.itemsize
         if self._cpu and np.prod(shape):
-            return self.wrap(np.empty(shape, kind))
+            return self._reused(tuple(shape), kind, size)
         return DeviceArray(self._cl.Buffer(self._context, self._cl.mem_flags.READ_WRITE, size), tuple(shape), kind)
+
+    def _reused(self, shape: tuple[int, ...], kind: np.dtype, size: int) -> DeviceArray:
+        """Memory that an array of the same size gave back: fresh pages cost more than most kernels."""
+        spare = self._spare.setdefault(size, [])
+        source = spare.pop() if spare else self.wrap(np.empty(size, np.uint8))
+        array = DeviceArray(source.buffer, shape, kind, source.host)
+        weakref.finalize(array, self._give_back, size, source)
+        return array
+
+    def _give_back(self, size: int, source: DeviceArray) -> None:
+        if sum(n * len(arrays) for n, arrays in self._spare.items()) < SPARE_BYTES:
+            self._spare[size].append(source)
 
     def wrap(self, host: np.ndarray, writable: bool = True) -> DeviceArray:
         """The host's own memory as an array of a CPU device: nothing is copied."""
@@ -187,10 +202,6 @@ class OpenCLBackend(DeviceBackend):
             self._programs[key] = _build(self._cl, self._context, name, text, defines)
         return OpenCLKernel(self._queue, self._programs[key], name, plan, self.dtype, wait=self._cpu)
 
-    def map(self, function: Callable[[int, Array], Result], batches: Batches) -> Iterator[Result]:
-        with blas.limited(1) if self._cpu else nullcontext():
-            yield from super().map(function, batches)
-
     def batch_size(self, N: int, bytes_per_point: int) -> int:
         return max(1, min(N, BATCH_BYTES[self._cpu] // bytes_per_point))
 
@@ -205,6 +216,7 @@ class OpenCLBackend(DeviceBackend):
 
     def free_memory(self) -> None:
         self._queue.finish()
+        self._spare.clear()
 
 
 class OpenCLKernel(Kernel):
@@ -238,8 +250,12 @@ class InPlace:
     def __init__(self, backend: OpenCLBackend, shard: Any):
         self.N, self.start, self.stop = shard.N, shard.start, shard.stop
         self._backend, self._shard = backend, shard
+        self._kept = list(self._wrapped()) if shard.resident else None
 
     def __iter__(self) -> Iterator[tuple[int, DeviceArray]]:
+        return self._wrapped() if self._kept is None else iter(self._kept)
+
+    def _wrapped(self) -> Iterator[tuple[int, DeviceArray]]:
         for start, Y in self._shard.batches():
             yield start, self._backend.wrap(Y, writable=False)
 

@@ -96,7 +96,10 @@ class Backend(ABC):
 
     @abstractmethod
     def map(self, function: Callable[[int, Array], Result], batches: Batches) -> Iterator[Result]:
-        """`function(start, Y)` for each batch, results in order; it may be given a batch in parts."""
+        """`function(start, Y)` for each batch, results in order; it may be given a batch in parts.
+
+        The caller has limited BLAS to one thread (`gem.backends.blas`): threads are the backend's.
+        """
 
     @abstractmethod
     def synchronize(self) -> None:

@@ -42,5 +42,7 @@ def matmul(pool: ThreadPoolExecutor, threads: int, a: np.ndarray, b: np.ndarray,
         return
     cuts = [len(a) * t // threads for t in range(threads + 1)]
     parts = [slice(start, stop) for start, stop in pairwise(cuts)]
-    for done in [pool.submit(np.matmul, a[part], b, out[part]) for part in parts]:
+    others = [pool.submit(np.matmul, a[part], b, out[part]) for part in parts[1:]]
+    np.matmul(a[parts[0]], b, out=out[parts[0]])  # here: one thread less to be woken, on another core
+    for done in others:
         done.result()

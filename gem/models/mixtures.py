@@ -92,6 +92,10 @@ class MoG(Model):
                 raise ConfigError("parameter cov must be positive definite") from error
         return checked
 
+    def perturb(self, params: Params, noise: Mapping[str, float], rng: np.random.Generator) -> Params:
+        noisy = super().perturb(params, noise, rng)
+        return {**noisy, "pi": noisy["pi"] / noisy["pi"].sum()} if noise.get("pi_noise") else noisy
+
     def init_params(self, Y: Any, seed: int = 0, comm: Any = None) -> Params:
         """Means by k-means++ on a subsample, equal proportions, the subsample's spread about its nearest mean.
 
