@@ -78,19 +78,24 @@ def _show(name: str, real: int, sizes: dict[str, int]) -> None:
     print("".join(f"#define {key} {value}\n" for key, value in defines.items()) + text)
 
 
+def check(name: str, real: int, sizes: dict[str, int]) -> list[tuple[resources.Resources, int]]:
+    """What a kernel's CUDA build takes on every architecture, and the size of its blocks."""
+    text, defines, plan = _program(name, real, sizes)
+    options = ["--std=c++17", *(f"-D{key}={value}" for key, value in defines.items())]
+    found = [resources.resources(text, arch, options, f"{name}.cu") for arch in resources.ARCHITECTURES]
+    return [(record, plan.group) for records in found for record in records]
+
+
 def _check(names: list[str], real: int, sizes: dict[str, int]) -> int:
-    """Print the table; 1 if a float32 kernel spills."""
-    spills = 0
+    """Print the table; 1 if a float32 kernel spills, or leaves less than half of a multiprocessor's threads."""
+    poor = []
     for name in names:
-        text, defines, plan = _program(name, real, sizes)
-        options = ["--std=c++17", *(f"-D{key}={value}" for key, value in defines.items())]
-        records = [
-            r for arch in resources.ARCHITECTURES for r in resources.resources(text, arch, options, f"{name}.cu")
-        ]
-        spills += sum(r.spill_stores + r.spill_loads for r in records)
-        print(f"{name} {defines}\n{resources.table(records, plan.group)}\n")
-    if spills and real == 32:
-        print("a float32 kernel spills registers", file=sys.stderr)
+        found = check(name, real, sizes)
+        records, block = [record for record, _ in found], found[0][1]
+        print(f"{name} {_program(name, real, sizes)[1]}\n{resources.table(records, block)}\n")
+        poor += [r for r in records if r.spill_stores + r.spill_loads or resources.occupancy(r, r.arch, block) < 0.5]
+    if poor and real == 32:
+        print(f"a float32 kernel spills, or its occupancy is below 50 %: {poor[0]}", file=sys.stderr)
         return 1
     return 0
 

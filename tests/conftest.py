@@ -50,7 +50,9 @@ def available():
     return gem.backends.available()
 
 
-@pytest.fixture(params=["numpy", "opencl", *(["cuda"] if "CUSHIM_ORDER" in os.environ else [])])
+@pytest.fixture(
+    params=["numpy", "opencl", "cuda" if "CUSHIM_ORDER" in os.environ else pytest.param("cuda", marks=pytest.mark.gpu)]
+)
 def backend(request):
     """Each backend's name, in turn; cuda where CuPy runs on the CPU (tests/test_kernels.py) or a GPU is there."""
     about = available()[request.param]
@@ -63,11 +65,21 @@ def pytest_configure(config):
     config.addinivalue_line("markers", "serial: starts processes or judges the whole machine: not under mpiexec")
 
 
+@lru_cache(maxsize=1)
+def gpu():
+    """Whether there is a CUDA device."""
+    return "unavailable" not in available()["cuda"]
+
+
 def pytest_collection_modifyitems(config, items):
-    if launched():  # deselected, not skipped: the serial run has them
-        dropped = [item for item in items if item.get_closest_marker("serial")]
+    """Drop what this run is not for: serial tests under mpiexec, and those of a GPU where none is (unless required)."""
+    without = {"gpu"} if "gpu" not in REQUIRED and not gpu() else set()
+    if launched():
+        without.add("serial")
+    if without:
+        dropped = [item for item in items if any(item.get_closest_marker(mark) for mark in without)]
         config.hook.pytest_deselected(items=dropped)
-        items[:] = [item for item in items if not item.get_closest_marker("serial")]
+        items[:] = [item for item in items if item not in set(dropped)]
 
 
 def pytest_runtest_logreport(report):

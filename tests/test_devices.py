@@ -17,6 +17,7 @@ from gem.backends._device import schedule
 from gem.errors import BackendError
 from gem.models import BSC, MoG
 
+pytestmark = pytest.mark.serial  # one device at a time: ranks change nothing here
 KINDS = ["opencl", *(["cuda"] if "CUSHIM_ORDER" in os.environ else [])]
 MODELS = {"bsc": BSC(D=8, H=6, Hprime=4, gamma=3), "mog": MoG(D=8, K=3)}
 

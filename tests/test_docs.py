@@ -11,6 +11,7 @@ import pytest
 import gem.kernels
 from gem.kernels import source
 
+pytestmark = pytest.mark.serial  # one device at a time: ranks change nothing here
 ROOT = Path(__file__).parent.parent
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 from conftest import missing
 from test_kernels import device
+
+from gem.kernels import source
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.serial
@@ -71,6 +74,31 @@ def test_rung_1_opencl(broken):
         assert same, said
     if what == "index":
         assert not same
+
+
+@pytest.mark.parametrize("kernel", source.names())
+def test_rung_1_oclgrind_finds_no_race_and_no_overrun(kernel):
+    assert oclgrind(ROOT / "kernels", kernel) == ""
+
+
+def test_rung_1_oclgrind_finds_a_missing_barrier(tmp_path):
+    shutil.copytree(ROOT / "kernels", tmp_path / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
+    kernel, file, text, instead = BROKEN["barrier"]
+    path = tmp_path / "kernels" / file
+    path.write_text(path.read_text().replace(text, instead, 1))
+    assert "race" in oclgrind(tmp_path / "kernels", kernel)
+
+
+def oclgrind(folder, kernel):
+    """What Oclgrind says of a kernel's cases: it exits 0 whatever it found."""
+    program = shutil.which("oclgrind")
+    if program is None:
+        missing("oclgrind", "it is not installed (a system package: apt-get install oclgrind)")
+    done = subprocess.run(
+        [program, "--data-races", sys.executable, "-c", PARITY, folder, "opencl-items", kernel],
+        capture_output=True, text=True, cwd=ROOT, check=False,
+    )  # fmt: skip
+    return done.stderr if re.search("race|Invalid (read|write)|DIFFERS|Error", done.stderr) else ""
 
 
 def test_rung_3_cuda_on_the_host(broken):

@@ -9,6 +9,8 @@ import pytest
 
 from gem.errors import BackendError, ConfigError
 from gem.kernels import resources as module
+from gem.kernels import source
+from gem.kernels.__main__ import EXAMPLES, check, main
 from gem.kernels.resources import Resources, compile_cubin, occupancy, resources, table
 
 REVERSE = r"""
@@ -150,3 +152,51 @@ def test_the_table_has_a_row_per_record():
     lines = table([Resources("k", "sm_90", 64, 8, 4, 4, 512, 1)], block=256).splitlines()
     assert lines[0].split()[:3] == ["kernel", "arch", "registers"]
     assert lines[1].split() == ["k", "sm_90", "64", "8", "4", "4", "512", "1", "50%"]
+
+
+SIZES = {
+    **{name: [sizes] for name, sizes in EXAMPLES.items()},
+    "gram_posterior": [
+        {"H": 300, "HPRIME": Hprime, "GAMMA": gamma, "ANNEAL": anneal}
+        for Hprime, gamma in ((8, 5), (12, 4), (12, 10), (32, 3))
+        for anneal in (0, 1)
+    ],
+    "mixture": [
+        {"D": 64, "K": 50, "COVARIANCE": covariance, "STORE": store} for covariance in (0, 1, 2) for store in (0, 1)
+    ],
+}
+
+
+@pytest.mark.usefixtures("nvrtc")
+@pytest.mark.parametrize("name", source.names())
+def test_our_kernels_spill_nothing_and_leave_half_the_threads(name):
+    """Rung 2: float32, every architecture."""
+    for sizes in SIZES[name]:
+        for record, block in check(name, 32, sizes):
+            assert record.spill_stores == record.spill_loads == 0, (record, sizes)
+            assert occupancy(record, record.arch, block) >= 0.5, (record, sizes)
+
+
+def run_tool(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr("sys.argv", ["gem.kernels", *arguments])
+    status = main()
+    return status, capsys.readouterr().out
+
+
+def test_the_tool_lists_and_shows(monkeypatch, capsys):
+    status, out = run_tool(monkeypatch, capsys)
+    assert status == 0
+    assert all(f"kernels/{name}.py" in out and f"-k {name}" in out for name in source.names())
+    status, out = run_tool(monkeypatch, capsys, "--show", "gram_posterior", "--define", "HPRIME=12", "--real", "64")
+    assert status == 0
+    assert "#define HPRIME 12\n" in out
+    assert "#define GEM_REAL 64\n" in out
+    assert '#line 1 "kernels/gram_posterior.c"' in out
+    assert "STATE_MASK" in out
+
+
+@pytest.mark.usefixtures("nvrtc")
+def test_the_tool_checks(monkeypatch, capsys):
+    status, out = run_tool(monkeypatch, capsys, "--check", "scale_rows")
+    assert status == 0
+    assert all(arch in out for arch in module.ARCHITECTURES)
