@@ -221,17 +221,16 @@ def test_cuda_branch_runs_on_the_host(how):
         interpreter, environment = harness.build(), harness.env()
     except harness.BuildError as error:
         missing("cuda", str(error))
-    chosen = {
-        "fwd": ["test_kernels.py", "test_devices.py", "test_golden.py"],
-        "rand": ["test_kernels.py", "test_devices.py"],
-        "ubsan": ["test_kernels.py"],
-    }[how]
-    environment |= {"CUSHIM_ORDER": how if how != "ubsan" else "fwd", "GEM_REQUIRE": "cuda"}
+    chosen = ["tests/test_kernels.py"]
+    wanted = "cuda and not host"
+    if how == "fwd":
+        chosen += ["tests/test_devices.py", "tests/test_golden.py"]
     if how == "ubsan":
+        wanted += " and parity and float64"
         environment["FAKECUDA_CXXFLAGS"] = "-O1 -fsanitize=undefined"
+    environment |= {"CUSHIM_ORDER": "rand" if how == "rand" else "fwd", "GEM_REQUIRE": "cuda"}
     done = subprocess.run(
-        [interpreter, "-m", "pytest", "-s", "-p", "no:cacheprovider", "-k", "cuda and not host"]
-        + [f"tests/{name}" for name in chosen],
+        [interpreter, "-m", "pytest", "-s", "-p", "no:cacheprovider", "-k", wanted, *chosen],
         env={**os.environ, **environment},
         capture_output=True, text=True, cwd=Path(__file__).parent.parent, check=False,
     )  # fmt: skip

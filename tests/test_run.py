@@ -656,3 +656,14 @@ def test_the_run_file_tells_the_machine(tmp_path):
     assert {"host", "platform", "processor", "cores", "python", "gem", "numpy", "h5py", "backend", "dtype"} <= set(
         machine
     )
+
+
+def test_sigterm_ends_a_for_loop_too(tmp_path):
+    em = fit(points(), output=tmp_path / "run.h5", checkpoint=100)
+    for info in em:
+        assert info.N == 401
+        if em.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert (em.step, em.stopped) == (5, True)
+    assert read_run(tmp_path / "run.h5").step == 5
+    assert_same(EM.resume(tmp_path / "run.h5", points()).run(), fit(points()).run())

@@ -262,7 +262,8 @@ inline void launch(void (*kernel)(void**), dim3 grid, dim3 dim, size_t dynamic_b
             for (unsigned x = 0; x < grid.x; x++) {
                 b.index = {x, y, z};
                 memset(dynamic_shared(), POISON, dynamic_bytes);
-                memset(__start_cushim_shared, POISON, __stop_cushim_shared - __start_cushim_shared);
+                if (__start_cushim_shared != __stop_cushim_shared)  // null, both, where a kernel has no shared array
+                    memset(__start_cushim_shared, POISON, __stop_cushim_shared - __start_cushim_shared);
                 run_block(b);
             }
 }
