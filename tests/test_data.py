@@ -21,6 +21,8 @@ from gem.data import ArraySource, HDF5Source, ImageSource, Shard, Source, check_
 from gem.errors import ConfigError, DataError
 from gem.images import find_images, load_grey, sample_patches, whiten
 
+pytestmark = pytest.mark.serial  # files and slabs: ranks change nothing here
+
 N, D = 103, 7
 TABLE = np.random.default_rng(0).normal(size=(N, D))
 

@@ -22,6 +22,8 @@ import pytest
 from gem.errors import ConfigError, RunFileError
 from gem.store import RunFile, load_params, read_run
 
+pytestmark = pytest.mark.serial  # files and slabs: ranks change nothing here
+
 ABOUT = {"model": "BSC", "config": {"D": 5, "H": 3}, "machine": {"host": "here"}, "seed": 7}
 
 
