@@ -150,7 +150,7 @@ class OpenCLBackend(DeviceBackend):
 
     def _give_back(self, size: int, source: DeviceArray) -> None:
         if sum(n * len(arrays) for n, arrays in self._spare.items()) < SPARE_BYTES:
-            self._spare[size].append(source)
+            self._spare.setdefault(size, []).append(source)  # free_memory may have emptied it
 
     def wrap(self, host: np.ndarray, writable: bool = True) -> DeviceArray:
         """The host's own memory as an array of a CPU device: nothing is copied."""
