@@ -155,6 +155,7 @@ def run_step(
 ) -> tuple[Params, Info, bool]:
     """E-step on this rank's data, one reduction, M-step. `stop` tells whether any rank wants to end."""
     began = time.perf_counter()
+    params = {name: np.asarray(value) for name, value in params.items()}  # a scalar's powers round otherwise
     stats = Statistics({"free_energy": (), "N": (), "N_use": (), "stop": (), **model.layout})
     stats.add({"N": batches.N, "stop": stop})
     with blas.limited(1):  # threads are the backend's: those of BLAS spin after their work, in the way of all others
