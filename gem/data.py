@@ -415,7 +415,7 @@ def fingerprint(source: Source) -> list[float]:
     return [float(np.abs(rows.astype(np.float64)).sum()) for rows in parts]
 
 
-def check_finite(Y: np.ndarray, first_row: int = 0, name: str = "data") -> None:
+def check_finite(Y: np.ndarray, first_row: int = 0, name: str = "data", missing: bool = False) -> None:
     """Refuse NaN and Inf.
 
     Parameters
@@ -423,18 +423,20 @@ def check_finite(Y: np.ndarray, first_row: int = 0, name: str = "data") -> None:
     Y : (n, D) array.
     first_row : global index of its first row, for the message.
     name : what the message calls the data.
+    missing : whether NaN marks missing entries and is let through.
 
     Raises
     ------
     DataError
         Naming row and column of the first such value, the value, and how many there are.
     """
-    bad = ~np.isfinite(Y)
+    bad = np.isinf(Y) if missing else ~np.isfinite(Y)
     if not bad.any():
         return
     row, column = np.unravel_index(bad.argmax(), bad.shape)
     raise DataError(
         f"{name}: {Y[row, column]} at row {first_row + row}, column {column}, the first of {bad.sum()} such "
         f"values in rows {first_row} to {first_row + len(Y) - 1}; drop these rows, "
-        "Y[np.isfinite(Y).all(axis=1)], or fill the gaps; if the file has no inf there, use dtype float64"
+        "Y[np.isfinite(Y).all(axis=1)], or give the model missing=True for NaN that marks "
+        "gaps; if the file has no inf there, use dtype float64"
     )

@@ -116,38 +116,76 @@ def posterior(
     anneal_prior: bool = True,
     comm: Any = None,
     batch: int | None = None,
+    top: int = 0,
+    reconstruct: bool = False,
 ) -> Posterior:
     """The (truncated, annealed) posterior of every data point of this rank.
+
+    Parameters
+    ----------
+    top : int
+        How many of the most probable states to list (they are enumerated on the host, point by point).
+    reconstruct : bool
+        Whether to give E[y] as well: the denoised data, and what is missing.
 
     Returns
     -------
     Posterior
-        `log_evidence` (N,), `candidates` (N, H'), `mean` (N, H) ⟨s⟩ as host arrays; for a mixture `mean` (N, K)
-        holds the responsibilities and `candidates` is None. Arguments and errors as in `em_step`.
+        `log_evidence` (N,), `candidates` (N, H'), `mean` (N, H) ⟨s⟩ and `product` (N, H) as host arrays, and with
+        `top` `states`, `probabilities` and `map_state`, with `reconstruct` `reconstruction` (N, D); for a mixture
+        `mean` (N, K) holds the responsibilities and `candidates` is None. Other arguments and errors as in `em_step`.
     """
     group = communicator(comm)
     with group.guard():
         chosen = select(backend, dtype, group)
         batches = chosen.load(local_shard(model, data, chosen, group, batch))
-        step = Step(T, 0.0, anneal_prior)
-        tables = model.tables(model.check(params), chosen, step)
+        checked = model.check(params)
+        tables = model.tables(checked, chosen, Step(T, 0.0, anneal_prior, str(chosen.dtype)))
 
         def infer(start: int, Y: Any) -> Posterior:
             found = model.infer_full(tables, Y)
-            _check(found.log_evidence, chosen, Y, start)
-            return Posterior(
-                found.log_evidence,
-                None if found.candidates is None else chosen.to_host(found.candidates),
-                chosen.to_host(found.mean),
-            )
+            _check(found.log_evidence, model, chosen, Y, start)
+            y = model.reconstruct(tables, Y, found) if reconstruct else None
+            host: dict[str, Any] = {
+                name: None if array is None else chosen.to_host(array)
+                for name, array in (
+                    ("candidates", found.candidates),
+                    ("mean", found.mean),
+                    ("product", found.product),
+                    ("reconstruction", y),
+                )
+            }
+            told = Posterior(found.log_evidence, **host)
+            if top:
+                told.states, told.probabilities = model.top_states(checked, chosen.to_host(Y).astype(float), told, top)
+            return told
 
         with blas.limited(1):
-            parts = list(chosen.map(infer, batches))
-    return Posterior(
-        np.concatenate([p.log_evidence for p in parts]),
-        None if parts[0].candidates is None else np.concatenate([p.candidates for p in parts]),
-        np.concatenate([p.mean for p in parts]),
-    )
+            return _joined(list(chosen.map(infer, batches)))
+
+
+def _joined(parts: list[Posterior]) -> Posterior:
+    """The batches' posteriors as one; what the first does not have, none has."""
+
+    def whole(name: str) -> Any:
+        arrays = [getattr(part, name) for part in parts]
+        return None if arrays[0] is None else np.concatenate(arrays)
+
+    names = ("log_evidence", "candidates", "mean", "product", "states", "probabilities", "reconstruction")
+    return Posterior(**{name: whole(name) for name in names})
+
+
+@dataclass(frozen=True)
+class _Task:
+    """An E-step: of whom, on what, where."""
+
+    model: Model
+    params: Params
+    tables: Any
+    batches: Batches
+    backend: Backend
+    comm: Communicator
+    step: Step
 
 
 def run_step(
@@ -161,7 +199,7 @@ def run_step(
     with blas.limited(1):  # threads are the backend's: those of BLAS spin after their work, in the way of all others
         tables = model.tables(params, backend, step)
         expectation = _e_step if step.Ncut == 0 else _selective_e_step
-        expectation(model, params, tables, batches, backend, comm, step, stats)
+        expectation(_Task(model, params, tables, batches, backend, comm, step), stats)
         comm.allreduce(stats.buffer)
         new, notes = model.m_step(stats, params, step)
     for name, value in new.items():
@@ -179,46 +217,29 @@ def run_step(
     return new, info, bool(stats["stop"] > 0)
 
 
-def _e_step(
-    model: Model,
-    params: Params,
-    tables: Any,
-    batches: Batches,
-    backend: Backend,
-    comm: Communicator,
-    step: Step,
-    stats: Statistics,
-) -> None:
+def _e_step(task: _Task, stats: Statistics) -> None:
     """Posterior and statistics of every batch in one pass: all points count."""
 
     def expect(start: int, Y: Any) -> tuple[np.ndarray, Mapping[str, Any]]:
-        log_evidence, sums = model.e_step(tables, Y)
-        _check(log_evidence, backend, Y, start)
+        log_evidence, sums = task.model.e_step(task.tables, Y)
+        _check(log_evidence, task.model, task.backend, Y, start)
         return log_evidence, sums
 
-    for log_evidence, sums in backend.map(expect, batches):
+    for log_evidence, sums in task.backend.map(expect, task.batches):
         stats.add({"free_energy": log_evidence.sum(), "N_use": len(log_evidence)})
         stats.add(sums)
 
 
-def _selective_e_step(
-    model: Model,
-    params: Params,
-    tables: Any,
-    batches: Batches,
-    backend: Backend,
-    comm: Communicator,
-    step: Step,
-    stats: Statistics,
-) -> None:
+def _selective_e_step(task: _Task, stats: Statistics) -> None:
     """Data selection: the points of largest evidence, over all ranks, make the statistics (math.md, the set M)."""
-    keep = batches.N * model.bytes_per_point(backend.dtype.itemsize)[1] <= KEEP_BYTES
+    model, tables, batches = task.model, task.tables, task.batches
+    keep = batches.N * model.bytes_per_point(task.backend.dtype.itemsize)[1] <= KEEP_BYTES
     log_evidence = np.empty(batches.N)
     kept: dict[int, Posterior] = {}
 
     def infer(start: int, Y: Any) -> None:
         found = model.infer(tables, Y)
-        _check(found.log_evidence, backend, Y, start)
+        _check(found.log_evidence, model, task.backend, Y, start)
         log_evidence[start - batches.start :][: len(found.log_evidence)] = found.log_evidence
         if keep:
             kept[start] = found
@@ -230,22 +251,22 @@ def _selective_e_step(
             found = model.infer(tables, Y)
         return model.sums(tables, Y, found, weights) if weights.any() else {}
 
-    for _ in backend.map(infer, batches):
+    for _ in task.backend.map(infer, batches):
         pass
     total = np.array([batches.N])
-    comm.allreduce(total)
-    A, _ = model.truncation(params)
-    chosen = largest(comm, log_evidence, max(1, math.floor(total[0] * (1 - step.Ncut * (1 - A)))))
+    task.comm.allreduce(total)
+    A, _ = model.truncation(task.params)
+    chosen = largest(task.comm, log_evidence, max(1, math.floor(total[0] * (1 - task.step.Ncut * (1 - A)))))
     stats.add({"free_energy": log_evidence.sum(), "N_use": chosen.sum()})
-    for sums in backend.map(select_and_sum, batches):
+    for sums in task.backend.map(select_and_sum, batches):
         stats.add(sums)
 
 
-def _check(log_evidence: np.ndarray, backend: Backend, Y: Any, start: int) -> None:
+def _check(log_evidence: np.ndarray, model: Model, backend: Backend, Y: Any, start: int) -> None:
     """NaN or Inf in the data show up in the evidence: look for them only then."""
     if np.all(np.isfinite(log_evidence)):
         return
-    check_finite(backend.to_host(Y), start)
+    check_finite(backend.to_host(Y), start, missing=model.missing)
     row = start + int(np.argmin(np.isfinite(log_evidence)))
     raise DataError(f"the evidence of data point {row} is not finite: use dtype='float64', or rescale the data")
 

@@ -31,7 +31,21 @@ def twin(name: str) -> ModuleType:
         raise BackendError(f"there is no kernel kernels/{name}.c with a twin kernels/{name}.py") from error
 
 
-def program(name: str, states: Any = None) -> str:
+def fragment_twin(fragment: str) -> ModuleType:
+    """The module that holds a fragment's numpy twin, `kernels/fragments/FRAGMENT.py`.
+
+    Raises
+    ------
+    BackendError
+        If there is none.
+    """
+    try:
+        return import_module(f"gem.kernels.fragments.{fragment}")
+    except ModuleNotFoundError as error:
+        raise BackendError(f"there is no fragment kernels/fragments/{fragment}.h with a twin {fragment}.py") from error
+
+
+def program(name: str, states: Any = None, fragment: str | None = None) -> str:
     """The text of a kernel for OpenCL C and CUDA C++ alike; its sizes are left to -D options.
 
     Parameters
@@ -39,10 +53,14 @@ def program(name: str, states: Any = None) -> str:
     name : str
     states : gem.states.StateTable, optional
         Becomes constant tables, for kernels that enumerate K_n.
+    fragment : str, optional
+        A model's own lines, `kernels/fragments/FRAGMENT.h`, for kernels that ask for some.
     """
-    table = [] if states is None else [_joined("states", state_constants(states))]
-    files = [_joined(f"kernels/{file}", (FOLDER / file).read_text()) for file in ("gem.h", f"{name}.c")]
-    return "".join([files[0], *table, files[1]])
+    files = ["gem.h", *([f"fragments/{fragment}.h"] if fragment else []), f"{name}.c"]
+    parts = [_joined(f"kernels/{file}", (FOLDER / file).read_text()) for file in files]
+    if states is not None:
+        parts.insert(1, _joined("states", state_constants(states)))
+    return "".join(parts)
 
 
 def state_constants(states: Any) -> str:

@@ -9,6 +9,7 @@ import pytest
 
 import gem
 from gem.models import BSC, MoG
+from gem.models.truncated import Truncated
 
 MODELS = {
     "bsc": lambda exact: BSC(D=12, H=6, Hprime=6 if exact else 4, gamma=6 if exact else 3),
@@ -17,7 +18,6 @@ MODELS = {
     "mog-tied": lambda exact: MoG(D=3, K=4, covariance="tied"),
     "mog-full": lambda exact: MoG(D=3, K=4, covariance="full"),
 }
-TRUNCATED = ["bsc"]
 
 
 def truth(model, seed=1):
@@ -40,10 +40,15 @@ def truth(model, seed=1):
 
 
 def states(model):
-    """Every state of the model: binary vectors, or components."""
-    if isinstance(model, MoG):
+    """Every state of the model: vectors of latents, or components."""
+    if not isinstance(model, Truncated):
         return np.arange(model.K)
-    return np.array(list(product([0, 1], repeat=model.H)))
+    return np.array(list(product([0, *model.values], repeat=model.H)))
+
+
+def predict(params, s):
+    """E[y | s], (S, D)."""
+    return params["mu"][s] if s.ndim == 1 else s @ params["W"].T
 
 
 def log_sum(x):
@@ -74,8 +79,7 @@ def test_annealing_the_likelihood_alone(make, backend):
     Y, _ = model.generate_data(params, 50, seed=2)
     s = states(model)
     joint = model.log_joint(params, Y, s)
-    pi = params["pi"]
-    prior = np.log(pi) if s.ndim == 1 else s.sum(1) * np.log(pi) + (model.H - s.sum(1)) * np.log1p(-pi)
+    prior = model.log_prior(params, s)
     annealed = (joint - prior) / 3 + prior
     q = np.exp(annealed - log_sum(annealed)[:, None])
     post = gem.posterior(model, params, Y, backend=backend, dtype="float64", T=3.0, anneal_prior=False)
@@ -149,6 +153,21 @@ def test_batches_and_dtype_do_not_matter(make, backend):
     for other in results[1:]:
         for name, value in other.items():
             np.testing.assert_allclose(value, results[0][name], rtol=1e-9, atol=1e-9 * np.abs(value).max())
+
+
+def test_top_states_and_reconstruction_are_those_of_the_definition(make, backend):
+    model = make(True)
+    params = truth(model)
+    Y, _ = model.generate_data(params, 20, seed=2)
+    s = states(model)
+    joint = model.log_joint(params, Y, s)
+    q = np.exp(joint - log_sum(joint)[:, None])
+    post = gem.posterior(model, params, Y, backend=backend, dtype="float64", top=3, reconstruct=True)
+    order = np.argsort(-q, axis=1)[:, :3]
+    np.testing.assert_array_equal(post.states, s[order])
+    np.testing.assert_array_equal(post.map_state, s[order[:, 0]])
+    np.testing.assert_allclose(post.probabilities, np.take_along_axis(q, order, axis=1), atol=1e-9)
+    np.testing.assert_allclose(post.reconstruction, q @ predict(params, s), atol=1e-8)
 
 
 def test_noisy_parameters_are_parameters(make):

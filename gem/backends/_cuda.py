@@ -11,7 +11,6 @@ import numpy as np
 from gem.backends._device import DeviceBackend, Schedule, schedule
 from gem.backends.base import Kernel
 from gem.errors import BackendError
-from gem.kernels import source
 
 INSTALL = 'pip install "gem-em[cuda]" (for CUDA 13; for CUDA 12: pip install cupy-cuda12x)'
 SHARED_BYTES = 48 << 10  # static shared memory of a block, on every architecture
@@ -35,6 +34,7 @@ class CudaBackend(DeviceBackend):
     """
 
     def __init__(self, dtype: Any = "float32", index: int = 0):
+        super().__init__()
         self._cupy = _import_cupy()
         if index >= device_count():
             raise BackendError(f"there is no CUDA device {index}, only {device_count()}: numbers begin at 0")
@@ -42,7 +42,6 @@ class CudaBackend(DeviceBackend):
         self._device = self._cupy.cuda.Device(index)
         with self._device:
             self._copying = self._cupy.cuda.Stream(non_blocking=True)
-        self._modules: dict[Any, Any] = {}
         self._pinned: list[tuple[Any, Any]] = []  # host buffers of uploads, each with the event of its last one
 
     def describe(self) -> dict[str, Any]:
@@ -108,16 +107,14 @@ class CudaBackend(DeviceBackend):
         with self._device:
             return self._cupy.matmul(a.T if transpose_a else a, b)
 
-    def kernel(self, name: str, *, states: Any = None, **constants: int) -> Kernel:
+    def plan(self, name: str, constants: dict[str, int]) -> Schedule:
         units = self._device.attributes["MultiProcessorCount"]
-        plan = schedule(name, constants, self.dtype.itemsize, False, units, SHARED_BYTES)
-        key = (name, plan, tuple(sorted(constants.items())), None if states is None else (states.Hprime, states.gamma))
-        if key not in self._modules:
-            defines = {**constants, **plan.defines, "GEM_REAL": 8 * self.dtype.itemsize}
-            self._modules[key] = self._build(name, source.program(name, states), defines)
-        return CudaKernel(self._cupy, self._device, self._modules[key], name, plan, self.dtype)
+        return schedule(name, constants, self.dtype.itemsize, False, units, SHARED_BYTES)
 
-    def _build(self, name: str, text: str, defines: dict[str, int]) -> Any:
+    def bind(self, name: str, built: Any, plan: Schedule) -> Kernel:
+        return CudaKernel(self._cupy, self._device, built, name, plan, self.dtype)
+
+    def build(self, name: str, text: str, defines: dict[str, int]) -> Any:
         options = ("--std=c++17", *(f"-D{key}={value}" for key, value in defines.items()))
         with self._device:
             try:

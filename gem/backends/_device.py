@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gem.backends.base import Array, Backend, Batches, Result
+from gem.backends.base import Array, Backend, Batches, Kernel, Result
 from gem.errors import BackendError
 from gem.kernels import source
 
@@ -100,6 +100,19 @@ def schedule(name: str, constants: dict[str, int], itemsize: int, cpu: bool, uni
 class DeviceBackend(Backend):
     """A backend with memory of its own: batches go there once and stay, or are streamed ahead of their use."""
 
+    def __init__(self) -> None:
+        self._built: dict[Any, Any] = {}
+
+    def kernel(self, name: str, *, states: Any = None, fragment: str | None = None, **constants: int) -> Kernel:
+        plan = self.plan(name, constants)
+        table = None if states is None or plan.width > 1 else (states.Hprime, states.gamma)
+        key = (name, fragment, plan, table, *sorted(constants.items()))
+        if key not in self._built:
+            text = source.program(name, states if table else None, fragment)
+            defines = {**constants, **plan.defines, "GEM_REAL": 8 * self.dtype.itemsize}
+            self._built[key] = self.build(name, text, defines)
+        return self.bind(name, self._built[key], plan)
+
     def load(self, shard: Any) -> Batches:
         needed, room = shard.N * shard.D * self.dtype.itemsize, self.room()
         if needed <= room:
@@ -134,6 +147,18 @@ class DeviceBackend(Backend):
         half = len(host) // 2
         for offset, part in ((0, host[:half]), (half, host[half:])):
             yield from self._halving(function, start + offset, self.to_device(part))
+
+    @abstractmethod
+    def plan(self, name: str, constants: dict[str, int]) -> Schedule:
+        """How a kernel is laid out on this device."""
+
+    @abstractmethod
+    def build(self, name: str, text: str, defines: dict[str, int]) -> Any:
+        """Compile a program and take its kernel `name`."""
+
+    @abstractmethod
+    def bind(self, name: str, built: Any, plan: Schedule) -> Kernel:
+        """What `build` gave, ready to be called."""
 
     @abstractmethod
     def room(self) -> int:

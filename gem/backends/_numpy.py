@@ -56,12 +56,11 @@ class NumpyBackend(Backend):
     def matmul(self, a: np.ndarray, b: np.ndarray, *, transpose_a: bool = False) -> np.ndarray:
         return (a.T if transpose_a else a) @ b
 
-    def kernel(self, name: str, *, states: Any = None, **constants: int) -> Kernel:
+    def kernel(self, name: str, *, states: Any = None, fragment: str | None = None, **constants: int) -> Kernel:
         function = getattr(source.twin(name), name)
+        given = {**constants, "states": states, "fragment": fragment and source.fragment_twin(fragment)}
         wanted = signature(function).parameters  # sizes a twin can see in its arguments it does not ask for
-        return NumpyKernel(
-            name, partial(function, **{k: v for k, v in {**constants, "states": states}.items() if k in wanted})
-        )
+        return NumpyKernel(name, partial(function, **{k: v for k, v in given.items() if k in wanted}))
 
     def batch_size(self, N: int, bytes_per_point: int) -> int:
         largest = min(MAX_BATCH, max(MIN_BATCH, CACHE_BYTES // bytes_per_point))

@@ -20,7 +20,6 @@ from gem.backends import blas
 from gem.backends._device import DeviceBackend, Schedule, schedule
 from gem.backends.base import Batches, Kernel
 from gem.errors import BackendError
-from gem.kernels import source
 
 INSTALL = (
     'pip install "gem-em[opencl]" brings PyOpenCL and pocl, a runtime for CPUs; '
@@ -63,6 +62,7 @@ class OpenCLBackend(DeviceBackend):
     """
 
     def __init__(self, dtype: Any = "float32", index: int = 0, vectors: bool | None = None, threads: int = 0):
+        super().__init__()
         self._cl = _import_pyopencl()
         found = devices()
         if index >= len(found):
@@ -79,7 +79,7 @@ class OpenCLBackend(DeviceBackend):
         self._units = self._device.max_compute_units
         self._threads = min(threads or self._units, self._units) if self._cpu else 1
         self._pool = ThreadPoolExecutor(self._threads)
-        self._programs: dict[Any, Any] = {}
+        self._products: dict[Any, Any] = {}
         self._spare: dict[int, list[DeviceArray]] = {}
 
     def describe(self) -> dict[str, Any]:
@@ -187,20 +187,20 @@ class OpenCLBackend(DeviceBackend):
 
     def _reikna(self, a: tuple[int, ...], b: tuple[int, ...], transpose_a: bool) -> Any:
         """reikna's product, compiled for these shapes and kept."""
-        key = ("matmul", a, b, transpose_a)
-        if key not in self._programs:
-            self._programs[key] = _compile_matmul(self._queue, self.dtype, a, b, transpose_a)
-        return self._programs[key]
+        key = (a, b, transpose_a)
+        if key not in self._products:
+            self._products[key] = _compile_matmul(self._queue, self.dtype, a, b, transpose_a)
+        return self._products[key]
 
-    def kernel(self, name: str, *, states: Any = None, **constants: int) -> Kernel:
+    def plan(self, name: str, constants: dict[str, int]) -> Schedule:
         local_bytes = min(self._device.local_mem_size, LOCAL_BYTES)
-        plan = schedule(name, constants, self.dtype.itemsize, self._vectors, self._units, local_bytes)
-        key = (name, plan, tuple(sorted(constants.items())), None if states is None else (states.Hprime, states.gamma))
-        if key not in self._programs:
-            text = source.program(name, None if self._vectors else states)
-            defines = {**constants, **plan.defines, "GEM_REAL": 8 * self.dtype.itemsize}
-            self._programs[key] = _build(self._cl, self._context, name, text, defines)
-        return OpenCLKernel(self._queue, self._programs[key], name, plan, self.dtype, wait=self._cpu)
+        return schedule(name, constants, self.dtype.itemsize, self._vectors, self._units, local_bytes)
+
+    def build(self, name: str, text: str, defines: dict[str, int]) -> Any:
+        return _build(self._cl, self._context, name, text, defines)
+
+    def bind(self, name: str, built: Any, plan: Schedule) -> Kernel:
+        return OpenCLKernel(self._queue, built, name, plan, self.dtype, wait=self._cpu)
 
     def batch_size(self, N: int, bytes_per_point: int) -> int:
         return max(1, min(N, BATCH_BYTES[self._cpu] // bytes_per_point))

@@ -83,8 +83,9 @@ class Backend(ABC):
         """a @ b, or aᵀ @ b, by the best library of the device."""
 
     @abstractmethod
-    def kernel(self, name: str, *, states: Any = None, **constants: int) -> Kernel:
-        """The kernel of `kernels/NAME.c` (or its twin) specialised to compile-time constants and a state table."""
+    def kernel(self, name: str, *, states: Any = None, fragment: str | None = None, **constants: int) -> Kernel:
+        """The kernel of `kernels/NAME.c` (or its twin), specialised: compile-time constants, a state table, and the
+        model's own few lines (`kernels/fragments/FRAGMENT.h`, or its twin) where a kernel asks for some."""
 
     @abstractmethod
     def batch_size(self, N: int, bytes_per_point: int) -> int:

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 
 from gem.backends.base import Array, Backend
-from gem.data import Shard, open_data
-from gem.errors import ConfigError
+from gem.data import Shard, check_finite, open_data
+from gem.errors import ConfigError, DataError
 from gem.parallel import Communicator, communicator
 from gem.philox import per_point
 from gem.statistics import Layout, Statistics
 
 Params = dict[str, np.ndarray]
 MIN_PROBABILITY = 1e-10  # a prior of 0 or 1 could never change again
+TINY = float(np.finfo(np.float64).tiny)
+DOMAINS = {  # lowest and highest value
+    "real": (-np.inf, np.inf),
+    "nonnegative": (0.0, np.inf),
+    "positive": (TINY, np.inf),
+    "probability": (TINY, 1.0),
+}
 
 
 @dataclass(frozen=True)
@@ -64,28 +71,41 @@ class Posterior:
     candidates : (n, H') int32 device array, or None
     mean : (n, H) device array, or None
         ⟨s⟩ under the annealed posterior; responsibilities of a mixture.
-    pairs : (n, H'(H'−1)/2) device array, or None
-        ⟨s_i s_j⟩ for pairs of candidates.
-    squares : (n,) float64 array, or None
-        ‖y_n‖².
+    product : (n, H) device array, or None
+        ⟨s∘z⟩ where a latent is a switch s and a strength z (spike-and-slab).
+    rest : dict
+        What else the model's sums are made of.
+    states, probabilities : (n, k, H) and (n, k) host arrays, or None
+        The k most probable states, the best first, and p(s | y_n) on K_n at T = 1: what `gem.posterior` adds.
+    reconstruction : (n, D) host array, or None
+        E[y] under the posterior, likewise.
     """
 
     log_evidence: np.ndarray
     candidates: Array = None
     mean: Array = None
-    pairs: Array = None
-    squares: np.ndarray | None = None
+    product: Array = None
+    rest: dict[str, Any] = field(default_factory=dict)
+    states: np.ndarray | None = None
+    probabilities: np.ndarray | None = None
+    reconstruction: np.ndarray | None = None
+
+    @property
+    def map_state(self) -> np.ndarray | None:
+        """The most probable state of every data point, (n, H)."""
+        return None if self.states is None else self.states[:, 0]
 
 
 class Model(ABC):
     """A generative model and its EM equations; it never holds parameters and never names a backend.
 
-    A subclass gives `shapes` and `domains` of its parameters, `init_params`, `generate`, `log_joint`, and the
-    EM step in four parts: `tables` (what the kernels need of the parameters), `infer` (posterior of a batch),
-    `sums` (its sufficient statistics) and `m_step`.
+    A subclass gives `shapes` and `domains` of its parameters, `init_params`, `generate`, its definition
+    (`log_prior`, `log_likelihood`), and the EM step in four parts: `tables` (what the kernels need of the
+    parameters), `infer` (posterior of a batch), `sums` (its sufficient statistics) and `m_step`.
     """
 
-    domains: ClassVar[Mapping[str, str]] = {}  # parameter → "real", "positive" or "probability"
+    domains: ClassVar[Mapping[str, str]] = {}  # parameter → a key of DOMAINS
+    missing: bool = False  # whether NaN in the data marks missing entries; else it is refused
     D: int
 
     # -- description ---------------------------------------------------------------------------------------
@@ -130,10 +150,10 @@ class Model(ABC):
             if not np.all(np.isfinite(value)):
                 where = tuple(int(i) for i in np.argwhere(~np.isfinite(value))[0])
                 raise ConfigError(f"parameter {name} is {value[where]} at {where}: every entry must be finite")
-            low, high = {"positive": (0, np.inf), "probability": (0, 1)}.get(self.domains[name], (-np.inf, np.inf))
-            if not np.all((value > low) & (value <= high)):
+            low, high = DOMAINS[self.domains[name]]
+            if not np.all((value >= low) & (value <= high)):
                 raise ConfigError(
-                    f"parameter {name} must lie in ({low:g}, {high:g}]: it spans {value.min()} to {value.max()}"
+                    f"parameter {name} must lie in [{low:g}, {high:g}]: it spans {value.min()} to {value.max()}"
                 )
             copies[name] = value
         return copies
@@ -141,8 +161,8 @@ class Model(ABC):
     def perturb(self, params: Params, noise: Mapping[str, float], rng: np.random.Generator) -> Params:
         """Parameters with annealing noise (`W_noise`, `pi_noise`, `sigma_noise`): each stays in its domain.
 
-        A real parameter gets noise of that standard deviation added; a positive one is multiplied by its
-        exponential, and a probability moved on the logit scale.
+        A real parameter gets noise of that standard deviation added, and so does a non-negative one, reflected
+        at 0; a positive one is multiplied by its exponential, and a probability moved on the logit scale.
         """
         out = dict(params)
         for name in self.shapes:
@@ -157,6 +177,8 @@ class Model(ABC):
                 out[name] = 1 / (1 + np.exp(-(np.log(p) - np.log1p(-p) + e)))
             else:
                 out[name] = params[name] + e
+            if self.domains[name] == "nonnegative":
+                out[name] = np.abs(out[name])
         return out
 
     @abstractmethod
@@ -186,8 +208,16 @@ class Model(ABC):
     # -- equations -----------------------------------------------------------------------------------------
 
     @abstractmethod
+    def log_prior(self, params: Params, states: np.ndarray) -> np.ndarray:
+        """log p(s | Θ), (S,): the definition, in plain float64 numpy."""
+
+    @abstractmethod
+    def log_likelihood(self, params: Params, Y: np.ndarray, states: np.ndarray) -> np.ndarray:
+        """log p(y_n | s, Θ) of every data point and state, (N, S), in plain float64 numpy; NaN is no observation."""
+
     def log_joint(self, params: Params, Y: np.ndarray, states: np.ndarray) -> np.ndarray:
-        """log p(s, y | Θ) of every data point and state, (N, S): the definition, in plain float64 numpy."""
+        """log p(s, y_n | Θ), (N, S), of states (S, H), or of the components listed in (S,)."""
+        return self.log_prior(params, states) + self.log_likelihood(params, Y, states)
 
     @abstractmethod
     def tables(self, params: Params, backend: Backend, step: Step) -> Any:
@@ -210,6 +240,14 @@ class Model(ABC):
         """The posterior with `mean` in any case, for a user who asks for it."""
         return self.infer(tables, Y)
 
+    @abstractmethod
+    def reconstruct(self, tables: Any, Y: Array, posterior: Posterior) -> Array:
+        """E[y_n] under the posterior that `infer_full` gave, (n, D) on the device."""
+
+    @abstractmethod
+    def top_states(self, params: Params, Y: np.ndarray, posterior: Posterior, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The k most probable states, (n, k, H), and their probabilities at T = 1, (n, k); all on the host."""
+
     @property
     @abstractmethod
     def layout(self) -> Layout:
@@ -230,7 +268,7 @@ class Model(ABC):
 
 @dataclass(frozen=True)
 class Moments:
-    """Number, mean (D,) and variance (D,) of all data points, over all ranks."""
+    """Number of data points, mean (D,) and variance (D,) of what was observed, over all ranks."""
 
     N: int
     mean: np.ndarray
@@ -251,29 +289,32 @@ def whole_shard(
     return shard
 
 
-def moments(shard: Shard, comm: Communicator) -> Moments:
+def moments(shard: Shard, comm: Communicator, missing: bool = False) -> Moments:
     """Mean and variance in one pass, about the first row so that a large mean costs no digits.
 
     Raises
     ------
     DataError
-        If the data hold NaN or Inf.
+        If the data hold Inf, or NaN that does not mark `missing` entries, or a dimension is never observed.
     """
-    from gem.data import check_finite
-
-    reference = np.asarray(comm.bcast(next(iter(shard.batches()))[1][0]), dtype=np.float64)
-    check_finite(reference[None])
-    buffer = np.zeros(1 + 2 * shard.D)
+    first = np.asarray(comm.bcast(next(iter(shard.batches()))[1][0]), dtype=np.float64)
+    check_finite(first[None], missing=missing)
+    reference = np.nan_to_num(first)
+    buffer = np.zeros((3, shard.D))
     for start, Y in shard.batches():
         y = Y - reference
-        sums = np.concatenate([[len(y)], y.sum(axis=0), np.einsum("nd,nd->d", y, y)])
-        if not np.all(np.isfinite(sums)):
-            check_finite(Y, start)
-        buffer += sums
+        seen = np.isfinite(y)
+        if not seen.all():
+            check_finite(Y, start, missing=missing)
+            y = np.where(seen, y, 0)
+        buffer += [seen.sum(axis=0), y.sum(axis=0), np.einsum("nd,nd->d", y, y)]
+    N = np.array([shard.N])
+    comm.allreduce(N)
     comm.allreduce(buffer)
-    N, delta = int(buffer[0]), buffer[1 : shard.D + 1] / buffer[0]
-    var = np.maximum(buffer[shard.D + 1 :] / N - delta**2, 0)
-    return Moments(N, reference + delta, var)
+    if not buffer[0].all():
+        raise DataError(f"dimension {int(np.argmin(buffer[0]))} is missing from every data point: leave it out")
+    delta = buffer[1] / buffer[0]
+    return Moments(int(N[0]), reference + delta, np.maximum(buffer[2] / buffer[0] - delta**2, 0))
 
 
 def subsample(shard: Shard, total: int, count: int, comm: Communicator, rng: np.random.Generator) -> np.ndarray:
@@ -287,8 +328,21 @@ def subsample(shard: Shard, total: int, count: int, comm: Communicator, rng: np.
     return rows
 
 
-def shard_and_moments(data: Any, D: int, comm: Any) -> tuple[Shard, Communicator, Moments]:
+def shard_and_moments(data: Any, D: int, comm: Any, missing: bool = False) -> tuple[Shard, Communicator, Moments]:
     """What every initialisation begins with."""
     group = communicator(comm)
     shard = whole_shard(data, D, group)
-    return shard, group, moments(shard, group)
+    return shard, group, moments(shard, group, missing)
+
+
+def whole_number(name: str, value: Any, least: int = 1) -> int:
+    """A size among a model's settings.
+
+    Raises
+    ------
+    ConfigError
+        If it is not a whole number, or below `least`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise ConfigError(f"{name} = {value!r} must be a whole number, at least {least}")
+    return int(value)

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gem.backends.base import Array, Backend, Kernel
-from gem.errors import ConfigError, DataError
-from gem.models.base import MIN_PROBABILITY, Model, Params, Posterior, Step, shard_and_moments
+from gem.errors import DataError
+from gem.models.base import MIN_PROBABILITY, Params, Posterior, Step, shard_and_moments
+from gem.models.truncated import Truncated, held
 from gem.philox import generator
-from gem.states import log_binomial, state_table
 from gem.statistics import Layout, Statistics
 
 FIXED_POINT = 2.0**40  # the scale of pair_sums: integers add up to the same bits in any order
@@ -24,6 +24,7 @@ class Tables:
 
     backend: Backend
     W: Array
+    fields: Array
     gram: Array
     slope: Array
     offset: Array
@@ -40,25 +41,13 @@ class Tables:
     scale_rows: Kernel
 
 
-class BSC(Model):
+class BSC(Truncated):
     """Binary sparse coding: y = W s + ε, s_h ∈ {0, 1} with p(s_h = 1) = π, ε ~ N(0, σ² I).
 
     Trained by Expectation Truncation. Henniges, Puertas, Bornschein, Eggert, Lücke, *Binary Sparse Coding*,
     LVA/ICA 2010; Lücke & Eggert, *Expectation Truncation*, JMLR 11, 2010.
 
-    Parameters
-    ----------
-    D, H : int
-        Observed dimensions, latents.
-    Hprime : int, optional
-        Latents preselected per data point (default: H, at most 8).
-    gamma : int, optional
-        Most active latents per state (default: H', at most 5). H' = γ = H is exact EM.
-
-    Raises
-    ------
-    ConfigError
-        If H' > H or γ > H', or a size is not a positive whole number.
+    Settings as in `Truncated`.
 
     Notes
     -----
@@ -66,20 +55,6 @@ class BSC(Model):
     """
 
     domains: ClassVar[Mapping[str, str]] = {"W": "real", "pi": "probability", "sigma": "positive"}
-
-    def __init__(self, D: int, H: int, Hprime: int | None = None, gamma: int | None = None):
-        Hprime = min(H, 8) if Hprime is None else Hprime
-        gamma = min(Hprime, 5) if gamma is None else gamma
-        for name, value in {"D": D, "H": H, "Hprime": Hprime, "gamma": gamma}.items():
-            if not isinstance(value, int | np.integer) or value < 1:
-                raise ConfigError(f"{name} = {value!r} must be a whole number, at least 1")
-        if Hprime > H:
-            raise ConfigError(f"Hprime = {Hprime} > H = {H}: no more latents can be preselected than there are")
-        self.D, self.H, self.Hprime, self.gamma = int(D), int(H), int(Hprime), int(gamma)
-        self.states = state_table(self.Hprime, self.gamma)
-
-    def settings(self) -> dict[str, Any]:
-        return {"D": self.D, "H": self.H, "Hprime": self.Hprime, "gamma": self.gamma}
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -107,13 +82,15 @@ class BSC(Model):
         drawn["Y"] = drawn["s"] @ params["W"].T + params["sigma"] * rng.standard_normal((n, self.D))
         return drawn
 
-    def log_joint(self, params: Params, Y: np.ndarray, states: np.ndarray) -> np.ndarray:
-        """log p(s, y_n | Θ), (N, S), for `states` (S, H): math.md, linear superposition."""
-        residual = Y[:, None, :] - states @ params["W"].T
+    def log_prior(self, params: Params, states: np.ndarray) -> np.ndarray:
         active = np.count_nonzero(states, axis=1)
-        prior = active * np.log(params["pi"]) + (self.H - active) * np.log1p(-params["pi"])
-        noise = self.D / 2 * np.log(2 * np.pi * params["sigma"] ** 2)
-        return prior - noise - (residual**2).sum(axis=2) / (2 * params["sigma"] ** 2)
+        return active * np.log(params["pi"]) + (self.H - active) * np.log1p(-params["pi"])
+
+    def log_likelihood(self, params: Params, Y: np.ndarray, states: np.ndarray) -> np.ndarray:
+        residual = Y[:, None, :] - states @ params["W"].T
+        variance = params["sigma"] ** 2
+        observed = np.isfinite(Y).sum(axis=1)[:, None]
+        return -(np.nansum(residual**2, axis=2) / variance + observed * np.log(2 * np.pi * variance)) / 2
 
     # -- E-step --------------------------------------------------------------------------------------------
 
@@ -128,6 +105,7 @@ class BSC(Model):
         return Tables(
             backend=backend,
             W=backend.to_device(W),
+            fields=backend.to_device(W.T),
             gram=backend.to_device(gram * precision),
             slope=backend.to_device(np.full(H, precision)),
             offset=backend.to_device(logit - np.diag(gram) * precision / 2),
@@ -153,13 +131,14 @@ class BSC(Model):
         candidates = t.backend.empty((n, self.Hprime), np.int32)
         t.preselect(n, b, t.score_slope, t.score_offset, candidates)
         log_evidence = t.backend.empty((n,))
-        pairs = t.backend.empty((n, self.Hprime * (self.Hprime - 1) // 2))
+        pairs = t.backend.empty((n, self.pairs))
         t.gram_posterior(n, b, t.gram, t.slope, t.offset, candidates, t.beta, t.shift, log_evidence, pairs)
         squares = t.backend.empty((n,))
         t.squared_norms(n, Y, squares)
         yy = t.backend.to_host(squares).astype(np.float64)
         relative = t.backend.to_host(log_evidence).astype(np.float64)
-        return Posterior(relative + t.constant - t.half_precision * yy, candidates, b, pairs, yy)
+        log_joint = relative + t.constant - t.half_precision * yy
+        return Posterior(log_joint, candidates, b, rest={"pairs": pairs, "yy": yy})
 
     def sums(self, tables: Tables, Y: Array, posterior: Posterior, weights: np.ndarray | None) -> dict[str, Any]:
         t, n = tables, Y.shape[0]
@@ -168,14 +147,17 @@ class BSC(Model):
         if weights is not None:
             t.scale_rows(n, posterior.mean, device_keep)
         fixed = t.backend.to_device(np.zeros((self.H, self.H), dtype=np.int64))
-        t.pair_sums(n, posterior.candidates, posterior.pairs, device_keep, fixed)
+        t.pair_sums(n, posterior.candidates, posterior.rest["pairs"], device_keep, fixed)
         ones = t.backend.to_device(np.ones((1, n)))
         return {
-            "yy": posterior.squares @ keep,
+            "yy": posterior.rest["yy"] @ keep,
             "ys": t.backend.to_host(t.backend.matmul(Y, posterior.mean, transpose_a=True)),
             "s": t.backend.to_host(t.backend.matmul(ones, posterior.mean))[0],
             "ss": t.backend.to_host(fixed) / FIXED_POINT,
         }
+
+    def reconstruct(self, tables: Tables, Y: Array, posterior: Posterior) -> Array:
+        return tables.backend.matmul(posterior.mean, tables.fields)
 
     @property
     def layout(self) -> Layout:
@@ -189,39 +171,22 @@ class BSC(Model):
         ss = symmetric(stats["ss"], stats["s"])
         W = solve_fields(stats["ys"], ss, params["W"])
         variance = (stats["yy"] - 2 * np.sum(W * stats["ys"]) + np.sum((W @ ss) * W)) / (N * self.D)
-        pi = stats["s"].sum() / (N * self.H)
-        if step.Ncut > 0:
-            A, B = self.truncation(params)
-            pi *= params["pi"] * self.H * A / B
+        pi = stats["s"].sum() / (N * self.H) * self.selection_factor(params, step)
         # A variance below the rounding of Σ‖y‖² cannot be told from zero.
         floor = self.H * step.resolution * stats["yy"] / (N * self.D)
+        notes = [f"latent {h} was never active: its field was kept" for h in np.flatnonzero(stats["s"] == 0)]
         new = {
             "W": W,
-            "pi": np.clip(pi, MIN_PROBABILITY, 1 - MIN_PROBABILITY),
+            "pi": held("pi", pi, MIN_PROBABILITY, 1 - MIN_PROBABILITY, notes),
             "sigma": np.sqrt(np.maximum(variance, floor)),
         }
-        notes = [f"latent {h} was never active: its field was kept" for h in np.flatnonzero(stats["s"] == 0)]
-        if new["pi"] != pi:
-            notes.append(f"pi = {pi:.3g} was held at {new['pi']:.3g}")
         if variance < floor:
             notes.append(f"sigma was held at {new['sigma']:.3g}, the resolution of the E-step")
         return new, notes
 
-    def truncation(self, params: Params) -> tuple[float, float]:
-        return truncated_prior(self.H, self.gamma, float(np.mean(params["pi"])))
-
     def bytes_per_point(self, itemsize: int) -> tuple[int, int]:
-        pairs = self.Hprime * (self.Hprime - 1) // 2
-        kept = itemsize * (self.H + pairs + 1) + 4 * self.Hprime
+        kept = itemsize * (self.H + self.pairs + 1) + 4 * self.Hprime
         return kept + itemsize * (self.D + self.H), kept
-
-
-def truncated_prior(H: int, gamma: int, pi: float) -> tuple[float, float]:
-    """A = Σ_{g≤γ} C(H,g) π^g (1−π)^(H−g) and B = Σ g (the same): math.md, data selection. In log space."""
-    pi = min(max(pi, MIN_PROBABILITY), 1 - MIN_PROBABILITY)
-    sizes = range(gamma + 1)
-    mass = np.exp([log_binomial(H, g) + g * np.log(pi) + (H - g) * np.log1p(-pi) for g in sizes])
-    return min(1.0, float(mass.sum())), float(mass @ sizes)
 
 
 def symmetric(upper: np.ndarray, diagonal: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 
 from gem.backends.base import Array, Backend, Kernel
 from gem.errors import ConfigError, DataError
-from gem.models.base import Model, Params, Posterior, Step, shard_and_moments, subsample
+from gem.models.base import Model, Params, Posterior, Step, shard_and_moments, subsample, whole_number
 from gem.philox import generator
 from gem.statistics import Layout, Statistics
 
@@ -62,14 +62,12 @@ class MoG(Model):
     domains: ClassVar[Mapping[str, str]] = {"pi": "probability", "mu": "real", "var": "positive", "cov": "real"}
 
     def __init__(self, D: int, K: int, covariance: str = "diag", reg: float = 1e-6):
-        for name, value in {"D": D, "K": K}.items():
-            if not isinstance(value, int | np.integer) or value < 1:
-                raise ConfigError(f"{name} = {value!r} must be a whole number, at least 1")
         if covariance not in COVARIANCES:
             raise ConfigError(f"covariance = {covariance!r}: choose among {', '.join(COVARIANCES)}")
         if not reg >= 0:
             raise ConfigError(f"reg = {reg!r}, the floor of the variances, must not be negative")
-        self.D, self.K, self.covariance, self.reg = int(D), int(K), covariance, float(reg)
+        self.D, self.K = whole_number("D", D), whole_number("K", K)
+        self.covariance, self.reg = covariance, float(reg)
         self._kernel_covariance = "diag" if covariance == "spherical" else covariance
 
     def settings(self) -> dict[str, Any]:
@@ -137,27 +135,29 @@ class MoG(Model):
         var = params["var"]
         return np.broadcast_to(var if self.covariance == "diag" else var[:, None], (self.K, self.D))
 
-    def log_joint(self, params: Params, Y: np.ndarray, states: np.ndarray | None = None) -> np.ndarray:
-        """log p(k, y_n | Θ), (N, K) (or the components listed in `states`): math.md, mixtures."""
-        out = np.empty((len(Y), self.K))
-        for k in range(self.K):
+    def log_prior(self, params: Params, states: np.ndarray) -> np.ndarray:
+        return np.log(params["pi"])[np.asarray(states, dtype=int)]
+
+    def log_likelihood(self, params: Params, Y: np.ndarray, states: np.ndarray) -> np.ndarray:
+        """log N(y_n; μ_k, Σ_k), (N, S), for the components k listed in `states`: math.md, mixtures."""
+        out = np.empty((len(Y), len(states)))
+        for column, k in enumerate(states):
             delta = Y - params["mu"][k]
             if "var" in params:
                 var = self._variances(params)[k]
-                out[:, k] = -(delta**2 / var).sum(axis=1) / 2 - np.log(var).sum() / 2
+                out[:, column] = -(delta**2 / var).sum(axis=1) / 2 - np.log(var).sum() / 2
             else:
                 cov = params["cov"] if self.covariance == "tied" else params["cov"][k]
                 solved = np.linalg.solve(cov, delta.T).T
-                out[:, k] = -(delta * solved).sum(axis=1) / 2 - np.linalg.slogdet(cov)[1] / 2
-        out += np.log(params["pi"]) - self.D / 2 * np.log(2 * np.pi)
-        return out if states is None else out[:, np.asarray(states, dtype=int)]
+                out[:, column] = -(delta * solved).sum(axis=1) / 2 - np.linalg.slogdet(cov)[1] / 2
+        return out - self.D / 2 * np.log(2 * np.pi)
 
     # -- E-step --------------------------------------------------------------------------------------------
 
     def tables(self, params: Params, backend: Backend, step: Step) -> Tables:
         precision, log_det = self._precision(params)
         log_pi = np.log(params["pi"])
-        sizes = {"D": self.D, "K": self.K, "COVARIANCE": KERNEL_CODE[self.covariance]}
+        sizes: dict[str, Any] = {"D": self.D, "K": self.K, "COVARIANCE": KERNEL_CODE[self.covariance]}
         shift = np.zeros(self.K) if step.anneal_prior else (1 - 1 / step.T) * log_pi
         return Tables(
             backend=backend,
@@ -203,6 +203,16 @@ class MoG(Model):
     def e_step(self, tables: Tables, Y: Array) -> tuple[np.ndarray, Statistics]:
         posterior, sums = self._run(tables.kernel, tables, Y, None)
         return posterior.log_evidence, sums
+
+    def reconstruct(self, tables: Tables, Y: Array, posterior: Posterior) -> Array:
+        return tables.backend.matmul(posterior.mean, tables.mu)
+
+    def top_states(self, params: Params, Y: np.ndarray, posterior: Posterior, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The k most probable components, (n, k), and their responsibilities at T = 1."""
+        joint = self.log_joint(params, Y, np.arange(self.K))
+        best = np.argsort(-joint, axis=1, kind="stable")[:, :k]
+        total = np.logaddexp.reduce(joint, axis=1, keepdims=True)
+        return best, np.exp(np.take_along_axis(joint, best, axis=1) - total)
 
     @property
     def layout(self) -> Layout:

@@ -1,0 +1,125 @@
+"""What all models of many causes share: sizes, the states of K_n, data selection (Expectation Truncation)."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from gem.errors import ConfigError
+from gem.models.base import MIN_PROBABILITY, Model, Params, Posterior, Step, whole_number
+from gem.states import log_binomial, state_table
+
+
+class Truncated(Model):
+    """A model of H latents, at most γ of which are active in a state, all but single ones among H' candidates.
+
+    Lücke & Eggert, *Expectation Truncation*, JMLR 11, 2010.
+
+    Parameters
+    ----------
+    D, H : int
+        Observed dimensions, latents.
+    Hprime : int, optional
+        Latents preselected per data point (default: H, at most 8).
+    gamma : int, optional
+        Most active latents per state (default: H', at most 5). H' = γ = H is exact EM.
+    missing : bool
+        Whether NaN in the data marks missing entries; else it is refused.
+
+    Raises
+    ------
+    ConfigError
+        If H' > H or γ > H', or a size is not a positive whole number.
+    """
+
+    values: tuple[float, ...] = (1.0,)  # that a latent takes when it is not 0
+
+    def __init__(self, D: int, H: int, Hprime: int | None = None, gamma: int | None = None, missing: bool = False):
+        self.D, self.H = whole_number("D", D), whole_number("H", H)
+        self.Hprime = min(self.H, 8) if Hprime is None else whole_number("Hprime", Hprime)
+        self.gamma = min(self.Hprime, 5) if gamma is None else whole_number("gamma", gamma)
+        self.missing = bool(missing)
+        if self.Hprime > self.H:
+            raise ConfigError(
+                f"Hprime = {self.Hprime} > H = {self.H}: no more latents can be preselected than there are"
+            )
+        self.states = state_table(self.Hprime, self.gamma)
+
+    def settings(self) -> dict[str, Any]:
+        sizes = {"D": self.D, "H": self.H, "Hprime": self.Hprime, "gamma": self.gamma}
+        return {**sizes, "missing": True} if self.missing else sizes
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of candidates."""
+        return self.Hprime * (self.Hprime - 1) // 2
+
+    # -- data selection ------------------------------------------------------------------------------------
+
+    def activity(self, params: Params) -> float:
+        """The mean probability that a latent is active."""
+        return float(np.mean(params["pi"]))
+
+    def truncation(self, params: Params) -> tuple[float, float]:
+        return truncated_prior(self.H, self.gamma, self.activity(params))
+
+    def selection_factor(self, params: Params, step: Step) -> float:
+        """π H A / B: what the update of a prior is multiplied by where data were selected; else 1."""
+        if step.Ncut == 0:
+            return 1.0
+        A, B = self.truncation(params)
+        return self.activity(params) * self.H * A / B
+
+    # -- the states themselves, for who asks ---------------------------------------------------------------
+
+    def top_states(self, params: Params, Y: np.ndarray, posterior: Posterior, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The k most probable states of K_n by enumeration: one data point at a time, on the host."""
+        few = self._zero_and_singletons()
+        several = self._multiples()
+        k = min(k, len(few) + len(several))
+        best = np.empty((len(Y), k, self.H), few.dtype)
+        chance = np.empty((len(Y), k))
+        known = self.log_joint(params, Y, few)
+        for n, chosen in enumerate(posterior.candidates):
+            states = np.zeros((len(several), self.H), few.dtype)
+            states[:, chosen] = several
+            energy = np.concatenate([known[n], self.log_joint(params, Y[n : n + 1], states)[0]])
+            order = np.argsort(-energy, kind="stable")[:k]
+            best[n] = np.concatenate([few, states])[order]
+            chance[n] = np.exp(energy[order] - np.logaddexp.reduce(energy))
+        return best, chance
+
+    def _zero_and_singletons(self) -> np.ndarray:
+        """(1 + V H, H)"""
+        return np.concatenate([np.zeros((1, self.H)), *(v * np.eye(self.H) for v in self.values)])
+
+    def _multiples(self) -> np.ndarray:
+        """The states of several candidates, (S, H'): every active set, with every choice of values."""
+        rows = []
+        for active in self.states.active:
+            for choice in product(self.values, repeat=int(active.sum())):
+                row = np.zeros(self.Hprime)
+                row[active] = choice
+                rows.append(row)
+        return np.array(rows).reshape(-1, self.Hprime)
+
+
+def truncated_prior(H: int, gamma: int, pi: float) -> tuple[float, float]:
+    """A = Σ_{g≤γ} C(H,g) π^g (1−π)^(H−g) and B = Σ g (the same): math.md, data selection. In log space."""
+    pi = min(max(pi, MIN_PROBABILITY), 1 - MIN_PROBABILITY)
+    sizes = range(gamma + 1)
+    mass = np.exp([log_binomial(H, g) + g * np.log(pi) + (H - g) * np.log1p(-pi) for g in sizes])
+    return min(1.0, float(mass.sum())), float(mass @ sizes)
+
+
+def held(name: str, value: Any, low: float, high: float, notes: list[str]) -> np.ndarray:
+    """`value` clipped to [low, high]; `notes` says so where that changed something."""
+    clipped = np.clip(value, low, high)
+    changed = np.count_nonzero(clipped != value)
+    if np.ndim(value) == 0 and changed:
+        notes.append(f"{name} = {value:.3g} was held at {clipped:.3g}")
+    elif changed:
+        notes.append(f"{changed} of {np.size(value)} {name} were held in [{low:.3g}, {high:.3g}]")
+    return np.asarray(clipped)
