@@ -23,6 +23,8 @@ class Annealing:
         Length of the run in EM steps.
     anneal_prior : bool
         Whether the prior, too, is raised to the power 1/T (math: "the truncated posterior").
+    reseed : bool
+        Whether latents that explain less than one data point begin anew beside the most active one.
     **schedules : number or list of (position, value)
         A position is a step if it is an int, a fraction of the run (0 the first step, 1 the last) if it is a
         float. Known names: T (temperature, ≥ 1), Ncut (data selection, 0 to 1), W_noise, pi_noise, sigma_noise.
@@ -39,14 +41,14 @@ class Annealing:
     (3.0, 1.0)
     """
 
-    def __init__(self, steps: int, *, anneal_prior: bool = True, **schedules: Schedule):
+    def __init__(self, steps: int, *, anneal_prior: bool = True, reseed: bool = False, **schedules: Schedule):
         if not isinstance(steps, int | np.integer) or isinstance(steps, bool) or steps < 1:
             raise ConfigError(f"steps = {steps!r} must be a whole number, at least 1")
         unknown = sorted(set(schedules) - set(DEFAULTS))
         if unknown:
             raise ConfigError(f"unknown annealing parameter {unknown[0]!r}: choose among {', '.join(DEFAULTS)}")
         self.steps = int(steps)
-        self.anneal_prior = bool(anneal_prior)
+        self.anneal_prior, self.reseed = bool(anneal_prior), bool(reseed)
         self._schedules = {name: _points(name, s) for name, s in {**DEFAULTS, **schedules}.items()}
         self._curves = {name: self._curve(name, points) for name, points in self._schedules.items()}
 
@@ -82,7 +84,8 @@ class Annealing:
     def to_dict(self) -> dict[str, Any]:
         """As plain data, for the run file; `from_dict` gives it back."""
         plain = {name: _plain(points) for name, points in self._schedules.items()}
-        return {"steps": self.steps, "anneal_prior": self.anneal_prior, **plain}
+        flags = {"anneal_prior": self.anneal_prior, **({"reseed": True} if self.reseed else {})}
+        return {"steps": self.steps, **flags, **plain}
 
     @classmethod
     def from_dict(cls, d: Mapping[str, Any]) -> Annealing:

@@ -20,12 +20,21 @@ from gem.run import EM
 TERMINATED = 128 + 15  # the shell's exit status for a process that SIGTERM ended
 # Tables of the configuration file: option → type. Flags set the same options; [model] has those of the model.
 OPTIONS: dict[str, dict[str, type]] = {
-    "model": {"H": int, "Hprime": int, "gamma": int, "K": int, "covariance": str, "reg": float},
-    "annealing": {"steps": int, "anneal_prior": bool, **dict.fromkeys(DEFAULTS, object)},
-    "data": {"patch": int, "count": int, "whitening": bool},
+    "model": {
+        "H": int,
+        "Hprime": int,
+        "gamma": int,
+        "values": list,
+        "missing": bool,
+        "K": int,
+        "covariance": str,
+        "reg": float,
+    },
+    "annealing": {"steps": int, "anneal_prior": bool, "reseed": bool, **dict.fromkeys(DEFAULTS, object)},
+    "data": {"patch": int, "count": int, "whitening": bool, "onoff": bool},
     "run": {"backend": str, "dtype": str, "seed": int, "batch": int, "checkpoint": int},
 }
-KINDS = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}
+KINDS = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", list: "a list of numbers"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,7 +67,10 @@ def _parser() -> argparse.ArgumentParser:
 
     of_model = fit.add_argument_group("model")
     for name, kind in OPTIONS["model"].items():
-        of_model.add_argument(f"--{name}", type=kind, metavar=name)
+        if kind is bool:
+            of_model.add_argument(f"--{name}", action="store_true", default=None)
+        else:
+            of_model.add_argument(f"--{name}", type=_numbers if kind is list else kind, metavar=name)
     schedule = fit.add_argument_group(
         "annealing",
         "a number, or breakpoints POSITION=VALUE,...: whole positions are steps, others fractions of the run",
@@ -67,10 +79,16 @@ def _parser() -> argparse.ArgumentParser:
     for name in DEFAULTS:
         schedule.add_argument(f"--{name.replace('_', '-')}", dest=name, type=_schedule, metavar="SCHEDULE")
     schedule.add_argument("--no-anneal-prior", dest="anneal_prior", action="store_false", default=None)
+    schedule.add_argument("--reseed", action="store_true", default=None, help="dead latents begin anew")
     images = fit.add_argument_group("image data")
     images.add_argument("--patch", type=int, help="side of the patches in pixels (default: 16)")
     images.add_argument("--count", type=int, help="number of patches (default: 50000)")
     images.add_argument("--no-whitening", dest="whitening", action="store_false", default=None)
+    images.add_argument(
+        "--onoff",
+        action=argparse.BooleanOptionalAction,
+        help="split values into channels max(x, 0) and max(-x, 0) (default: for models with W >= 0)",
+    )
     run = fit.add_argument_group("run")
     run.add_argument("--backend", help='"numpy", "auto", ... (default: auto)')
     run.add_argument("--dtype", choices=("float32", "float64"))
@@ -95,6 +113,14 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("--gabor", action="store_true", help="fit a Gabor function to each field and print how many fit")
     show.set_defaults(command=_show)
     return parser
+
+
+def _numbers(text: str) -> list[float]:
+    """'-1,0,1' → [-1.0, 0.0, 1.0]."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers V,V,...") from error
 
 
 def _schedule(text: str) -> Any:
@@ -162,7 +188,10 @@ def _fit(args: argparse.Namespace, comm: Communicator) -> int:
     anneal = Annealing(**{"steps": 100, **settings["annealing"]})
     run = settings["run"]
     drawn = not TABLE_FILE.fullmatch(args.data[0])  # patches of images, at random
-    source = open_data(args.data, **settings["data"], **({"seed": run.get("seed", 0)} if drawn else {}))
+    of_images: dict[str, Any] = {"seed": run.get("seed", 0)} if drawn else {}
+    if drawn and MODELS[args.model].domains.get("W") == "nonnegative":
+        of_images["onoff"] = True
+    source = open_data(args.data, **{**of_images, **settings["data"]})
     model = make(args.model, {"D": source.shape[1], **settings["model"]})
     em = EM(model, source, anneal, comm=comm, output=args.output, overwrite=args.overwrite, **run)
     if comm.rank == 0 and not args.quiet:

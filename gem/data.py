@@ -19,7 +19,7 @@ from gem.errors import ConfigError, DataError, GemError
 from gem.images import Whitening, find_images, sample_patches, whiten
 
 BLOCK = 16 * 2**20  # bytes read at once: long enough to stream from disk, short enough to hold a few
-IMAGE_OPTIONS = ("patch", "count", "whitening", "seed")
+IMAGE_OPTIONS = ("patch", "count", "whitening", "onoff", "seed")
 NUMERIC = "buif"  # dtype kinds: bool, unsigned, integer, float
 TABLE_FILE = re.compile(r"(?P<path>.+?\.(?P<kind>npy|npz|h5|hdf5))(:(?P<name>.+))?", re.IGNORECASE)
 
@@ -158,22 +158,37 @@ class ImageSource(ArraySource):
     count : number of patches N.
     whitening : whiten the patches; `self.whitening` then is the record that undoes it. Else they are grey
         values in [0, 1], and it is None.
+    onoff : split the values into channels max(x, 0) and max(−x, 0), as the retina does: D = 2 patch * patch
+        numbers that are not negative, for models with W ≥ 0.
     seed : same images and seed, same patches: all ranks of a run draw the same ones.
     """
 
     whitening: Whitening | None = None
 
-    def __init__(self, paths: list[str], patch: int = 16, count: int = 50_000, whitening: bool = True, seed: int = 0):
+    def __init__(
+        self,
+        paths: list[str],
+        patch: int = 16,
+        count: int = 50_000,
+        whitening: bool = True,
+        onoff: bool = False,
+        seed: int = 0,
+    ):
         patch, count = _integer("patch", patch, 2), _integer("count", count, 1)
         seed = _integer("seed", seed, 0)
-        if not isinstance(whitening, bool):
-            raise ConfigError(f"whitening = {whitening!r}: choose True or False")
+        for option, value in {"whitening": whitening, "onoff": onoff}.items():
+            if not isinstance(value, bool):
+                raise ConfigError(f"{option} = {value!r}: choose True or False")
         files = [str(file) for file in find_images(paths)]
         patches = sample_patches(files, patch, count, seed)
         if whitening:
             patches, self.whitening = whiten(patches)
+        if onoff:
+            patches = np.concatenate([np.maximum(patches, 0), np.maximum(-patches, 0)], axis=1)
         name = files[0] if len(files) == 1 else f"{len(files)} images"
         spec = {"data": files, "patch": patch, "count": count, "whitening": whitening, "seed": seed}
+        if onoff:
+            spec["onoff"] = True
         super().__init__(patches.astype(np.float32), f"patches of {name}", spec)
 
 
@@ -186,7 +201,8 @@ def open_data(data: Any, **options: Any) -> Source:
         a Source, returned as it is; an (N, D) array;
         ``x.npy``; ``x.npz`` or ``x.npz:name``; ``x.h5`` or ``x.h5:/dataset``, as str or Path;
         an image, a folder of images (searched through), or a list of these.
-    **options : for images: patch=16, count=50_000, whitening=True, seed=0; see ImageSource.
+    **options : for images: patch=16, count=50_000, whitening=True, onoff=False, seed=0; see
+        ImageSource.
 
     Raises
     ------

@@ -62,6 +62,7 @@ def em_step(
     T: float = 1.0,
     Ncut: float = 0.0,
     anneal_prior: bool = True,
+    reseed: bool = False,
     comm: Any = None,
     batch: int | None = None,
 ) -> tuple[Params, Info]:
@@ -76,7 +77,7 @@ def em_step(
         The whole data set, on every rank; each reads its own slab.
     backend, dtype
         See `gem.backends.select`.
-    T, Ncut, anneal_prior
+    T, Ncut, anneal_prior, reseed
         See `gem.models.Step`.
     comm : None, "world" or an mpi4py communicator
     batch : int, optional
@@ -100,7 +101,7 @@ def em_step(
     with group.guard():
         chosen = select(backend, dtype, group)
         batches = chosen.load(local_shard(model, data, chosen, group, batch))
-        step = Step(T, Ncut, anneal_prior, str(chosen.dtype))
+        step = Step(T, Ncut, anneal_prior, str(chosen.dtype), reseed)
         new, info, _ = run_step(model, model.check(params), batches, chosen, group, step)
     return new, info
 
@@ -202,6 +203,9 @@ def run_step(
         expectation(_Task(model, params, tables, batches, backend, comm, step), stats)
         comm.allreduce(stats.buffer)
         new, notes = model.m_step(stats, params, step)
+        if step.reseed:
+            new, revived = model.reseed(new, stats)
+            notes = notes + revived
     for name, value in new.items():
         if not np.all(np.isfinite(value)):
             raise DataError(f"the M-step gave a {name} that is not finite: use dtype='float64', or rescale the data")

@@ -209,7 +209,7 @@ def usage(run: Run) -> np.ndarray | None:
     if Y.shape[1] != run.config["shape"][1]:  # other data have taken their place
         return None
     model = make(run.model, run.config["settings"])
-    found = posterior(model, run.params, Y, backend="numpy", dtype="float32")
+    found = posterior(model, run.params, Y, backend="auto", dtype="float32")
     return np.abs(found.mean).mean(axis=0, dtype=np.float64)
 
 
@@ -218,7 +218,10 @@ def _is_mixture(run: Run) -> bool:
 
 
 def _fields(run: Run) -> tuple[np.ndarray, str]:
-    """The fields (D, H) of a run and what to call them."""
+    """The fields (D, H) of a run and what to call them; of on and off channels their difference."""
+    if (run.config["data"] or {}).get("onoff"):
+        on, off = np.split(run.params["W"], 2)
+        return on - off, "fields (on - off)"
     if _is_mixture(run):
         return (run.params["mu"] if "mu" in run.params else run.params["lam"]).T, "means"
     return run.params["W"], "fields"

@@ -227,7 +227,9 @@ class EM:
         now = self.anneal[self.step]
         with self.comm.guard(), self._saving():  # saving comes first: the guard ends the job
             noisy = self.model.perturb(self.params, now, generator(self.seed, "noise", self.step))
-            settings = Step(now["T"], now["Ncut"], self.anneal.anneal_prior, str(self.backend.dtype))
+            settings = Step(
+                now["T"], now["Ncut"], self.anneal.anneal_prior, str(self.backend.dtype), self.anneal.reseed
+            )
             self.params, info, self.stopped = run_step(
                 self.model, noisy, self._batches, self.backend, self.comm, settings, stop
             )

@@ -294,6 +294,26 @@ def test_a_dead_latent_keeps_its_field_and_says_so(backend):
     assert np.all(np.isfinite(new["W"]))
 
 
+def test_a_dead_latent_begins_anew_on_request():
+    model = BSC(D=4, H=3, Hprime=2, gamma=2)
+    W = 5 * np.eye(4, 3)
+    W[:, 2] = [0, 0, 0, 400.0]
+    params = {"W": W, "pi": 0.3, "sigma": 0.5}
+    rng = np.random.default_rng(0)
+    s = np.stack([rng.random(200) < 0.2, rng.random(200) < 0.4], axis=1)
+    Y = s @ W[:, :2].T + 0.5 * rng.standard_normal((200, 4))
+    kept, _ = gem.em_step(model, params, Y, dtype="float64")
+    new, info = gem.em_step(model, params, Y, dtype="float64", reseed=True)
+    np.testing.assert_array_equal(new["W"][:, :2], kept["W"][:, :2])
+    assert info.notes[-1] == "latent 2 was dead and re-seeded beside latent 1"
+    assert 0 < np.abs(new["W"][:, 2] - new["W"][:, 1]).max() < 10
+    after, info = gem.em_step(model, new, Y, dtype="float64", reseed=True)
+    assert not info.notes
+    again = gem.Annealing.from_dict(gem.Annealing(steps=3, reseed=True).to_dict())
+    assert again.reseed
+    assert not gem.Annealing.from_dict(gem.Annealing(steps=3).to_dict()).reseed
+
+
 def test_two_latents_that_are_always_on_together_stay_finite():
     from gem.models.linear import solve_fields
 

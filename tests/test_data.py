@@ -261,7 +261,7 @@ def test_options_of_images_only(tmp_path):
     for data in (TABLE, ArraySource(TABLE), save_npy(tmp_path), [save_npy(tmp_path)]):
         with pytest.raises(ConfigError, match="patch"):
             open_data(data, patch=8)
-    with pytest.raises(ConfigError, match=r"unknown data option size.*patch, count, whitening, seed"):
+    with pytest.raises(ConfigError, match=r"unknown data option size.*patch, count, whitening, onoff, seed"):
         open_data(png, size=8)
     for option, value in [
         ("patch", 1),
@@ -659,3 +659,17 @@ def test_spec_of_one_image(photographs, monkeypatch):
         "seed": 0,
     }
     np.testing.assert_array_equal(from_spec(source.spec).read(0, 100), source.read(0, 100))
+
+
+def test_on_and_off_channels(photographs):
+    options = {"patch": 8, "count": 100, "seed": 3}
+    with (
+        open_data(photographs / "china.jpg", **options) as plain,
+        open_data(photographs / "china.jpg", onoff=True, **options) as split,
+        from_spec(split.spec) as again,
+    ):
+        on, off = np.split(split.read(0, 100), 2, axis=1)
+        np.testing.assert_array_equal(on - off, plain.read(0, 100))
+        assert min(on.min(), off.min()) == 0
+        assert not np.any((on > 0) & (off > 0))
+        np.testing.assert_array_equal(again.read(0, 100), split.read(0, 100))

@@ -41,12 +41,15 @@ class Step:
         Whether the prior is raised to 1/T as well.
     dtype : str
         Of the E-step: what it saw of the parameters was rounded to it.
+    reseed : bool
+        Whether dead latents begin anew.
     """
 
     T: float = 1.0
     Ncut: float = 0.0
     anneal_prior: bool = True
     dtype: str = "float64"
+    reseed: bool = False
 
     @property
     def resolution(self) -> float:
@@ -256,6 +259,10 @@ class Model(ABC):
     @abstractmethod
     def m_step(self, stats: Statistics, params: Params, step: Step) -> tuple[Params, list[str]]:
         """New parameters from the statistics of all ranks, and notes on constraints that were active."""
+
+    def reseed(self, new: Params, stats: Statistics) -> tuple[Params, list[str]]:
+        """New parameters in which dead latents begin anew, and notes on them; by default there are none."""
+        return new, []
 
     def truncation(self, params: Params) -> tuple[float, float]:
         """(A, B): prior mass of the states with at most γ causes, and their mean number of causes."""

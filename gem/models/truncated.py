@@ -9,7 +9,9 @@ import numpy as np
 
 from gem.errors import ConfigError
 from gem.models.base import MIN_PROBABILITY, Model, Params, Posterior, Step, whole_number
+from gem.philox import generator
 from gem.states import log_binomial, state_table
+from gem.statistics import Statistics
 
 
 class Truncated(Model):
@@ -71,6 +73,24 @@ class Truncated(Model):
             return 1.0
         A, B = self.truncation(params)
         return self.activity(params) * self.H * A / B
+
+    def reseed(self, new: Params, stats: Statistics) -> tuple[Params, list[str]]:
+        """Give a latent that explains less than one data point the parameters of the most active one, moved a bit."""
+        used = stats["s"]
+        big = int(np.argmax(used))
+        dead = np.flatnonzero(used < min(1.0, used[big]))
+        moved = dict(new)
+        for name, value in new.items():
+            if dead.size and value.shape[-1:] == (self.H,):
+                moved[name] = value.copy()
+                moved[name][..., dead] = value[..., big, None]
+        notes = [f"latent {h} was dead and re-seeded beside latent {big}" for h in dead]
+        if dead.size:
+            scale = new.get("sigma", np.std(new["W"][:, big]))  # so near that it shares the data of its neighbour
+            noise = {"W_noise": float(scale * np.sqrt(2 / self.D))}
+            noisy = self.perturb(moved, noise, generator(int(dead[0]), "reseed"))["W"]
+            moved["W"] = np.where(np.isin(np.arange(self.H), dead), noisy, new["W"])
+        return moved, notes
 
     # -- the states themselves, for who asks ---------------------------------------------------------------
 
