@@ -50,11 +50,20 @@ def available():
     return gem.backends.available()
 
 
-@pytest.fixture(
-    params=["numpy", "opencl", "cuda" if "CUSHIM_ORDER" in os.environ else pytest.param("cuda", marks=pytest.mark.gpu)]
-)
+def backends(**schedules: tuple[str, ...]):
+    """Parameters of tests, one for each of gem.backends.BACKENDS, or those given for one ("opencl-items": opencl).
+
+    cuda where CuPy runs on the CPU (tests/test_kernels.py) or a GPU is there.
+    """
+    for name in gem.backends.BACKENDS:
+        marks = [pytest.mark.gpu] if name == "cuda" and "CUSHIM_ORDER" not in os.environ else []
+        for kind in schedules.get(name, (name,)):
+            yield pytest.param(kind, marks=marks)
+
+
+@pytest.fixture(params=list(backends()))
 def backend(request):
-    """Each backend's name, in turn; cuda where CuPy runs on the CPU (tests/test_kernels.py) or a GPU is there."""
+    """Each backend's name, in turn."""
     about = available()[request.param]
     if "unavailable" in about:
         missing(request.param, about["unavailable"])

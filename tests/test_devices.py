@@ -7,22 +7,25 @@ import os
 import subprocess
 import sys
 import weakref
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import missing
+from conftest import backends, missing
 
 import gem
+from gem.backends import _cuda, _opencl
 from gem.backends._device import schedule
 from gem.errors import BackendError
 from gem.models import BSC, MoG
+from gem.parallel import Serial
 
 pytestmark = pytest.mark.serial  # one device at a time: ranks change nothing here
-KINDS = ["opencl", *(["cuda"] if "CUSHIM_ORDER" in os.environ else [])]
 MODELS = {"bsc": BSC(D=8, H=6, Hprime=4, gamma=3), "mog": MoG(D=8, K=3)}
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=list(backends(numpy=())))
 def device(request):
     try:
         return gem.backends.select(request.param, "float64")
@@ -153,6 +156,40 @@ def test_round_trips(device):
     np.testing.assert_allclose(device.to_host(found), a.T @ b, rtol=1e-12, atol=1e-12)
 
 
+def test_host_and_device_take_turns(device):
+    """On a CPU device a product leaves its arrays mapped: a kernel that wrote to one then would be undefined."""
+    a, half = device.to_device(np.eye(4) * 3), device.to_device(np.full(4, 0.5))
+    kernel, launch, seen = device.kernel("scale_rows", H=4), device.launch, []
+
+    def spy(built, plan, N, arguments):
+        launch(built, plan, N, arguments)
+        seen.extend(getattr(argument, "view", None) for argument in arguments)
+
+    device.launch = spy
+    b = device.matmul(a, a)
+    for wanted in (4.5, 2.25):
+        kernel(4, b, half)
+        np.testing.assert_array_equal(device.to_host(b), np.eye(4) * wanted)
+    kernel(4, a, half)
+    np.testing.assert_array_equal(device.to_host(device.matmul(a, b)), np.eye(4) * 1.5 * 2.25)
+    assert seen == [None] * 6
+
+
+def test_arrays_of_others_are_refused(device):
+    mine, host = device.to_device(np.eye(3)), np.eye(3)
+    for call in (
+        lambda: device.matmul(mine, host),
+        lambda: device.matmul(host, mine),
+        lambda: device.to_host(host),
+        lambda: device.kernel("scale_rows", H=3)(3, host, mine),
+    ):
+        with pytest.raises(BackendError, match=r"argument [01] of .* is a ndarray, not an array of .*to_device"):
+            call()
+    if device.name.startswith("opencl"):  # each backend has a context of its own
+        with pytest.raises(BackendError, match="argument 0 of to_host is a DeviceArray, not an array of opencl:0"):
+            gem.backends.select("opencl").to_host(mine)
+
+
 def test_a_device_that_is_not_there(device):
     name = device.name.partition(":")[0]
     with pytest.raises(BackendError, match=r"there is no .* device 99"):
@@ -181,6 +218,207 @@ def test_reikna_multiplies_where_the_device_is_no_cpu(monkeypatch):
     np.testing.assert_allclose(found["W"], wanted["W"], atol=1e-3)
 
 
+def test_opencl_without_reikna_says_so(monkeypatch):
+    try:
+        device = gem.backends.select("opencl")
+    except BackendError as error:
+        missing("opencl", str(error))
+    monkeypatch.setattr(device, "_cpu", False)
+    monkeypatch.setitem(sys.modules, "reikna.cluda", None)
+    a = device.to_device(np.eye(3))
+    with pytest.raises(BackendError, match=r'reikna is not installed.*pip install "gem-em\[opencl\]"'):
+        device.matmul(a, a)
+
+
+@pytest.fixture
+def forgetful():
+    """What the backends found out about this machine is found out anew, in the test and after it."""
+    caches = (_opencl.devices, _opencl._import_pyopencl, _cuda._import_cupy)
+    for cache in caches:
+        cache.cache_clear()
+    yield
+    for cache in caches:
+        cache.cache_clear()
+
+
+@pytest.mark.usefixtures("forgetful")
+@pytest.mark.parametrize(
+    ("library", "name", "message"),
+    [
+        ("pyopencl", "opencl", r'PyOpenCL is not installed.*pip install "gem-em\[opencl\]"'),
+        ("cupy", "cuda", r'CuPy is not installed.*pip install "gem-em\[cuda\]"'),
+    ],
+)
+def test_a_library_that_is_missing(library, name, message, monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(BackendError, match=message):
+        gem.backends.select(name)
+    assert "is not installed" in gem.backends.available()[name]["unavailable"]
+    with caplog.at_level(logging.INFO, "gem"):
+        assert gem.backends.select("auto").name.partition(":")[0] != name
+    assert f"not {name}: " in caplog.text
+
+
+class FakeCL(SimpleNamespace):
+    """As much of PyOpenCL as looking for devices takes; a platform is a list of devices, or its error."""
+
+    class Error(Exception):
+        pass
+
+    device_type = SimpleNamespace(GPU=4, CPU=2)
+
+    def __init__(self, *platforms):
+        super().__init__(platforms=platforms)
+
+    def get_platforms(self):
+        if not self.platforms:
+            raise self.Error("PLATFORM_NOT_FOUND_KHR")
+        return [SimpleNamespace(name="Vendor ", get_devices=lambda p=p: self.answer(p)) for p in self.platforms]
+
+    def answer(self, platform):
+        if isinstance(platform, str):
+            raise self.Error(platform)
+        return platform
+
+    def Context(self, devices):
+        raise self.Error(f"options: -D\nerror: unknown target CPU of {devices[0].name}")
+
+
+@pytest.mark.usefixtures("forgetful")
+@pytest.mark.parametrize(
+    ("platforms", "message"),
+    [
+        ([], "OpenCL finds no device .PLATFORM_NOT_FOUND_KHR"),
+        ([[]], "there is none"),
+        ([[SimpleNamespace(name="Old")]], "Old on Vendor: error: unknown target CPU of Old"),
+        (["OUT_OF_HOST_MEMORY", [SimpleNamespace(name="Old")]], "Vendor: OUT_OF_HOST_MEMORY; Old on Vendor: error"),
+    ],
+    ids=["no platform", "no device", "no compiler", "broken driver"],
+)
+def test_opencl_without_a_device_that_works(platforms, message, monkeypatch):
+    monkeypatch.setattr(_opencl, "_import_pyopencl", lambda: FakeCL(*platforms))
+    with pytest.raises(BackendError, match=rf"{message}.*pip install"):
+        gem.backends.select("opencl")
+
+
+@pytest.mark.usefixtures("forgetful")
+def test_opencl_takes_gpus_first_and_shares_devices_of_one_kind(monkeypatch):
+    cpu, first, second = (SimpleNamespace(name=n, type=t) for n, t in (("cpu", 2), ("gpu 0", 4), ("gpu 1", 4)))
+    monkeypatch.setattr(_opencl, "_import_pyopencl", lambda: FakeCL([cpu], "a broken driver", [first, second]))
+    monkeypatch.setattr(_opencl, "_answer", lambda *_: "works")
+    assert _opencl.devices() == [first, second, cpu]
+    assert _opencl.device_count() == 2
+
+
+def test_opencl_float64_of_a_device_without_it(monkeypatch):
+    monkeypatch.setattr(_opencl, "_import_pyopencl", SimpleNamespace)
+    monkeypatch.setattr(_opencl, "devices", lambda: [SimpleNamespace(name="Small GPU", double_fp_config=0)])
+    with pytest.raises(BackendError, match=r"Small GPU has no float64: use dtype='float32' or another device"):
+        _opencl.OpenCLBackend("float64")
+
+
+class Rank(Serial):
+    """One of four ranks of a host."""
+
+    local_size = 4
+
+    def __init__(self, local_rank):
+        self.local_rank = local_rank
+
+
+def test_opencl_ranks_of_a_host_take_its_devices_in_turn(monkeypatch):
+    try:
+        found = _opencl.devices()[:1]
+    except BackendError as error:
+        missing("opencl", str(error))
+    monkeypatch.setattr(_opencl, "devices", lambda: found * 3)
+    names = [gem.backends.select("opencl", comm=Rank(r)).name for r in range(4)]
+    assert names == ["opencl:0", "opencl:1", "opencl:2", "opencl:0"]
+    assert gem.backends.select("opencl:2", comm=Rank(1)).name == "opencl:2"  # asked for: taken
+
+
+class NoDriverError(RuntimeError):
+    pass
+
+
+class FakeDevice(nullcontext):
+    def __init__(self, index):
+        super().__init__()
+        self.id, self.attributes = index, {"MultiProcessorCount": 1}
+
+
+def fake_cupy(devices=3, driver=True, compiler=None):
+    """As much of CuPy as choosing a device and building a kernel takes."""
+
+    def count():
+        if not driver:
+            raise NoDriverError("cudaErrorInsufficientDriver")
+        return devices
+
+    def build(**_):
+        raise compiler
+
+    runtime = SimpleNamespace(CUDARuntimeError=NoDriverError, getDeviceCount=count)
+    errors = SimpleNamespace(CompileException=type("CompileException", (Exception,), {}))
+    cuda = SimpleNamespace(runtime=runtime, compiler=errors, Device=FakeDevice, Stream=lambda **_: None)
+    return SimpleNamespace(cuda=cuda, RawModule=build)
+
+
+def test_cuda_ranks_of_a_host_take_its_devices_in_turn(monkeypatch):
+    monkeypatch.setattr(_cuda, "_import_cupy", fake_cupy)
+    names = [gem.backends.select("cuda", comm=Rank(r)).name for r in range(4)]
+    assert names == ["cuda:0", "cuda:1", "cuda:2", "cuda:0"]
+    assert gem.backends.select("cuda:2", comm=Rank(1)).name == "cuda:2"
+
+
+@pytest.mark.parametrize(
+    ("cupy", "message"),
+    [
+        ({"driver": False}, "CUDA does not work here .*InsufficientDriver.*install NVIDIA's driver"),
+        ({"devices": 0}, "there is no CUDA device: choose another backend"),
+        ({"compiler": RuntimeError("failed to load libnvrtc")}, r"NVRTC does not work .failed to load.*pip install"),
+        ({"compiler": ImportError("libnvrtc.so.13")}, r"NVRTC does not work .libnvrtc.*pip install"),
+    ],
+    ids=["no driver", "no device", "NVRTC not loaded", "NVRTC not installed"],
+)
+def test_cuda_that_does_not_work(cupy, message, monkeypatch):
+    monkeypatch.setattr(_cuda, "_import_cupy", lambda: fake_cupy(**cupy))
+    with pytest.raises(BackendError, match=message):
+        gem.backends.select("cuda").kernel("scale_rows", H=4)
+
+
+def test_opencl_programs_come_from_the_cache(monkeypatch, tmp_path):
+    try:
+        first, second = (gem.backends.select("opencl") for _ in range(2))
+    except BackendError as error:
+        missing("opencl", str(error))
+    from pyopencl.characterize import has_src_build_cache
+
+    if has_src_build_cache(first._device):
+        pytest.skip("this runtime has a cache of its own")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first.kernel("scale_rows", H=4)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("binary")}
+    second.kernel("scale_rows", H=4)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("binary")} == before
+    assert len(before) == 1
+
+
+def test_opencl_builds_without_a_cache_too(monkeypatch, tmp_path, caplog):
+    try:
+        device = gem.backends.select("opencl")
+    except BackendError as error:
+        missing("opencl", str(error))
+    from pyopencl.characterize import has_src_build_cache
+
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # no folder can be made there
+    X = device.to_device(np.ones((2, 4)))
+    device.kernel("scale_rows", H=4)(2, X, device.to_device(np.full(2, 3.0)))
+    assert np.all(device.to_host(X) == 3)
+    assert has_src_build_cache(device._device) or "Not a directory" in caplog.text
+
+
 def test_a_state_space_too_large_for_local_memory_is_refused():
     constants = {"H": 64, "HPRIME": 32, "GAMMA": 4, "ANNEAL": 0}
     with pytest.raises(BackendError, match="smaller model"):
@@ -191,6 +429,11 @@ def test_a_state_space_too_large_for_local_memory_is_refused():
 SETTINGS = [
     ("FAKECUDA_NDEV=2", "b = select('cuda:1'); print(b.name, b.to_device(np.ones(3)).device.id)", "cuda:1 1"),
     ("FAKECUDA_NDEV=0", "select('cuda')", "choose another backend"),
+    (
+        "FAKECUDA_NDEV=2",
+        "a = select('cuda:1').to_device(np.ones((2, 2))); select('cuda:0').to_host(a)",
+        "argument 0 of to_host is a ndarray, not an array of cuda:0",
+    ),
     (
         "FAKECUDA_MEMORY=3000000",
         "Y = np.random.default_rng(0).standard_normal((20000, 8)); m = BSC(D=8, H=16, Hprime=4, gamma=2)\n"
@@ -216,3 +459,15 @@ if "CUSHIM_ORDER" in os.environ:  # settings of the CPU-run CuPy, under which te
             env={**os.environ, name: value}, capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert expected in done.stdout + done.stderr
+
+    @pytest.mark.serial
+    def test_cuda_programs_come_from_the_cache(tmp_path):
+        """As ranks of a host, and the next run, find them: compiled once, read by the others."""
+        script, made = "from gem.backends import select; select('cuda').kernel('scale_rows', H=4)", []
+        for _ in range(2):
+            subprocess.run(
+                [sys.executable, "-c", script], env={**os.environ, "CUPY_CACHE_DIR": str(tmp_path)}, check=True
+            )
+            made.append({path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.cubin")})
+        assert made[0] == made[1]
+        assert len(made[0]) == 1

@@ -19,25 +19,25 @@ __all__ = ["Array", "Backend", "Batches", "Kernel", "available", "select"]
 log = logging.getLogger("gem")
 
 
-def _numpy(dtype: np.dtype, index: int | None, comm: Communicator) -> Backend:
+def _make_numpy(dtype: np.dtype, index: int | None, comm: Communicator) -> Backend:
     return NumpyBackend(dtype, comm.threads)
 
 
-def _opencl(dtype: np.dtype, index: int | None, comm: Communicator) -> Backend:
+def _make_opencl(dtype: np.dtype, index: int | None, comm: Communicator) -> Backend:
     from gem.backends._opencl import OpenCLBackend, device_count
 
     device = comm.local_rank % device_count() if index is None else index
     return OpenCLBackend(dtype, device, threads=comm.threads)
 
 
-def _cuda(dtype: np.dtype, index: int | None, comm: Communicator) -> Backend:
+def _make_cuda(dtype: np.dtype, index: int | None, comm: Communicator) -> Backend:
     from gem.backends._cuda import CudaBackend, device_count
 
     return CudaBackend(dtype, comm.local_rank % device_count() if index is None else index)
 
 
 Maker = Callable[[np.dtype, "int | None", Communicator], Backend]
-BACKENDS: dict[str, Maker] = {"cuda": _cuda, "opencl": _opencl, "numpy": _numpy}  # fastest first
+BACKENDS: dict[str, Maker] = {"cuda": _make_cuda, "opencl": _make_opencl, "numpy": _make_numpy}  # fastest first
 
 
 def select(backend: Any = None, dtype: Any = "float32", comm: Communicator | None = None) -> Backend:

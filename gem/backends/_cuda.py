@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from gem.backends._device import DeviceBackend, Schedule, schedule
-from gem.backends.base import Kernel
 from gem.errors import BackendError
 
 INSTALL = 'pip install "gem-em[cuda]" (for CUDA 13; for CUDA 12: pip install cupy-cuda12x)'
@@ -94,6 +93,7 @@ class CudaBackend(DeviceBackend):
         return finish
 
     def to_host(self, device: Any) -> np.ndarray:
+        self.demand("to_host", device)
         with self._device:
             return self._cupy.asnumpy(device)
 
@@ -104,6 +104,7 @@ class CudaBackend(DeviceBackend):
     # -- work ----------------------------------------------------------------------------------------------
 
     def matmul(self, a: Any, b: Any, *, transpose_a: bool = False) -> Any:
+        self.demand("matmul", a, b)
         with self._device:
             return self._cupy.matmul(a.T if transpose_a else a, b)
 
@@ -111,8 +112,13 @@ class CudaBackend(DeviceBackend):
         units = self._device.attributes["MultiProcessorCount"]
         return schedule(name, constants, self.dtype.itemsize, False, units, SHARED_BYTES)
 
-    def bind(self, name: str, built: Any, plan: Schedule) -> Kernel:
-        return CudaKernel(self._cupy, self._device, built, name, plan, self.dtype)
+    def launch(self, built: Any, plan: Schedule, N: int, arguments: tuple[Any, ...]) -> None:
+        values = [a if self.owns(a) else self.dtype.type(a) for a in arguments]
+        with self._device:
+            built((plan.count(N),), (plan.group,), (np.int32(N), *values))
+
+    def owns(self, array: Any) -> bool:
+        return isinstance(array, self._cupy.ndarray) and array.device == self._device
 
     def build(self, name: str, text: str, defines: dict[str, int]) -> Any:
         options = ("--std=c++17", *(f"-D{key}={value}" for key, value in defines.items()))
@@ -140,28 +146,6 @@ class CudaBackend(DeviceBackend):
     def free_memory(self) -> None:
         with self._device:
             self._cupy.get_default_memory_pool().free_all_blocks()
-
-
-class CudaKernel(Kernel):
-    """A function of a module, bound to a device."""
-
-    def __init__(self, cupy: Any, device: Any, function: Any, name: str, plan: Schedule, dtype: np.dtype):
-        self.name = name
-        self._cupy, self._device, self._function, self._plan, self._dtype = cupy, device, function, plan, dtype
-
-    def groups(self, N: int) -> int:
-        return self._plan.count(N)
-
-    def __call__(self, N: int, *arguments: Any) -> None:
-        for position, argument in enumerate(arguments):
-            if not isinstance(argument, self._cupy.ndarray | float | int):
-                raise BackendError(
-                    f"argument {position} of kernel {self.name} is a {type(argument).__name__}, not an array of this "
-                    "backend: pass it through backend.to_device first"
-                )
-        values = [a if isinstance(a, self._cupy.ndarray) else self._dtype.type(a) for a in arguments]
-        with self._device:
-            self._function((self.groups(N),), (self._plan.group,), (np.int32(N), *values))
 
 
 def device_count() -> int:

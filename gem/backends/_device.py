@@ -111,7 +111,22 @@ class DeviceBackend(Backend):
             text = source.program(name, states if table else None, fragment)
             defines = {**constants, **plan.defines, "GEM_REAL": 8 * self.dtype.itemsize}
             self._built[key] = self.build(name, text, defines)
-        return self.bind(name, self._built[key], plan)
+        return DeviceKernel(self, name, self._built[key], plan)
+
+    def demand(self, what: str, *arrays: Any) -> None:
+        """Refuse arrays that are not this backend's: a device would read memory that is not there.
+
+        Raises
+        ------
+        BackendError
+            If one is a numpy array, another backend's, or another device's; it says which argument of `what`.
+        """
+        for position, array in enumerate(arrays):
+            if not (isinstance(array, float | int) or self.owns(array)):
+                raise BackendError(
+                    f"argument {position} of {what} is a {type(array).__name__}, not an array of {self.name}: "
+                    "pass it through backend.to_device first"
+                )
 
     def load(self, shard: Any) -> Batches:
         needed, room = shard.N * shard.D * self.dtype.itemsize, self.room()
@@ -157,8 +172,12 @@ class DeviceBackend(Backend):
         """Compile a program and take its kernel `name`."""
 
     @abstractmethod
-    def bind(self, name: str, built: Any, plan: Schedule) -> Kernel:
-        """What `build` gave, ready to be called."""
+    def launch(self, built: Any, plan: Schedule, N: int, arguments: tuple[Any, ...]) -> None:
+        """Run what `build` gave."""
+
+    @abstractmethod
+    def owns(self, array: Any) -> bool:
+        """Whether an array is one of this backend's, on this device."""
 
     @abstractmethod
     def room(self) -> int:
@@ -175,6 +194,21 @@ class DeviceBackend(Backend):
     @abstractmethod
     def prefetch(self, host: np.ndarray) -> Callable[[], Array]:
         """Begin an upload; the returned function waits for it and gives the device array."""
+
+
+class DeviceKernel(Kernel):
+    """A built kernel, laid out for its device."""
+
+    def __init__(self, backend: DeviceBackend, name: str, built: Any, plan: Schedule):
+        self.name = name
+        self._backend, self._built, self._plan = backend, built, plan
+
+    def groups(self, N: int) -> int:
+        return self._plan.count(N)
+
+    def __call__(self, N: int, *arguments: Any) -> None:
+        self._backend.demand(f"kernel {self.name}", *arguments)
+        self._backend.launch(self._built, self._plan, N, arguments)
 
 
 class Resident:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -18,8 +19,10 @@ import numpy as np
 
 from gem.backends import blas
 from gem.backends._device import DeviceBackend, Schedule, schedule
-from gem.backends.base import Batches, Kernel
+from gem.backends.base import Batches
 from gem.errors import BackendError
+
+log = logging.getLogger("gem")
 
 INSTALL = (
     'pip install "gem-em[opencl]" brings PyOpenCL and pocl, a runtime for CPUs; '
@@ -33,13 +36,21 @@ RESIDENT_SHARE = 0.5  # of a device's memory, for data that stay
 
 @dataclass
 class DeviceArray:
-    """An OpenCL buffer with a shape."""
+    """An OpenCL buffer with a shape.
+
+    A CPU device's array is the host's or the device's turn by turn: `view` is the host's way to it while it is mapped.
+    """
 
     buffer: Any
     shape: tuple[int, ...]
     dtype: np.dtype
     host: np.ndarray | None = None  # the memory a CPU device's buffer lives in: kept alive with it
     writable: bool = True
+    view: Any = None
+
+    def __del__(self) -> None:
+        if self.view is not None:  # unmapped while its memory is there, and done before a process may end:
+            self.view.base.release().wait()  # Intel's runtime aborts one that leaves such work behind
 
 
 class OpenCLBackend(DeviceBackend):
@@ -80,6 +91,7 @@ class OpenCLBackend(DeviceBackend):
         self._threads = min(threads or self._units, self._units) if self._cpu else 1
         self._pool = ThreadPoolExecutor(self._threads)
         self._products: dict[Any, Any] = {}
+        self._cached = True
         self._spare: dict[int, list[DeviceArray]] = {}
 
     def describe(self) -> dict[str, Any]:
@@ -124,11 +136,11 @@ class OpenCLBackend(DeviceBackend):
         return finish
 
     def to_host(self, device: DeviceArray) -> np.ndarray:
+        self.demand("to_host", device)
         if not np.prod(device.shape):
             return np.empty(device.shape, device.dtype)
         if self._cpu:
-            with self._mapped(device) as view:
-                return view.copy()
+            return self._mapped(device)[0].copy()
         host = np.empty(device.shape, device.dtype)
         self._cl.enqueue_copy(self._queue, host, device.buffer)
         return host
@@ -159,28 +171,38 @@ class OpenCLBackend(DeviceBackend):
         buffer = self._cl.Buffer(self._context, access | flags.USE_HOST_PTR, hostbuf=host)
         return DeviceArray(buffer, host.shape, host.dtype, host, writable)
 
-    @contextmanager
-    def _mapped(self, *arrays: DeviceArray) -> Iterator[Any]:
-        """The arrays' own memory, on a CPU device: nothing is copied, the queue has done its work."""
-        flags, views = self._cl.map_flags, []
+    def _mapped(self, *arrays: DeviceArray) -> list[Any]:
+        """The arrays' own memory, on a CPU device: nothing is copied, the queue has done its work.
+
+        They stay mapped until a kernel asks for them: each mapping takes two switches of threads, 0.1 ms.
+        """
+        flags, last = self._cl.map_flags, None
         for a in arrays:
-            access = flags.READ | flags.WRITE if a.writable else flags.READ
-            view, _ = self._cl.enqueue_map_buffer(self._queue, a.buffer, access, 0, a.shape, a.dtype)
-            views.append(view)
-        try:
-            yield views[0] if len(views) == 1 else views
-        finally:
-            for view in views:
-                view.base.release(self._queue)
+            if a.view is None:
+                access = flags.READ | flags.WRITE if a.writable else flags.READ
+                a.view, last = self._cl.enqueue_map_buffer(
+                    self._queue, a.buffer, access, 0, a.shape, a.dtype, is_blocking=False
+                )
+        if last is not None:
+            last.wait()
+        return [a.view for a in arrays]
+
+    def _unmap(self, *arrays: DeviceArray) -> None:
+        """Hand arrays back to the device; what nobody may write stays mapped, as both may read it."""
+        for a in arrays:
+            if a.view is not None and a.writable:
+                a.view.base.release(self._queue)
+                a.view = None
 
     # -- work ----------------------------------------------------------------------------------------------
 
     def matmul(self, a: DeviceArray, b: DeviceArray, *, transpose_a: bool = False) -> DeviceArray:
+        self.demand("matmul", a, b)
         rows = a.shape[1] if transpose_a else a.shape[0]
         out = self.empty((rows, b.shape[1]))
         if self._cpu:
-            with self._mapped(a, b, out) as (x, y, z):
-                blas.matmul(self._pool, self._threads, x.T if transpose_a else x, y, z)
+            x, y, z = self._mapped(a, b, out)
+            blas.matmul(self._pool, self._threads, x.T if transpose_a else x, y, z)
         else:
             self._reikna(a.shape, b.shape, transpose_a)(out.buffer, a.buffer, b.buffer)
         return out
@@ -197,10 +219,32 @@ class OpenCLBackend(DeviceBackend):
         return schedule(name, constants, self.dtype.itemsize, self._vectors, self._units, local_bytes)
 
     def build(self, name: str, text: str, defines: dict[str, int]) -> Any:
-        return _build(self._cl, self._context, name, text, defines)
+        options = [f"-D{key}={value}" for key, value in defines.items()]
+        try:
+            with _quiet():
+                return self._cl.Kernel(self._compiled(text, options), name)
+        except self._cl.RuntimeError as error:
+            raise BackendError(f"kernels/{name}.c does not build with {' '.join(options)}:\n{error}") from error
 
-    def bind(self, name: str, built: Any, plan: Schedule) -> Kernel:
-        return OpenCLKernel(self._queue, built, name, plan, self.dtype, wait=self._cpu)
+    def _compiled(self, text: str, options: list[str]) -> Any:
+        """A built program, from PyOpenCL's cache if that works."""
+        if self._cached:
+            try:
+                return self._cl.Program(self._context, text).build(options)
+            except (OSError, RuntimeError, LookupError) as error:  # not the compiler: a folder, or a lock left in it
+                log.warning("PyOpenCL cannot cache programs (%s): set XDG_CACHE_HOME to another folder", _origin(error))
+                self._cached = False
+        return self._cl.Program(self._context, text).build(options, cache_dir=False)
+
+    def launch(self, built: Any, plan: Schedule, N: int, arguments: tuple[Any, ...]) -> None:
+        self._unmap(*(a for a in arguments if isinstance(a, DeviceArray)))
+        values = [a.buffer if isinstance(a, DeviceArray) else self.dtype.type(a) for a in arguments]
+        event = built(self._queue, (plan.count(N) * plan.group,), (plan.group,), np.int32(N), *values)
+        if self._cpu:  # it works in arrays that Python may free when they are not needed any more
+            event.wait()
+
+    def owns(self, array: Any) -> bool:
+        return isinstance(array, DeviceArray) and array.buffer.context == self._context
 
     def batch_size(self, N: int, bytes_per_point: int) -> int:
         return max(1, min(N, BATCH_BYTES[self._cpu] // bytes_per_point))
@@ -217,31 +261,6 @@ class OpenCLBackend(DeviceBackend):
     def free_memory(self) -> None:
         self._queue.finish()
         self._spare.clear()
-
-
-class OpenCLKernel(Kernel):
-    """A built kernel, bound to a queue."""
-
-    def __init__(self, queue: Any, kernel: Any, name: str, plan: Schedule, dtype: np.dtype, wait: bool):
-        self.name = name
-        self._queue, self._kernel, self._plan, self._dtype = queue, kernel, plan, dtype
-        self._wait = wait  # a CPU device works in arrays that Python may free when they are not needed any more
-
-    def groups(self, N: int) -> int:
-        return self._plan.count(N)
-
-    def __call__(self, N: int, *arguments: Any) -> None:
-        for position, argument in enumerate(arguments):
-            if not isinstance(argument, DeviceArray | float | int):
-                raise BackendError(
-                    f"argument {position} of kernel {self.name} is a {type(argument).__name__}, not an array of this "
-                    "backend: pass it through backend.to_device first"
-                )
-        values = [a.buffer if isinstance(a, DeviceArray) else self._dtype.type(a) for a in arguments]
-        size = self.groups(N) * self._plan.group
-        event = self._kernel(self._queue, (size,), (self._plan.group,), np.int32(N), *values)
-        if self._wait:
-            event.wait()
 
 
 class InPlace:
@@ -274,16 +293,24 @@ def devices() -> list[Any]:
     """
     cl = _import_pyopencl()
     try:
-        found = [device for platform in cl.get_platforms() for device in platform.get_devices()]
+        platforms = cl.get_platforms()
     except cl.Error as error:
         raise BackendError(f"OpenCL finds no device ({error}): {INSTALL}") from error
-    answers = {device: _answer(cl, device) for device in found}
-    working = [device for device, answer in answers.items() if answer == "works"]
+    working, told = [], []
+    for platform in platforms:
+        try:
+            found = platform.get_devices()
+        except cl.Error as error:  # one vendor's broken driver is no reason to do without the others
+            found = []
+            told.append(f"{platform.name.strip()}: {error}")
+        for device in found:
+            answer = _answer(cl, device)
+            if answer == "works":
+                working.append(device)
+            else:
+                told.append(f"{device.name.strip()} on {platform.name.strip()}: {answer}")
     if not working:
-        told = "; ".join(
-            f"{device.name.strip()} on {device.platform.name.strip()}: {a}" for device, a in answers.items()
-        )
-        raise BackendError(f"no OpenCL device works ({told or 'there is none'}): {INSTALL}")
+        raise BackendError(f"no OpenCL device works ({'; '.join(told) or 'there is none'}): {INSTALL}")
     return sorted(working, key=lambda device: not device.type & cl.device_type.GPU)
 
 
@@ -293,12 +320,15 @@ def _answer(cl: Any, device: Any) -> str:
         context = cl.Context([device])
         queue = cl.CommandQueue(context)
         with _quiet():
-            program = cl.Program(context, "__kernel void probe(__global int *x) { x[0] = 1; }").build()
+            text = "__kernel void probe(__global int *x) { x[0] = 1; }"
+            program = cl.Program(context, text).build(cache_dir=False)
             cl.Kernel(program, "probe")(queue, (1,), (1,), cl.Buffer(context, cl.mem_flags.READ_WRITE, 4))
         queue.finish()
     except cl.Error as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip() and "options:" not in line]
         return next((line for line in lines if line.startswith("error")), lines[-1])
+    except OSError as error:
+        return f"PyOpenCL must write a cache ({error}): set XDG_CACHE_HOME to a folder where it can"
     return "works"
 
 
@@ -323,21 +353,19 @@ def _register_intel() -> None:
         os.environ.setdefault("OCL_ICD_VENDORS", str(library))
 
 
+def _origin(error: BaseException) -> BaseException:
+    """The first of the exceptions that led to this one."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Compilers chat; PyOpenCL turns that into warnings, about code that is ours to check elsewhere."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-def _build(cl: Any, context: Any, name: str, text: str, defines: dict[str, int]) -> Any:
-    options = [f"-D{key}={value}" for key, value in defines.items()]
-    try:
-        with _quiet():
-            return cl.Kernel(cl.Program(context, text).build(options), name)
-    except cl.RuntimeError as error:
-        raise BackendError(f"kernels/{name}.c does not build with {' '.join(options)}:\n{error}") from error
 
 
 def _compile_matmul(queue: Any, dtype: np.dtype, a: tuple[int, ...], b: tuple[int, ...], transpose_a: bool) -> Any:

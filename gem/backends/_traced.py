@@ -1,0 +1,99 @@
+"""A backend that tells a trace what it does: copies, reading, products, kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import numpy as np
+
+from gem.backends.base import Array, Backend, Batches, Kernel, Result
+from gem.trace import Trace
+
+
+class Traced(Backend):
+    """Another backend, every call of it recorded.
+
+    A device that works on its own (a GPU) shows its products and kernels as the time it takes to ask for them; the
+    wait for their results is in the copy to the host. With `wait` each call ends when its work is done.
+    """
+
+    def __init__(self, backend: Backend, trace: Trace, wait: bool = False):
+        self.name, self.dtype, self.acc = backend.name, backend.dtype, backend.acc
+        self._backend, self._trace, self._wait = backend, trace, wait
+
+    @contextmanager
+    def _span(self, name: str) -> Iterator[None]:
+        with self._trace.span(name):
+            yield
+            if self._wait:
+                self._backend.synchronize()
+
+    def describe(self) -> dict[str, Any]:
+        return self._backend.describe()
+
+    def to_device(self, host: np.ndarray) -> Array:
+        with self._trace.span("copy to device", bytes=np.asarray(host).nbytes):
+            return self._backend.to_device(host)
+
+    def to_host(self, device: Array) -> np.ndarray:
+        with self._trace.span("copy to host"):
+            return self._backend.to_host(device)
+
+    def empty(self, shape: tuple[int, ...], dtype: Any = None) -> Array:
+        return self._backend.empty(shape, dtype)
+
+    def matmul(self, a: Array, b: Array, *, transpose_a: bool = False) -> Array:
+        with self._span("matmul"):
+            return self._backend.matmul(a, b, transpose_a=transpose_a)
+
+    def kernel(self, name: str, *, states: Any = None, fragment: str | None = None, **constants: int) -> Kernel:
+        with self._trace.span(f"build {name}"):
+            return _TracedKernel(self._backend.kernel(name, states=states, fragment=fragment, **constants), self._span)
+
+    def batch_size(self, N: int, bytes_per_point: int) -> int:
+        return self._backend.batch_size(N, bytes_per_point)
+
+    def load(self, shard: Any) -> Batches:
+        with self._trace.span("load data", points=shard.N):
+            return _TracedBatches(self._backend.load(shard), self._trace)
+
+    def map(self, function: Callable[[int, Array], Result], batches: Batches) -> Iterator[Result]:
+        def recorded(start: int, Y: Array) -> Result:
+            with self._trace.span("batch", start=start):
+                return function(start, Y)
+
+        return self._backend.map(recorded, batches)
+
+    def synchronize(self) -> None:
+        self._backend.synchronize()
+
+
+class _TracedKernel(Kernel):
+    def __init__(self, kernel: Kernel, span: Callable[[str], AbstractContextManager[None]]):
+        self.name, self._kernel, self._span = kernel.name, kernel, span
+
+    def groups(self, N: int) -> int:
+        return self._kernel.groups(N)
+
+    def __call__(self, N: int, *arguments: Any) -> None:
+        with self._span(self.name):
+            self._kernel(N, *arguments)
+
+
+class _TracedBatches:
+    """Batches whose reading (and upload, where they are streamed) is recorded."""
+
+    def __init__(self, batches: Batches, trace: Trace):
+        self.N, self.start, self.stop = batches.N, batches.start, batches.stop
+        self._batches, self._trace = batches, trace
+
+    def __iter__(self) -> Iterator[tuple[int, Array]]:
+        waiting = iter(self._batches)
+        while True:
+            with self._trace.span("read batch"):
+                batch = next(waiting, None)
+            if batch is None:
+                return
+            yield batch
