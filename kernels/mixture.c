@@ -1,25 +1,75 @@
-/* mixture.c: the E-step of Gaussian mixtures, and its sums, in one walk over the data.
+/* mixture.c: the E-step of Gaussian and Poisson mixtures, and its sums, in one walk over the data.
  *
  *   joint_nk = log_weight_k - 1/2 (y_n - mu_k)' P_k (y_n - mu_k)
+ *            = log_weight_k + P_k' y_n + log Poisson(y_n; mu_K)      if COVARIANCE is POISSON
  *   r_nk     = w_n softmax_k(beta joint_nk + shift_k)
  *
- *   precision        (K, D) if COVARIANCE is DIAG, (K, D, D) if FULL, (D, D) if TIED; symmetric
- *   log_evidence     (N,) log sum over k of exp joint_nk, unannealed
+ *   mu               (K, D); if POISSON (K + 1, D), the last row reference rates: P_k is log(mu_k / mu_K), so that
+ *                    the size of the counts costs the differences between components no digits
+ *   precision        (K, D) if COVARIANCE is DIAG or POISSON, (K, D, D) if FULL, (D, D) if TIED; symmetric. If
+ *                    MISSING, K more rows: what an observed y_d takes from joint_nk besides, its normalisation
+ *   log_evidence     (N,) log sum over k of exp joint_nk, unannealed; -infinity where POISSON and no count
  *   responsibilities (N, K) r_nk, if STORE
  *   sums             (GROUPS, SUMS) sum over n of r_nk (1, y - mu_k, (y - mu_k)^2 or (y - mu_k) (y - mu_k)');
- *                    one row for each group; the last part has the shape of precision: summed over k if TIED
+ *                    one row for each group; the last part has the shape of precision: summed over k if TIED,
+ *                    absent if POISSON
  *
+ * If MISSING (DIAG and POISSON), NaN is no observation: it counts with its expectation, y - mu_k = 0 and, for the
+ * square, 1 / P_k.
  * Differences are taken before they are squared: float is safe wherever the data lie. Moments are summed in
  * `real` within a tile, in `acc` over tiles. Group g takes the tiles g, g + GROUPS, ...; their number is the
  * caller's choice: the same number gives the same bits.
- * Sizes: D, K, COVARIANCE, STORE.
+ * Sizes: D, K, COVARIANCE, MISSING, STORE.
  */
 #define DIAG 0
 #define FULL 1
 #define TIED 2
-#define SECOND (COVARIANCE == DIAG ? K * D : COVARIANCE == FULL ? K * D * D : D * D)
+#define POISSON 3
+#define AXIAL (COVARIANCE == DIAG || COVARIANCE == POISSON) /* no dimension knows of another */
+#define SECOND (COVARIANCE == DIAG ? K * D : COVARIANCE == FULL ? K * D * D : COVARIANCE == TIED ? D * D : 0)
 #define SUMS (K + K * D + SECOND)
-#define PRECISION(k) ((size_t)(k) * (COVARIANCE == DIAG ? D : COVARIANCE == FULL ? D * D : 0)) /* P_k */
+#define PRECISION(k) ((size_t)(k) * (AXIAL ? D : COVARIANCE == FULL ? D * D : 0)) /* P_k */
+
+#if WIDTH > 1
+#define NUMBER vec /* of so many data points */
+#else
+#define NUMBER real
+#endif
+
+#if MISSING
+#define OBSERVED(y, x, otherwise) ((y) == (y) ? (x) : (NUMBER)(otherwise))
+#else
+#define OBSERVED(y, x, otherwise) (x)
+#endif
+
+#if AXIAL
+/* What the dimension P points to takes from the log joint. */
+DEVICE NUMBER cost(NUMBER y, real mu, GLOBAL const real *P)
+{
+#if COVARIANCE == DIAG
+    const NUMBER x = y - mu, q = x * ((real)0.5 * P[0]) * x;
+#else
+    const NUMBER q = -P[0] * y;
+#endif
+    return OBSERVED(y, q + (MISSING ? P[K * D] : 0), 0);
+}
+#endif
+
+#if COVARIANCE == POISSON
+/* log Poisson(y; rate), by Stirling's series for z = y + 1, or for y + 9 where y is small: log y! is that less
+ * log((y + 1) ... (y + 8)). The large terms of y log rate - rate - log y! are taken together first. */
+DEVICE NUMBER log_poisson(NUMBER y, real rate)
+{
+    const NUMBER one = (NUMBER)(1);
+    const NUMBER z = y + (y < (real)8 ? 9 * one : one), u = one / z, u2 = u * u;
+    const NUMBER a = y * (y + (real)9), b = a + (real)8, c = a + (real)14, d = a + (real)18, e = a + (real)20;
+    const NUMBER up = y < (real)8 ? b * c * d * e : one; /* (y + 1) (y + 8), (y + 2) (y + 7), ... */
+    const NUMBER series = u * ((real)(1. / 12) - u2 * ((real)(1. / 360) - u2 * ((real)(1. / 1260) - u2 / (real)1680)));
+    const NUMBER log_p = y * log(rate / z) + (z - rate) - (z - y - (real)0.5) * log(z) + log(up) - series;
+    const NUMBER counted = (y >= (real)0) & (y == floor(y)) ? log_p - (real)0.91893853320467274 : -REAL_INF * one;
+    return OBSERVED(y, counted, 0);
+}
+#endif
 
 DEVICE int annealed(real beta, GLOBAL const real *shift)
 {
@@ -33,7 +83,7 @@ DEVICE int annealed(real beta, GLOBAL const real *shift)
 DEVICE void mirror(GLOBAL acc *second)
 {
     BARRIER();
-    for (int e = LOCAL_ID; COVARIANCE != DIAG && e < SECOND; e += GROUP) {
+    for (int e = LOCAL_ID; !AXIAL && e < SECOND; e += GROUP) {
         const int i = e / D % D, j = e % D;
         if (j > i)
             second[e] = second[e - e % (D * D) + j * D + i];
@@ -88,22 +138,17 @@ DEVICE void load_tile(tile *t, GLOBAL const real *Y)
     }
 }
 
-/* q[v] = 1/2 (y - mu)' P (y - mu) */
+/* q[v] = 1/2 (y - mu)' P (y - mu), or the costs of all dimensions */
 DEVICE void distance(const tile *t, GLOBAL const real *mu, GLOBAL const real *P, vec *q)
 {
 #pragma unroll
     for (int v = 0; v < VECTORS; v++)
         q[v] = (vec)(0);
-#if COVARIANCE == DIAG
+#if AXIAL
     for (int d = 0; d < D; d++)
 #pragma unroll
-        for (int v = 0; v < VECTORS; v++) {
-            const vec x = t->y[d][v].v - mu[d];
-            q[v] += x * P[d] * x;
-        }
-#pragma unroll
-    for (int v = 0; v < VECTORS; v++)
-        q[v] *= (real)0.5;
+        for (int v = 0; v < VECTORS; v++)
+            q[v] += cost(t->y[d][v].v, mu[d], P + d);
 #else
     vec x[D][VECTORS];
     for (int i = 0; i < D; i++) {
@@ -153,6 +198,17 @@ DEVICE vec softmax(tile *t, int v, int anneal, real beta, GLOBAL const real *shi
     return evidence;
 }
 
+#if COVARIANCE == POISSON
+/* Of the v-th vector of data points, under the reference rates. */
+DEVICE vec reference(const tile *t, int v, GLOBAL const real *rate)
+{
+    vec sum = (vec)(0);
+    for (int d = 0; d < D; d++)
+        sum += log_poisson(t->y[d][v].v, rate[d]);
+    return sum;
+}
+#endif
+
 /* The data points of component k: where r is not 0, few once learned. Returns their number. */
 DEVICE int members(const lanes *r, int *found)
 {
@@ -175,15 +231,16 @@ DEVICE acc tile_count(const lanes *r)
     return total(VACC(sum));
 }
 
-#if COVARIANCE == DIAG
-DEVICE void add_moments(const tile *t, const lanes *r, GLOBAL const real *mu, const int *found, int count,
-                        GLOBAL acc *first, GLOBAL acc *second)
+#if AXIAL
+DEVICE void add_moments(const tile *t, const lanes *r, GLOBAL const real *mu, GLOBAL const real *P, const int *found,
+                        int count, GLOBAL acc *first, GLOBAL acc *second)
 {
     for (int c = 0; c < CHUNKS; c += AHEAD) {
-        vec mean[AHEAD], sum[AHEAD], square[AHEAD];
+        vec mean[AHEAD], var[AHEAD], sum[AHEAD], square[AHEAD];
 #pragma unroll
         for (int a = 0; a < AHEAD; a++) {
             mean[a] = c + a < CHUNKS ? load_chunk(mu, c + a) : (vec)(0);
+            var[a] = MISSING && c + a < CHUNKS ? (real)1 / load_chunk(P, c + a) : (vec)(0);
             sum[a] = square[a] = (vec)(0);
         }
         for (int f = 0; f < count; f++) {
@@ -191,16 +248,17 @@ DEVICE void add_moments(const tile *t, const lanes *r, GLOBAL const real *mu, co
             const real weight = r[n / WIDTH].at[n % WIDTH];
 #pragma unroll
             for (int a = 0; a < AHEAD; a++) {
-                const vec x = t->row[n].v[c + a < CHUNKS ? c + a : 0] - mean[a];
-                const vec wx = weight * x;
+                const vec y = t->row[n].v[c + a < CHUNKS ? c + a : 0];
+                const vec x = OBSERVED(y, y - mean[a], 0), wx = weight * x;
                 sum[a] += wx;
-                square[a] += wx * x;
+                square[a] += OBSERVED(y, wx * x, weight * var[a]);
             }
         }
 #pragma unroll
         for (int a = 0; a < AHEAD && c + a < CHUNKS; a++) {
             add_chunk(first, c + a, sum[a]);
-            add_chunk(second, c + a, square[a]);
+            if (COVARIANCE == DIAG)
+                add_chunk(second, c + a, square[a]);
         }
     }
 }
@@ -209,8 +267,8 @@ DEVICE void add_moments(const tile *t, const lanes *r, GLOBAL const real *mu, co
 #define COLUMNS ((CHUNKS + 1) / BESIDE * BESIDE)
 
 /* Second moments: the lower triangle, and what is in the same blocks. */
-DEVICE void add_moments(const tile *t, const lanes *r, GLOBAL const real *mu, const int *found, int count,
-                        GLOBAL acc *first, GLOBAL acc *second)
+DEVICE void add_moments(const tile *t, const lanes *r, GLOBAL const real *mu, GLOBAL const real *P, const int *found,
+                        int count, GLOBAL acc *first, GLOBAL acc *second)
 {
     typedef union {
         vec v[COLUMNS];
@@ -280,7 +338,11 @@ KERNEL void mixture(int N, GLOBAL const real *RESTRICT Y, GLOBAL const real *RES
         for (int v = 0; v < VECTORS; v++) {
             const int left = t.count - v * WIDTH, here = left < WIDTH ? left : WIDTH;
             const vec weight = vload_part(here, 0, weights + start + v * WIDTH);
-            vstore_part(softmax(&t, v, anneal, beta, shift, weight), here, log_evidence + start + v * WIDTH);
+            vec evidence = softmax(&t, v, anneal, beta, shift, weight);
+#if COVARIANCE == POISSON
+            evidence += reference(&t, v, mu + K * D);
+#endif
+            vstore_part(evidence, here, log_evidence + start + v * WIDTH);
         }
         for (int n = 0; STORE && n < t.count; n++)
             for (int k = 0; k < K; k++)
@@ -291,7 +353,8 @@ KERNEL void mixture(int N, GLOBAL const real *RESTRICT Y, GLOBAL const real *RES
             if (count == 0)
                 continue;
             counts[k] += tile_count(t.r[k]);
-            add_moments(&t, t.r[k], mu + k * D, found, count, first + k * D, second + PRECISION(k));
+            add_moments(&t, t.r[k], mu + k * D, precision + PRECISION(k), found, count, first + k * D,
+                        second + (SECOND ? PRECISION(k) : 0));
         }
     }
     mirror(second);
@@ -307,17 +370,18 @@ KERNEL void mixture(int N, GLOBAL const real *RESTRICT Y, GLOBAL const real *RES
 #define POINTS (TILE < 4 ? TILE : 4) /* of one component, that a work-item takes: they share mu and P */
 #define APART (TILE / POINTS)
 
-/* q[p] = 1/2 (y - mu)' P (y - mu) of the data points y, y + APART, ... */
+/* q[p] = 1/2 (y - mu)' P (y - mu), or the costs of all dimensions, of the data points y, y + APART, ... */
 DEVICE void distance(LOCAL_PTR const real *y, GLOBAL const real *mu, GLOBAL const real *P, real *q)
 {
     for (int p = 0; p < POINTS; p++)
         q[p] = 0;
+#if MISSING
+#pragma unroll 4 /* of 64 at once not all are held in registers */
+#endif
     for (int i = 0; i < D; i++) {
-#if COVARIANCE == DIAG
-        for (int p = 0; p < POINTS; p++) {
-            const real x = y[i * PITCH + p * APART] - mu[i];
-            q[p] += (real)0.5 * P[i] * x * x;
-        }
+#if AXIAL
+        for (int p = 0; p < POINTS; p++)
+            q[p] += cost(y[i * PITCH + p * APART], mu[i], P + i);
 #else
         real Px[POINTS];
         for (int p = 0; p < POINTS; p++)
@@ -402,7 +466,13 @@ KERNEL void mixture(int N, GLOBAL const real *RESTRICT Y, GLOBAL const real *RES
         }
         BARRIER();
         const int here = ROW < count;
-        const real evidence = softmax(r + ROW, anneal, beta, shift, here ? weights[start + ROW] : 0, scratch);
+        real evidence = softmax(r + ROW, anneal, beta, shift, here ? weights[start + ROW] : 0, scratch);
+#if COVARIANCE == POISSON
+        real common = 0;
+        for (int d = LANE; d < D; d += LANES)
+            common += log_poisson(y[d * PITCH + ROW], mu[K * D + d]);
+        evidence += (real)lanes_sum(common, scratch);
+#endif
         if (here && LANE == 0)
             log_evidence[start + ROW] = evidence;
         BARRIER();
@@ -424,15 +494,15 @@ KERNEL void mixture(int N, GLOBAL const real *RESTRICT Y, GLOBAL const real *RES
                 LOCAL_PTR const real *weight = r + i / D * PITCH, *row = y + i % D * PITCH;
                 real sum = 0, square = 0;
                 for (int n = 0; n < TILE; n++) {
-                    const real x = row[n] - mu[i], wx = weight[n] * x;
+                    const real x = OBSERVED(row[n], row[n] - mu[i], 0), wx = weight[n] * x;
                     sum += wx;
-                    square += wx * x;
+                    square += OBSERVED(row[n], wx * x, weight[n] / precision[i]);
                 }
                 first[i] += sum;
                 if (COVARIANCE == DIAG)
                     second[i] += square;
             }
-        for (int e = LOCAL_ID; COVARIANCE != DIAG && e < SECOND; e += GROUP) {
+        for (int e = LOCAL_ID; !AXIAL && e < SECOND; e += GROUP) {
             const int i = e / D % D, j = e % D, from = e / (D * D), to = COVARIANCE == FULL ? from + 1 : K;
             real sum = 0;
             for (int k = from; k < to && j <= i; k++)

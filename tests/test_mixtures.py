@@ -1,13 +1,14 @@
-"""Mixtures of Gaussians: numerics that go wrong elsewhere, and what happens at the edges."""
+"""Mixtures: numerics that go wrong elsewhere, missing values, and what happens at the edges."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import multivariate_normal, poisson
 from sklearn.mixture import GaussianMixture
 
 import gem
-from gem.models import MoG
+from gem.models import MoG, MoP
 from gem.models.mixtures import kmeans_plusplus
 
 COVARIANCES = ("diag", "spherical", "tied", "full")
@@ -133,3 +134,194 @@ def test_bad_settings_are_refused():
             MoG(D=2, **bad)
     with pytest.raises(gem.DataError, match="smaller K"):
         MoG(D=2, K=5).init_params(np.random.default_rng(0).random((3, 2)))
+    with pytest.raises(gem.ConfigError, match="rates"):
+        MoP(D=2, K=2, reg=0.0)
+
+
+# -- counts --------------------------------------------------------------------------------------------------
+
+
+def count_data(N, D, K, seed, size=20.0):
+    rng = np.random.default_rng(seed)
+    return rng.poisson(size * rng.uniform(0.1, 2, (K, D))[rng.integers(K, size=N)]).astype(float)
+
+
+@pytest.mark.parametrize("size", [0.3, 20.0, 1e4])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_large_counts_keep_their_evidence(size, dtype, backend):
+    """log y! and y log λ are large and nearly cancel: scipy, in float64, tells how exact the sum is."""
+    Y = count_data(200, 5, 3, seed=1, size=size)
+    model = MoP(D=5, K=3)
+    params = model.init_params(Y)
+    joint = np.log(params["pi"]) + poisson.logpmf(Y[:, None, :], params["lam"]).sum(axis=2)
+    exact = np.logaddexp.reduce(joint, axis=1)
+    post = gem.posterior(model, params, Y, backend=backend, dtype=dtype)
+    np.testing.assert_allclose(post.log_evidence, exact, rtol=1e-5 if dtype == "float32" else 1e-11, atol=1e-4)
+    r = np.exp(joint - exact[:, None])
+    np.testing.assert_allclose(post.mean, r, atol=2e-2 if dtype == "float32" else 1e-9)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("bad", [-1.0, 0.5])
+def test_what_is_no_count_is_refused_with_row_and_column(bad, missing, backend):
+    Y = count_data(300, 3, 2, seed=2)
+    model = MoP(D=3, K=2, missing=missing)
+    params = model.init_params(Y)
+    Y[123, 1] = bad
+    with pytest.raises(gem.DataError, match=f"{bad} at row 123, column 1 is no count"):
+        gem.em_step(model, params, Y, backend=backend, batch=50)
+
+
+def test_an_empty_component_of_counts_is_reseeded(backend):
+    Y = count_data(300, 3, 2, seed=3)
+    model = MoP(D=3, K=3)
+    params = model.init_params(Y)
+    params["lam"][1] = 1e5
+    new, info = gem.em_step(model, params, Y, backend=backend, dtype="float64")
+    assert "component 1 was empty" in info.notes[0]
+    assert new["lam"].max() < 200
+    assert gem.em_step(model, new, Y, backend=backend, dtype="float64")[1].notes == []
+
+
+def test_rates_have_a_floor(backend):
+    Y = count_data(300, 3, 2, seed=4)
+    Y[:, 2] = 0
+    model = MoP(D=3, K=2, reg=1e-3)
+    new, info = gem.em_step(model, model.init_params(Y), Y, backend=backend, dtype="float64")
+    np.testing.assert_allclose(new["lam"][:, 2], 1e-3, rtol=1e-12)
+    assert info.free_energy < 0
+
+
+# -- missing values ------------------------------------------------------------------------------------------
+
+WITH_GAPS = {
+    **{covariance: lambda c=covariance, **k: MoG(covariance=c, missing=True, **k) for covariance in COVARIANCES},
+    "poisson": lambda **k: MoP(missing=True, **k),
+}
+
+
+@pytest.fixture(params=WITH_GAPS)
+def gaps(request):
+    """A model, data of which a third is missing, and the whole data."""
+    rng = np.random.default_rng(7)
+    if request.param == "poisson":
+        whole = count_data(400, 4, 3, seed=7)
+    else:
+        root = rng.standard_normal((4, 4))
+        whole = blobs(400, 4, 3, seed=7) @ root + 10
+    Y = np.where(rng.random(whole.shape) < 0.3, np.nan, whole)
+    Y[5] = np.nan  # a data point of which nothing is known
+    return WITH_GAPS[request.param](D=4, K=3), Y, whole
+
+
+def observed_joint(params, y):
+    """log π_k p(y_o | k) of one data point, from scipy's densities of the marginals."""
+    o = np.isfinite(y)
+    if "lam" in params:
+        return np.log(params["pi"]) + poisson.logpmf(y[o], params["lam"][:, o]).sum(axis=1)
+    K, D = params["mu"].shape
+    joint = np.log(params["pi"])
+    for k in range(K if o.any() else 0):
+        cov = np.diag(np.broadcast_to(params["var"][k], D)) if "var" in params else params["cov"]
+        cov = cov[k] if cov.ndim == 3 else cov
+        joint[k] += multivariate_normal.logpdf(y[o], params["mu"][k][o], cov[np.ix_(o, o)])
+    return joint
+
+
+def test_the_observed_part_alone_is_the_evidence(gaps, backend):
+    model, Y, _ = gaps
+    params = model.init_params(Y, seed=1)
+    for _ in range(3):
+        params, _ = gem.em_step(model, params, Y, backend=backend, dtype="float64")
+    post = gem.posterior(model, params, Y, backend=backend, dtype="float64", top=1, T=2.0)
+    joint = np.array([observed_joint(params, y) for y in Y])
+    np.testing.assert_allclose(post.log_evidence, np.logaddexp.reduce(joint, axis=1), rtol=1e-9, atol=1e-9)
+    annealed = np.exp(joint / 2 - np.logaddexp.reduce(joint / 2, axis=1, keepdims=True))
+    np.testing.assert_allclose(post.mean, annealed, atol=1e-8)
+    np.testing.assert_array_equal(post.states[:, 0], joint.argmax(axis=1))
+
+
+def test_a_step_with_gaps_is_that_of_their_expectations(gaps, backend):
+    """One point, one component at a time: what is missing counts with its conditional mean and covariance."""
+    model, Y, _ = gaps
+    params = model.init_params(Y, seed=1)
+    for _ in range(3):
+        params, _ = gem.em_step(model, params, Y, backend=backend, dtype="float64")
+    joint = np.array([observed_joint(params, y) for y in Y])
+    r = np.exp(joint - np.logaddexp.reduce(joint, axis=1, keepdims=True))
+    new, _ = gem.em_step(model, params, Y, backend=backend, dtype="float64")
+    centre = "lam" if "lam" in params else "mu"
+    filled = np.where(np.isnan(Y)[:, None], params[centre], Y[:, None])
+    cov = np.zeros((*filled.shape, 4))
+    for n, k in np.ndindex(*r.shape) if centre == "mu" else ():
+        o, m = np.isfinite(Y[n]), np.isnan(Y[n])
+        sigma = np.diag(np.broadcast_to(params["var"][k], 4)) if "var" in params else params["cov"]
+        sigma = sigma[k] if sigma.ndim == 3 else sigma
+        gain = np.linalg.solve(sigma[np.ix_(o, o)], sigma[np.ix_(o, m)]).T
+        filled[n, k, m] += gain @ (Y[n] - params["mu"][k])[o]
+        cov[n, k][np.ix_(m, m)] = sigma[np.ix_(m, m)] - gain @ sigma[np.ix_(o, m)]
+    counts = r.sum(axis=0)
+    means = np.einsum("nk,nkd->kd", r, filled) / counts[:, None]
+    np.testing.assert_allclose(new[centre], means, rtol=1e-8, atol=1e-8)
+    if centre == "mu":
+        x = filled - means
+        total = np.einsum("nk,nkij->kij", r, x[..., :, None] * x[..., None, :] + cov)
+        each = total / counts[:, None, None]
+        spread = {
+            "full": each,
+            "tied": total.sum(axis=0) / len(Y),
+            "diag": np.diagonal(each, axis1=1, axis2=2),
+            "spherical": np.trace(each, axis1=1, axis2=2) / 4,
+        }[model.covariance]
+        np.testing.assert_allclose(new["cov" if "cov" in new else "var"], spread, rtol=1e-7, atol=1e-8)
+
+
+def test_free_energy_never_falls_with_missing_values(gaps, backend, world):
+    model, Y, _ = gaps
+    params = model.init_params(Y, seed=1)
+    energies = []
+    for _ in range(30):
+        params, info = gem.em_step(model, params, Y, backend=backend, dtype="float64", comm=world)
+        energies.append(info.free_energy)
+    assert np.all(np.diff(energies) >= -1e-9 * abs(energies[0]))
+    assert energies[-1] > energies[0] + 1
+
+
+def test_a_step_without_gaps_is_the_step_of_complete_data(gaps, backend):
+    model, _, whole = gaps
+    settings = {name: value for name, value in model.settings().items() if name != "missing"}
+    complete = type(model)(**settings)
+    params = complete.init_params(whole, seed=2)
+    expected, before = gem.em_step(complete, params, whole, backend=backend, dtype="float64", T=1.5, Ncut=0.5)
+    found, after = gem.em_step(model, params, whole, backend=backend, dtype="float64", T=1.5, Ncut=0.5)
+    np.testing.assert_allclose(after.free_energy, before.free_energy, rtol=1e-12)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-8, atol=1e-9, err_msg=name)
+
+
+def test_missing_values_are_refused_where_they_are_not_expected(backend):
+    Y = blobs(100, 3, 2, seed=8)
+    params = MoG(D=3, K=2).init_params(Y)
+    Y[40, 2] = np.nan
+    with pytest.raises(gem.DataError, match="row 40, column 2"):
+        gem.em_step(MoG(D=3, K=2), params, Y, backend=backend)
+
+
+def test_correlations_fill_gaps(backend):
+    """With full covariances a missing entry is predicted from the others; a diagonal model knows only the mean."""
+    rng = np.random.default_rng(9)
+    whole = rng.standard_normal((2000, 1)) @ [[1.0, -2.0, 0.5]] + 0.1 * rng.standard_normal((2000, 3))
+    gone = rng.random(whole.shape) < 0.2
+    gone[gone.all(axis=1)] = False
+    Y = np.where(gone, np.nan, whole)
+    error = {}
+    for covariance in ("full", "diag"):
+        model = MoG(D=3, K=1, covariance=covariance, missing=True)
+        params = model.init_params(Y)
+        for _ in range(30):
+            params, _ = gem.em_step(model, params, Y, backend=backend, dtype="float64")
+        filled = gem.posterior(model, params, Y, backend=backend, dtype="float64", reconstruct=True).reconstruction
+        error[covariance] = np.sqrt(np.mean((filled - whole)[gone] ** 2))
+    np.testing.assert_allclose(params["mu"][0], 0, atol=0.1)
+    assert error["full"] < 0.4
+    assert error["diag"] > 1
