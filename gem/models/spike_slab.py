@@ -1,0 +1,325 @@
+"""Spike-and-slab sparse coding (GSC): switches and Gaussian strengths, the strengths integrated out exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import frexp
+from typing import Any, ClassVar
+
+import numpy as np
+
+from gem.backends.base import Array, Backend, Kernel
+from gem.errors import DataError
+from gem.models.base import MIN_PROBABILITY, TINY, Params, Posterior, Step, shard_and_moments
+from gem.models.imputation import impute
+from gem.models.linear import FIXED_POINT, solve_fields, symmetric
+from gem.models.truncated import Truncated, held
+from gem.philox import generator
+from gem.statistics import Layout, Statistics
+
+ROOM = 21  # sums of pairs stay below 2²¹ units of 2⁴⁰: a quarter of what 64 bits hold
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Parameters as the kernels want them, in the units of kernels/spike_slab.c."""
+
+    backend: Backend
+    dictionary: np.ndarray
+    sigma2: float
+    projection: Array
+    fields: Array
+    gram: Array
+    norms: Array
+    latents: Array
+    one: Array
+    zero: Array
+    pull: np.ndarray
+    spread: np.ndarray
+    beta: float
+    log_p0: float
+    squared_norms: Kernel
+    scores: Kernel
+    preselect: Kernel
+    spike_slab: Kernel
+    pair_sums: Kernel
+    scale_rows: Kernel
+    masked: MaskedTables | None
+
+
+@dataclass(frozen=True)
+class MaskedTables:
+    """What else it takes where entries are missing: V as (H, D), and its entries' squares (D, H)."""
+
+    fields: Array
+    squares: Array
+    split_missing: Kernel
+    masked_gram: Kernel
+
+
+class GSC(Truncated):
+    """Spike-and-slab sparse coding: y = W (s ∘ z) + ε, s_h ∈ {0, 1}, z_h ~ N(μ_h, ψ_h), ε ~ N(0, σ² I).
+
+    The strengths z are integrated out in closed form, so strengths and their correlations are exact given s; the
+    switches s are treated by Expectation Truncation. Sheikh, Shelton, Lücke, *A Truncated EM Approach for
+    Spike-and-Slab Sparse Coding*, JMLR 15, 2014.
+
+    Settings as in `Truncated`.
+
+    Notes
+    -----
+    Model parameters are ``W`` (D, H), ``pi`` (H,) with p(s_h = 1) = π_h, ``mu`` (H,) and ``psi`` (H,), mean and
+    variance of the strengths, and ``sigma`` (). The scale of a field and that of its strengths are one degree of
+    freedom: only their product is determined. `Posterior.mean` is ⟨s⟩, `Posterior.product` ⟨s∘z⟩.
+    """
+
+    domains: ClassVar[Mapping[str, str]] = {
+        "W": "real",
+        "pi": "probability",
+        "mu": "real",
+        "psi": "positive",
+        "sigma": "positive",
+    }
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"W": (self.D, self.H), "pi": (self.H,), "mu": (self.H,), "psi": (self.H,), "sigma": ()}
+
+    def init_params(self, Y: Any, seed: int = 0, comm: Any = None) -> Params:
+        """Fields at the data's mean plus noise of their spread; μ = 0, ψ = 1; σ their standard deviation; π = 1/H.
+
+        Y: (N, D) array, path or Source; the result is the same on every rank of `comm`.
+        """
+        _, _, data = shard_and_moments(Y, self.D, comm, self.missing)
+        spread = np.sqrt(data.var)
+        if not spread.any():
+            raise DataError("all data points are equal: there is nothing to learn from them")
+        noise = generator(seed, "init").standard_normal((self.D, self.H))
+        return {
+            "W": data.mean[:, None] + spread[:, None] * noise,
+            "pi": np.full(self.H, min(0.5, 1 / self.H)),
+            "mu": np.zeros(self.H),
+            "psi": np.ones(self.H),
+            "sigma": np.array(np.sqrt(data.var.mean())),
+        }
+
+    def generate(self, params: Params, n: int, rng: np.random.Generator) -> np.ndarray:
+        drawn = np.empty(n, dtype=[("Y", np.float64, (self.D,)), ("s", np.int8, (self.H,))])
+        drawn["s"] = rng.random((n, self.H)) < params["pi"]
+        z = params["mu"] + np.sqrt(params["psi"]) * rng.standard_normal((n, self.H))
+        drawn["Y"] = (drawn["s"] * z) @ params["W"].T + params["sigma"] * rng.standard_normal((n, self.D))
+        return drawn
+
+    def log_prior(self, params: Params, states: np.ndarray) -> np.ndarray:
+        on = states != 0
+        return on @ np.log(params["pi"]) + ~on @ np.log1p(-params["pi"])
+
+    def log_likelihood(self, params: Params, Y: np.ndarray, states: np.ndarray) -> np.ndarray:
+        """log p(y_n | s, Θ), (N, S), of the switches: the strengths are integrated out."""
+        found = np.empty((len(Y), len(states)))
+        patterns, which = np.unique(np.isfinite(Y), axis=0, return_inverse=True)
+        for number, seen in enumerate(patterns):
+            rows = np.flatnonzero(which.ravel() == number)
+            found[rows] = _integrated(params, Y[np.ix_(rows, seen)], params["W"][seen], states)
+        return found
+
+    # -- E-step --------------------------------------------------------------------------------------------
+
+    def tables(self, params: Params, backend: Backend, step: Step) -> Tables:
+        H, Hprime, masked = self.H, self.Hprime, int(self.missing)
+        sigma, spread = float(params["sigma"]), np.sqrt(params["psi"])
+        pi = np.clip(params["pi"], MIN_PROBABILITY, 1 - MIN_PROBABILITY)
+        logit = np.log(pi) - np.log1p(-pi)
+        pull = params["mu"] / spread
+        V = params["W"] * (spread / sigma)
+        gram = V.T @ V
+        shift = np.zeros(H) if step.anneal_prior else (1 - 1 / step.T) * logit
+        return Tables(
+            backend=backend,
+            dictionary=params["W"],
+            sigma2=sigma**2,
+            projection=backend.to_device(V / sigma),
+            fields=backend.to_device(params["W"].T),
+            gram=backend.to_device(gram),
+            norms=backend.to_device(np.diag(gram)),
+            latents=backend.to_device(np.array([pull, logit - pull**2 / 2, spread, shift])),
+            one=backend.to_device(np.ones((1, H))),
+            zero=backend.to_device(np.zeros((1, H))),
+            pull=pull,
+            spread=spread,
+            beta=1 / step.T,
+            log_p0=float(np.log1p(-pi).sum()),
+            squared_norms=backend.kernel("squared_norms", D=self.D),
+            scores=backend.kernel("spike_slab_scores", H=H, MASKED=masked),
+            preselect=backend.kernel("preselect", H=H, HPRIME=Hprime, VALUES=1),
+            spike_slab=backend.kernel(
+                "spike_slab",
+                states=self.states, H=H, HPRIME=Hprime, GAMMA=self.gamma, ANNEAL=int(step.T != 1), MASKED=masked,
+            ),
+            pair_sums=backend.kernel("pair_sums", H=H, HPRIME=Hprime),
+            scale_rows=backend.kernel("scale_rows", H=H),
+            masked=MaskedTables(
+                fields=backend.to_device(V.T),
+                squares=backend.to_device(V**2),
+                split_missing=backend.kernel("split_missing", D=self.D),
+                masked_gram=backend.kernel("masked_gram", D=self.D, HPRIME=Hprime),
+            )
+            if self.missing
+            else None,
+        )  # fmt: skip
+
+    def infer(self, tables: Tables, Y: Array) -> Posterior:
+        """Score every latent alone, preselect I_n, enumerate K_n, weigh: one matrix product and three kernels.
+
+        Where entries are missing, norms and couplings of the fields are those of the observed part of each data point.
+        """
+        t, n, H = tables, Y.shape[0], self.H
+        empty = t.backend.empty
+        observed, norms, gram = None, t.norms, t.gram
+        if t.masked is not None:
+            whole, Y, observed = Y, empty((n, self.D)), empty((n, self.D))
+            t.masked.split_missing(n, whole, Y, observed)
+            norms = t.backend.matmul(observed, t.masked.squares)
+        product, mean, square = t.backend.matmul(Y, t.projection), empty((n, H)), empty((n, H))
+        t.scores(n, product, norms, t.latents, mean)
+        candidates = empty((n, self.Hprime), np.int32)
+        t.preselect(n, mean, t.one, t.zero, candidates)
+        if t.masked is not None:
+            gram = empty((n, self.pairs))
+            t.masked.masked_gram(n, observed, t.masked.fields, candidates, gram)
+        log_evidence, pairs = empty((n,)), empty((n, self.pairs))
+        t.spike_slab(n, product, gram, norms, t.latents, candidates, t.beta, mean, log_evidence, square, pairs)
+        yy = self._squared_norms(t, Y)
+        known = self.D if observed is None else self._squared_norms(t, observed)
+        nothing = -(yy / t.sigma2 + known * np.log(2 * np.pi * t.sigma2)) / 2  # log p(y | s = 0)
+        relative = t.backend.to_host(log_evidence).astype(np.float64)
+        rest = {"square": square, "pairs": pairs, "yy": yy, "Y": Y, "observed": observed}
+        return Posterior(relative + t.log_p0 + nothing, candidates, mean, product, rest)
+
+    @staticmethod
+    def _squared_norms(t: Tables, rows: Array) -> np.ndarray:
+        out = t.backend.empty((rows.shape[0],))
+        t.squared_norms(rows.shape[0], rows, out)
+        return t.backend.to_host(out).astype(np.float64)
+
+    def sums(self, tables: Tables, Y: Array, posterior: Posterior, weights: np.ndarray | None) -> dict[str, Any]:
+        t, n = tables, Y.shape[0]
+        keep = np.ones(n) if weights is None else weights
+        moments = {"s": posterior.mean, "sz": posterior.product, "square": posterior.rest["square"]}
+        if weights is not None:
+            device_keep = t.backend.to_device(keep)
+            for rows in moments.values():
+                t.scale_rows(n, rows, device_keep)
+        ones = t.backend.to_device(np.ones((1, n)))
+        columns = {
+            name: t.backend.to_host(t.backend.matmul(ones, rows))[0].astype(np.float64)
+            for name, rows in moments.items()
+        }
+        yy = posterior.rest["yy"] @ keep
+        ys = t.backend.to_host(t.backend.matmul(posterior.rest["Y"], posterior.product, transpose_a=True))
+        if t.masked is not None:
+            more, rest = self._imputed(t, posterior, keep)
+            ys, yy = ys + more, yy + rest
+        return {**columns, "yy": yy, "ys": ys, "szsz": self._pair_sums(t, posterior, keep, columns)}
+
+    def _imputed(self, t: Tables, posterior: Posterior, keep: np.ndarray) -> tuple[np.ndarray, float]:
+        """What the expectations of missing entries add to the sums."""
+        square, pairs, s, sz, observed, chosen = (
+            t.backend.to_host(rows)
+            for rows in (
+                posterior.rest["square"], posterior.rest["pairs"], posterior.mean, posterior.product,
+                posterior.rest["observed"], posterior.candidates,
+            )
+        )  # fmt: skip
+        i, j = self.states.pairs
+        strengths = pairs * (t.spread[chosen[:, i]] * t.spread[chosen[:, j]])
+        return impute(t.dictionary, t.sigma2, observed, _about_zero(t, s, sz, square), chosen, strengths, keep)
+
+    def _pair_sums(
+        self, t: Tables, posterior: Posterior, keep: np.ndarray, columns: Mapping[str, np.ndarray]
+    ) -> np.ndarray:
+        """Σ_n ⟨s_i z_i s_j z_j⟩ of i < j, (H, H), in whole numbers whose unit suits the size of the strengths.
+
+        Σ|⟨s_i u_i s_j u_j⟩| is at most the largest Σ⟨s_h u_h²⟩: that is what the unit leaves room for.
+        """
+        second = _about_zero(t, columns["s"], columns["sz"], columns["square"])
+        _, exponent = frexp(float(np.max(second / t.spread**2)))
+        scale = 2.0 ** np.clip(ROOM - exponent, -ROOM, 3 * ROOM)
+        fixed = t.backend.to_device(np.zeros((self.H, self.H), dtype=np.int64))
+        t.pair_sums(len(keep), posterior.candidates, posterior.rest["pairs"], t.backend.to_device(keep * scale), fixed)
+        return t.backend.to_host(fixed) / (FIXED_POINT * scale) * t.spread * t.spread[:, None]
+
+    def reconstruct(self, tables: Tables, Y: Array, posterior: Posterior) -> Array:
+        return tables.backend.matmul(posterior.product, tables.fields)
+
+    @property
+    def layout(self) -> Layout:
+        return {
+            "yy": (), "ys": (self.D, self.H), "s": (self.H,), "sz": (self.H,), "square": (self.H,),
+            "szsz": (self.H, self.H),
+        }  # fmt: skip
+
+    # -- M-step --------------------------------------------------------------------------------------------
+
+    def m_step(self, stats: Statistics, params: Params, step: Step) -> tuple[Params, list[str]]:
+        """W = (Σ y⟨s∘z⟩ᵀ)(Σ⟨(s∘z)(s∘z)ᵀ⟩)⁻¹, σ² from its residual, and the moments of the active strengths.
+
+        `square` holds Σ⟨s (z − μ)²⟩ / ψ about the old mean, so ψ is right even where it is far smaller than μ².
+        """
+        N = float(stats["N_use"])
+        s, sz, mu, psi = stats["s"], stats["sz"], params["mu"], params["psi"]
+        alive = s > 0
+        count = np.where(alive, s, 1)
+        new_mu = np.where(alive, sz / count, mu)
+        second = np.maximum(psi * stats["square"] + mu * (2 * sz - mu * s), 0)  # Σ⟨s z²⟩
+        # A variance below the rounding of z² cannot be told from zero.
+        floor = np.where(alive, np.maximum(step.resolution * second / count, TINY), 0)
+        new_psi = np.where(alive, psi * stats["square"] / count - (new_mu - mu) ** 2, psi)
+
+        szsz = symmetric(stats["szsz"], second)
+        W = solve_fields(stats["ys"], szsz, params["W"])
+        variance = (stats["yy"] - 2 * np.sum(W * stats["ys"]) + np.sum((W @ szsz) * W)) / (N * self.D)
+        sigma_floor = self.H * step.resolution * stats["yy"] / (N * self.D)
+        notes = [f"latent {h} was never active: its field and strengths were kept" for h in np.flatnonzero(~alive)]
+        pi = s / N * self.selection_factor(params, step)
+        new = {
+            "W": W,
+            "pi": held("pi", np.where(alive, pi, MIN_PROBABILITY), MIN_PROBABILITY, 1 - MIN_PROBABILITY, notes),
+            "mu": new_mu,
+            "psi": np.maximum(new_psi, floor),
+            "sigma": np.sqrt(np.maximum(variance, sigma_floor)),
+        }
+        if np.any(new_psi < floor):
+            notes.append(f"{np.sum(new_psi < floor)} of {self.H} psi were held at the resolution of the E-step")
+        if variance < sigma_floor:
+            notes.append(f"sigma was held at {new['sigma']:.3g}, the resolution of the E-step")
+        return new, notes
+
+    def bytes_per_point(self, itemsize: int) -> tuple[int, int]:
+        kept = itemsize * (3 * self.H + self.pairs + 1) + 4 * self.Hprime
+        return kept + itemsize * (self.D + self.H), kept
+
+
+def _about_zero(t: Tables, s: np.ndarray, sz: np.ndarray, square: np.ndarray) -> np.ndarray:
+    """⟨s z²⟩ from the moments about the prior's mean, `square` in units of ψ."""
+    mu = t.pull * t.spread
+    return np.maximum(t.spread**2 * square + mu * (2 * sz - mu * s), 0)
+
+
+def _integrated(params: Params, Y: np.ndarray, W: np.ndarray, states: np.ndarray) -> np.ndarray:
+    """log p(y_n | s) of complete data, by the matrices of the active latents, |s| × |s|."""
+    sigma, spread = params["sigma"], np.sqrt(params["psi"])
+    V, pull = W * (spread / sigma), params["mu"] / spread
+    field, gram = Y @ V / sigma + pull, V.T @ V
+    constant = -(np.sum(Y**2, axis=1) / sigma**2 + Y.shape[1] * np.log(2 * np.pi * sigma**2)) / 2
+    found = np.repeat(constant[:, None], len(states), axis=1)
+    sizes = np.count_nonzero(states, axis=1)
+    for k in np.unique(sizes[sizes > 0]):
+        rows = np.flatnonzero(sizes == k)
+        on = np.nonzero(states[rows])[1].reshape(-1, k)
+        factor = np.linalg.cholesky(np.eye(k) + gram[on[:, :, None], on[:, None, :]])
+        x = np.einsum("sij,nsj->nsi", np.linalg.inv(factor), field[:, on])
+        log_det = np.log(np.diagonal(factor, axis1=1, axis2=2)).sum(axis=1)
+        found[:, rows] += np.sum(x**2, axis=2) / 2 - np.sum(pull[on] ** 2, axis=1) / 2 - log_det
+    return found
