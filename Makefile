@@ -14,7 +14,7 @@ demo: $(VENV)/.ready
 REQUIRE ?= numpy,opencl,mpi
 
 test: $(VENV)/.ready lint
-	GEM_REQUIRE=$(REQUIRE) $(RUN)/python -m pytest
+	GEM_REQUIRE=$(REQUIRE) $(RUN)/python -m pytest -n auto --dist worksteal
 	GEM_REQUIRE=$(REQUIRE) $(RUN)/mpiexec -n 2 $(RUN)/python -m pytest
 	GEM_REQUIRE=$(REQUIRE) $(RUN)/mpiexec -n 3 $(RUN)/python -m pytest
 

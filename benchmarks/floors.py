@@ -17,17 +17,18 @@ from rich.table import Table
 REAL, INDEX, EXP = 4, 4, 8
 
 
-def bsc(D: int, H: int, Hprime: int, gamma: int) -> dict[str, tuple[float, float]]:
-    """Kernel → (flops, bytes) per data point."""
+def linear(D: int, H: int, Hprime: int, gamma: int, values: int = 1) -> dict[str, tuple[float, float]]:
+    """Kernel → (flops, bytes) per data point of BSC, or of a latent with so many `values` that are not 0."""
     pairs = Hprime * (Hprime - 1) // 2
-    states = sum(comb(Hprime, g) for g in range(2, gamma + 1))
-    couplings = sum((g - 1) * comb(Hprime, g) for g in range(2, gamma + 1))
-    members = sum((g + comb(g, 2)) * comb(Hprime, g) for g in range(2, gamma + 1))
+    count = {g: comb(Hprime, g) * values**g for g in range(2, gamma + 1)}
+    states = sum(count.values())
+    couplings = sum((g - 1) * n for g, n in count.items())
+    members = sum((g + comb(g, 2)) * n for g, n in count.items())
     return {
         "cuBLAS: Y W": (2 * D * H, REAL * (D + H)),
         "preselect": (2 * H + H * Hprime, REAL * H + INDEX * Hprime),
         "gram_posterior": (
-            (4 + EXP) * H + (2 + EXP) * states + couplings + members,
+            (4 + EXP) * H * values + (2 + EXP) * states + couplings + members,
             REAL * (2 * H + pairs + 1) + INDEX * Hprime,
         ),
         "squared_norms": (2 * D, REAL * (D + 1)),
@@ -50,7 +51,7 @@ def main() -> None:
     args = parser.parse_args()
     console = Console(width=100)
     parts = {
-        f"BSC, D = {args.D}, H = {args.H}, H' = {args.Hprime}, γ = {args.gamma}": bsc(
+        f"BSC, D = {args.D}, H = {args.H}, H' = {args.Hprime}, γ = {args.gamma}": linear(
             args.D, args.H, args.Hprime, args.gamma
         ),
         "MoG diag, D = 64, K = 50": mog(64, 50),

@@ -9,21 +9,29 @@ import numpy as np
 
 PAUSE = 0.2  # seconds: the threads of a BLAS spin for about that long after their work, in the way of what comes next
 
+BREATH = 0.01  # seconds where no thread of a BLAS is left spinning
+
 
 def interleaved(
-    functions: Mapping[str, Callable[[], object]], repeats: int = 9, warmup: int = 2
+    functions: Mapping[str, Callable[[], object]],
+    repeats: int = 9,
+    warmup: int = 2,
+    pauses: Mapping[str, float] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Seconds of each run of each function, (repeats,), taken in turn so that a machine's drift hits all alike."""
+    """Seconds of each run of each function, (repeats,), taken in turn so that a machine's drift hits all alike.
+
+    `pauses` gives the seconds to wait after a function: PAUSE, unless its threads are known not to spin.
+    """
     for _ in range(warmup):
         for function in functions.values():
             function()
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeats):
         for name, function in functions.items():
-            time.sleep(PAUSE)
             began = time.perf_counter()
             function()
             times[name].append(time.perf_counter() - began)
+            time.sleep((pauses or {}).get(name, PAUSE))
     return {name: np.array(t) for name, t in times.items()}
 
 

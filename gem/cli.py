@@ -29,6 +29,9 @@ OPTIONS: dict[str, dict[str, type]] = {
         "K": int,
         "covariance": str,
         "reg": float,
+        "penalty": float,
+        "iterations": int,
+        "tol": float,
     },
     "annealing": {"steps": int, "anneal_prior": bool, "reseed": bool, **dict.fromkeys(DEFAULTS, object)},
     "data": {"patch": int, "count": int, "whitening": bool, "onoff": bool},
@@ -102,17 +105,46 @@ def _parser() -> argparse.ArgumentParser:
     resume.set_defaults(command=_resume)
     for command in (fit, resume):
         command.add_argument("-q", "--quiet", action="store_true", help="no progress line")
+        command.add_argument("--trace", metavar="FILE.json", help="record the time line of all ranks (for Perfetto)")
 
     info = commands.add_parser("info", help="what a run file holds; without one, what this machine has")
     info.add_argument("run", nargs="?", help="run file")
     info.set_defaults(command=_info)
 
-    show = commands.add_parser("show", help="draw the fields and the free energy of a run")
-    show.add_argument("run", help="run file")
-    show.add_argument("-o", "--output", type=Path, help="picture (default: the run file's name with .png)")
+    show = commands.add_parser("show", help="draw the fields and the free energy of a run, or the time line of a trace")
+    show.add_argument("run", help="run file, or trace (.json)")
+    show.add_argument("-o", "--output", type=Path, help="picture (default: the file's name with .png)")
     show.add_argument("--gabor", action="store_true", help="fit a Gabor function to each field and print how many fit")
     show.set_defaults(command=_show)
+    _add_restoring(commands)
     return parser
+
+
+def _add_restoring(commands: Any) -> None:
+    """gem denoise and gem inpaint."""
+    denoise = commands.add_parser("denoise", help="take noise of known strength from a picture")
+    denoise.add_argument("--sigma", type=float, default=25.0, help="the noise, in grey levels of 255 (default: 25)")
+    denoise.add_argument("--add-noise", action="store_true", help="IMAGE is clean: add the noise first")
+    inpaint = commands.add_parser("inpaint", help="fill the gaps of a picture")
+    inpaint.add_argument("--sigma", type=float, default=0.0, help="noise, in grey levels of 255 (default: none)")
+    gaps = inpaint.add_mutually_exclusive_group()
+    gaps.add_argument("--mask", metavar="PATH", help="picture whose pixels are not black where IMAGE has gaps")
+    gaps.add_argument("--missing", type=float, metavar="FRACTION", help="IMAGE is whole: lose so much of it, at random")
+    for command in (denoise, inpaint):
+        command.add_argument("image", metavar="IMAGE", help="an image, or .npy of grey levels 0 to 255, NaN in gaps")
+        command.add_argument("--model", default="gsc", help="bsc, mog, gsc, ... (default: %(default)s)")
+        command.add_argument("--clean", metavar="PATH", help="the true picture, for the PSNR")
+        command.add_argument("-o", "--output", help="picture or .npy (default: IMAGE's name with -restored.png)")
+        for name in ("H", "Hprime", "gamma", "K"):
+            command.add_argument(f"--{name}", type=int, metavar=name)
+        command.add_argument("--patch", type=int, default=6, help="side of the patches (default: %(default)s)")
+        command.add_argument("--stride", type=int, default=1, help="pixels between patches (default: %(default)s)")
+        command.add_argument("--steps", type=int, default=20, help="EM steps (default: %(default)s)")
+        command.add_argument("--backend", default="auto", help='"numpy", "auto", ... (default: auto)')
+        command.add_argument("--seed", type=int, default=0)
+        command.add_argument("-q", "--quiet", action="store_true", help="no progress line")
+    denoise.set_defaults(command=_restore, mask=None, missing=None)
+    inpaint.set_defaults(command=_restore, add_noise=False)
 
 
 def _numbers(text: str) -> list[float]:
@@ -193,14 +225,14 @@ def _fit(args: argparse.Namespace, comm: Communicator) -> int:
         of_images["onoff"] = True
     source = open_data(args.data, **{**of_images, **settings["data"]})
     model = make(args.model, {"D": source.shape[1], **settings["model"]})
-    em = EM(model, source, anneal, comm=comm, output=args.output, overwrite=args.overwrite, **run)
+    em = EM(model, source, anneal, comm=comm, output=args.output, overwrite=args.overwrite, trace=args.trace, **run)
     if comm.rank == 0 and not args.quiet:
         print(f"{model!r} on {source.shape[0]:,} data points, {comm.size} rank(s), {_on(em)}", file=sys.stderr)
     return _run(em, args, args.output, comm)
 
 
 def _resume(args: argparse.Namespace, comm: Communicator) -> int:
-    em = EM.resume(args.run, backend=args.backend, comm=comm)
+    em = EM.resume(args.run, backend=args.backend, comm=comm, trace=args.trace)
     if comm.rank == 0 and not args.quiet:
         print(f"{em.model!r}: resuming after step {em.step} of {len(em.anneal)}, {_on(em)}", file=sys.stderr)
     return _run(em, args, args.run, comm)
@@ -232,9 +264,21 @@ def _info(args: argparse.Namespace, comm: Communicator) -> int:
 
 def _show(args: argparse.Namespace, comm: Communicator) -> int:
     if comm.rank == 0:
-        from gem.report import show_run
+        from gem.report import show_run, show_trace
 
-        show_run(args.run, args.output, args.gabor)
+        if args.run.endswith(".json"):
+            show_trace(args.run, args.output)
+        else:
+            show_run(args.run, args.output, args.gabor)
+    return 0
+
+
+def _restore(args: argparse.Namespace, comm: Communicator) -> int:
+    if comm.size > 1:
+        raise ConfigError("pictures are restored by one process: start it without mpiexec")
+    from gem.restore import restore_file
+
+    restore_file(args)
     return 0
 
 

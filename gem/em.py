@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from gem.backends import Backend, Batches, blas, select
-from gem.data import Shard, check_finite, open_data
+from gem.data import Shard, open_data
 from gem.errors import ConfigError, DataError
 from gem.models import Model, Posterior, Step
 from gem.models.base import Params
 from gem.parallel import Communicator, communicator, largest
 from gem.statistics import Statistics
+from gem.trace import OFF, Trace
 
 MAX_BATCH = 1 << 22  # the fixed-point sums of kernels/pair_sums.c hold twice as many points
 KEEP_BYTES = 64 << 20  # posteriors up to this size wait for the data selection; beyond it they are inferred again
@@ -187,10 +188,18 @@ class _Task:
     backend: Backend
     comm: Communicator
     step: Step
+    trace: Trace
 
 
 def run_step(
-    model: Model, params: Params, batches: Batches, backend: Backend, comm: Communicator, step: Step, stop: bool = False
+    model: Model,
+    params: Params,
+    batches: Batches,
+    backend: Backend,
+    comm: Communicator,
+    step: Step,
+    stop: bool = False,
+    trace: Trace = OFF,
 ) -> tuple[Params, Info, bool]:
     """E-step on this rank's data, one reduction, M-step. `stop` tells whether any rank wants to end."""
     began = time.perf_counter()
@@ -198,14 +207,17 @@ def run_step(
     stats = Statistics({"free_energy": (), "N": (), "N_use": (), "stop": (), **model.layout})
     stats.add({"N": batches.N, "stop": stop})
     with blas.limited(1):  # threads are the backend's: those of BLAS spin after their work, in the way of all others
-        tables = model.tables(params, backend, step)
-        expectation = _e_step if step.Ncut == 0 else _selective_e_step
-        expectation(_Task(model, params, tables, batches, backend, comm, step), stats)
-        comm.allreduce(stats.buffer)
-        new, notes = model.m_step(stats, params, step)
-        if step.reseed:
-            new, revived = model.reseed(new, stats)
-            notes = notes + revived
+        with trace.span("E-step"):
+            tables = model.tables(params, backend, step)
+            expectation = _e_step if step.Ncut == 0 else _selective_e_step
+            expectation(_Task(model, params, tables, batches, backend, comm, step, trace), stats)
+        with trace.span("reduction", bytes=stats.buffer.nbytes):
+            comm.allreduce(stats.buffer)
+        with trace.span("M-step"):
+            new, notes = model.m_step(stats, params, step)
+            if step.reseed:
+                new, revived = model.reseed(new, stats)
+                notes = notes + revived
     for name, value in new.items():
         if not np.all(np.isfinite(value)):
             raise DataError(f"the M-step gave a {name} that is not finite: use dtype='float64', or rescale the data")
@@ -257,10 +269,11 @@ def _selective_e_step(task: _Task, stats: Statistics) -> None:
 
     for _ in task.backend.map(infer, batches):
         pass
-    total = np.array([batches.N])
-    task.comm.allreduce(total)
-    A, _ = model.truncation(task.params)
-    chosen = largest(task.comm, log_evidence, max(1, math.floor(total[0] * (1 - task.step.Ncut * (1 - A)))))
+    with task.trace.span("selection"):
+        total = np.array([batches.N])
+        task.comm.allreduce(total)
+        A, _ = model.truncation(task.params)
+        chosen = largest(task.comm, log_evidence, max(1, math.floor(total[0] * (1 - task.step.Ncut * (1 - A)))))
     stats.add({"free_energy": log_evidence.sum(), "N_use": chosen.sum()})
     for sums in task.backend.map(select_and_sum, batches):
         stats.add(sums)
@@ -270,7 +283,7 @@ def _check(log_evidence: np.ndarray, model: Model, backend: Backend, Y: Any, sta
     """NaN or Inf in the data show up in the evidence: look for them only then."""
     if np.all(np.isfinite(log_evidence)):
         return
-    check_finite(backend.to_host(Y), start, missing=model.missing)
+    model.check_data(backend.to_host(Y), start)
     row = start + int(np.argmin(np.isfinite(log_evidence)))
     raise DataError(f"the evidence of data point {row} is not finite: use dtype='float64', or rescale the data")
 

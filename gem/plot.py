@@ -6,9 +6,9 @@ Every function draws into the matplotlib figure or axes it is given; pyplot and 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import ceil, isqrt, sqrt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,6 +30,18 @@ SMALL = 16  # fields of fewer pixels are drawn larger, so that the gaps stay thi
 INK, FAINT = "#1d4f85", "0.55"
 DPI, WIDTH, HEIGHT, MARGIN = 150, 11.0, 5.6, 0.15  # inches
 USAGE_POINTS = 20_000  # data points that tell how much each latent is used
+PHASES = {  # of a trace, each drawn over those before it, which may hold it → colour
+    "initialisation": "#c9c9c9",
+    "E-step": "#9ec5e8",
+    "M-step": "#1d4f85",
+    "selection": "#e6b800",
+    "reduction": "#c2452d",
+    "load data": "#7a9a54",
+    "read batch": "#7a9a54",
+    "record": "#3f5a26",
+    "copy to device": "#b07cc6",
+    "copy to host": "#7b3f98",
+}
 
 
 def fields(where: Axes | Figure, W: np.ndarray, order: np.ndarray | None = None, columns: int | None = None) -> Axes:
@@ -186,6 +198,58 @@ def picture(run: Run, path: str | os.PathLike[str], use: np.ndarray | None = Non
     left.set_anchor("NW")
     left.set_title(f"{what}, {by}", loc="left")
     free_energy(right, run.history)
+    try:
+        figure.savefig(path, dpi=DPI)
+    except (OSError, ValueError) as error:  # ValueError: an ending that is no format
+        raise ConfigError(f"cannot write the picture {os.fspath(path)}: {error}") from error
+
+
+def timeline(axes: Axes, spans: Sequence[Mapping[str, Any]]) -> None:
+    """Draw what each rank's main thread did when: a row per rank, a colour per phase.
+
+    Parameters
+    ----------
+    axes : matplotlib axes
+    spans : as `gem.trace.read_spans` gives them
+    """
+    ranks = sorted({span["pid"] for span in spans})
+    for name, colour in PHASES.items():
+        for rank in ranks:
+            bars = [
+                (s["ts"] / 1e6, s["dur"] / 1e6)
+                for s in spans
+                if (s["name"], s["pid"], s["tid"]) == (name, rank, 0) and s["dur"] > 0
+            ]
+            if bars:
+                axes.broken_barh(bars, (rank - 0.4, 0.8), color=colour, linewidth=0, label=name)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set(xlabel="seconds", yticks=ranks, yticklabels=[f"rank {rank}" for rank in ranks])
+    axes.invert_yaxis()
+
+
+def trace_picture(spans: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
+    """Write the picture of a trace: the whole time line, and its last EM step beneath.
+
+    Raises
+    ------
+    ConfigError
+        If the picture cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+    whole, last = figure.subplots(2, 1)
+    timeline(whole, spans)
+    timeline(last, spans)
+    steps = [span["args"]["step"] for span in spans if span["name"] == "EM step"]
+    if steps:
+        shown = [s for s in spans if s["name"] == "EM step" and s["args"]["step"] == max(steps)]
+        begin, end = min(s["ts"] for s in shown) / 1e6, max(s["ts"] + s["dur"] for s in shown) / 1e6
+        last.set_xlim(begin, max(end, begin + 1e-6))
+        last.set_title(f"EM step {max(steps)}", loc="left")
+    whole.set_title("the whole run", loc="left")
+    labels = {text: bar for bar, text in zip(*whole.get_legend_handles_labels(), strict=True)}
+    figure.legend(labels.values(), labels, loc="outside right upper", frameon=False)
     try:
         figure.savefig(path, dpi=DPI)
     except (OSError, ValueError) as error:  # ValueError: an ending that is no format

@@ -73,6 +73,33 @@ def show_run(path: str, picture_path: Path | None, gabor: bool) -> None:
         raise GemError(f'{error.name} is missing: pip install "gem-em[plot]"') from error
 
 
+def show_trace(path: str, picture_path: Path | None) -> None:
+    """Draw the time line of a trace (by default beside its file), and print each phase's share of the steps.
+
+    Raises
+    ------
+    GemError
+        If matplotlib is not installed, the file is no trace, or the picture would replace it.
+    """
+    from gem.trace import read_spans
+
+    spans = read_spans(path)
+    picture_path = picture_path or Path(f"{path}.png")
+    if picture_path.resolve() == Path(path).resolve():
+        raise GemError(f"{picture_path} is the trace itself: name another file for the picture with --output")
+    try:
+        from gem import plot
+
+        plot.trace_picture(spans, picture_path)
+    except ImportError as error:
+        raise GemError(f'{error.name} is missing: pip install "gem-em[plot]"') from error
+    total = {name: sum(s["dur"] for s in spans if s["name"] == name) for name in ("EM step", *plot.PHASES)}
+    whole = total.pop("EM step")
+    shares = ", ".join(f"{name} {t / whole:.1%}" for name, t in total.items() if t and whole)
+    ranks = len({s["pid"] for s in spans})
+    print(f"{picture_path}: the time line of {ranks} rank(s); of the time in steps: {shares or 'there is no step'}")
+
+
 def _mpi_library() -> str:
     try:
         from mpi4py import MPI

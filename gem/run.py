@@ -13,6 +13,7 @@ import numpy as np
 
 from gem.annealing import DEFAULTS, Annealing
 from gem.backends import select
+from gem.backends._traced import Traced
 from gem.data import Source, fingerprint, from_spec, open_data
 from gem.em import Info, local_shard, run_step
 from gem.errors import ConfigError, RunFileError
@@ -21,6 +22,7 @@ from gem.parallel import communicator
 from gem.philox import generator
 from gem.progress import Progress
 from gem.store import RunFile, environment, read_run
+from gem.trace import OFF, Recording, Trace
 
 MAX_SEED = 2**63  # the run file keeps it as a signed integer
 
@@ -45,6 +47,8 @@ class EM:
         Steps between checkpoints of it.
     overwrite : bool
         Whether an existing run file may be replaced.
+    trace : path, optional
+        Where the time line of all ranks goes (see `gem.trace`), written by rank 0 when the last step is done.
 
     Attributes
     ----------
@@ -79,6 +83,7 @@ class EM:
         output: Any = None,
         checkpoint: int = 10,
         overwrite: bool = False,
+        trace: Any = None,
     ):
         if not isinstance(model, Model) or not isinstance(anneal, Annealing):
             raise ConfigError(f"EM(model, data, anneal) takes a Model and an Annealing, not {model!r} and {anneal!r}")
@@ -97,12 +102,16 @@ class EM:
         self._file: RunFile | None = None
         self._records: list[tuple[dict[str, float], list[str]]] = []
         with self.comm.guard():
-            self.backend = select(backend, dtype, self.comm)
             source = open_data(data)
-            _refuse_own_data(output, source.spec)
+            for target in (output, trace):
+                _refuse_own_data(target, source.spec)
+            self._trace: Trace = OFF if trace is None else Recording(trace, self.comm)
+            chosen = select(backend, dtype, self.comm)
+            self.backend = Traced(chosen, self._trace) if self._trace.on else chosen
             shard = local_shard(model, source, self.backend, self.comm, batch)
             self._batch, self._batches = shard.batch, self.backend.load(shard)
-            self.params = model.check(model.init_params(source, self.seed, self.comm) if params is None else params)
+            with self._trace.span("initialisation"):
+                self.params = model.check(model.init_params(source, self.seed, self.comm) if params is None else params)
             config = self._config(source, int(checkpoint))
             if output is not None and self.comm.rank == 0:
                 self._file = RunFile.create(
@@ -130,7 +139,7 @@ class EM:
         }
 
     @classmethod
-    def resume(cls, path: Any, data: Any = None, *, backend: Any = None, comm: Any = None) -> EM:
+    def resume(cls, path: Any, data: Any = None, *, backend: Any = None, comm: Any = None, trace: Any = None) -> EM:
         """Take up a run at its last checkpoint: the numbers are those of a run that was never interrupted.
 
         Parameters
@@ -142,6 +151,8 @@ class EM:
             By default the run's own, on the same device for each rank.
         comm : optional
             The number of ranks may differ from the run's own; sums then differ by rounding.
+        trace : path, optional
+            As in `EM`.
 
         Raises
         ------
@@ -174,6 +185,7 @@ class EM:
                 comm=group,
                 batch=None if backend else own["batch"],
                 seed=run.seed,
+                trace=trace,
             )
             names = list(run.history)
             em._records = [({n: float(run.history[n][t]) for n in names}, run.notes[t]) for t in range(run.step)]
@@ -207,7 +219,7 @@ class EM:
         with termination() as asked, self._saving():
             while self.step < len(self.anneal) and not self.stopped:
                 yield self._advance(stop=asked.is_set())
-            self._save() if self.stopped else self._finish()
+            self._end()
 
     def run(self, progress: bool = False) -> EM:
         """Do the remaining steps; SIGTERM ends them early, after a checkpoint."""
@@ -220,22 +232,24 @@ class EM:
             while self.step < len(self.anneal) and not self.stopped:
                 info = self._advance(stop=asked.is_set())
                 line.update(self.step, info)
-            self._save() if self.stopped else self._finish()
+            self._end()
         return self
 
     def _advance(self, stop: bool) -> Info:
         now = self.anneal[self.step]
-        with self.comm.guard(), self._saving():  # saving comes first: the guard ends the job
+        span = self._trace.span("EM step", step=self.step + 1, T=now["T"], Ncut=now["Ncut"])
+        with span, self.comm.guard(), self._saving():  # saving comes first: the guard ends the job
             noisy = self.model.perturb(self.params, now, generator(self.seed, "noise", self.step))
             settings = Step(
                 now["T"], now["Ncut"], self.anneal.anneal_prior, str(self.backend.dtype), self.anneal.reseed
             )
             self.params, info, self.stopped = run_step(
-                self.model, noisy, self._batches, self.backend, self.comm, settings, stop
+                self.model, noisy, self._batches, self.backend, self.comm, settings, stop, self._trace
             )
             self._records.append((info.scalars(), info.notes))
             if self._file is not None:
-                self._file.record(self.step, self.params, info.scalars(), info.notes)
+                with self._trace.span("record"):
+                    self._file.record(self.step, self.params, info.scalars(), info.notes)
         return info
 
     @contextmanager
@@ -252,10 +266,14 @@ class EM:
         if self._file is not None and self._file.checkpointed < self._file.step:
             self._file.checkpoint()
 
-    def _finish(self) -> None:
+    def _end(self) -> None:
         with self.comm.guard():
-            if self._file is not None and not self._file.finished:
-                self._file.finish()
+            with self._trace.span("record"):
+                if self.stopped:
+                    self._save()
+                elif self._file is not None and not self._file.finished:
+                    self._file.finish()
+            self._trace.write()
 
 
 @contextmanager

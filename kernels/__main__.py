@@ -16,13 +16,23 @@ from gem.errors import GemError
 from gem.kernels import resources, source
 from gem.states import state_table
 
+FRAGMENTS = {"causes": "maximum"}  # where a kernel asks for a model's own lines
 UNITS = 132  # multiprocessors of an H100: only the number of groups depends on it
 EXAMPLES: dict[str, dict[str, int]] = {  # the sizes that --check and --show compile
-    "gram_posterior": {"H": 300, "HPRIME": 8, "GAMMA": 5, "ANNEAL": 1},
-    "mixture": {"D": 64, "K": 50, "COVARIANCE": 0, "STORE": 0},
+    "cause_scores": {"D": 256, "H": 300, "MISSING": 0},
+    "causes": {"D": 256, "H": 300, "HPRIME": 8, "GAMMA": 5, "MANY": 210}
+    | {"ANNEAL": 1, "MISSING": 0, "STATS": 1, "RECONSTRUCT": 0},
+    "gram_posterior": {"H": 300, "HPRIME": 8, "GAMMA": 5, "ANNEAL": 1, "VALUES": 1, "MASKED": 0},
+    "linear_scores": {"H": 300, "VALUES": 2, "COSINE": 0},
+    "masked_gram": {"D": 256, "HPRIME": 8},
+    "mixture": {"D": 64, "K": 50, "COVARIANCE": 0, "MISSING": 0, "STORE": 0},
     "pair_sums": {"H": 300, "HPRIME": 8},
     "preselect": {"H": 300, "HPRIME": 8, "VALUES": 1},
     "scale_rows": {"H": 300},
+    "spike_slab": {"H": 300, "HPRIME": 8, "GAMMA": 4, "ANNEAL": 1, "MASKED": 0},
+    "spike_slab_scores": {"H": 300, "MASKED": 0},
+    "split_missing": {"D": 256},
+    "shrink": {"H": 300, "MOVE": 1},
     "squared_norms": {"D": 256},
 }
 
@@ -70,7 +80,7 @@ def _program(name: str, real: int, sizes: dict[str, int]) -> tuple[str, dict[str
     constants = {**EXAMPLES[name], **{k: v for k, v in sizes.items() if k in EXAMPLES[name]}}
     states = state_table(constants["HPRIME"], constants["GAMMA"]) if "GAMMA" in constants else None
     plan = schedule(name, constants, real // 8, False, UNITS, SHARED_BYTES)
-    return source.program(name, states), {**constants, **plan.defines, "GEM_REAL": real}, plan
+    return source.program(name, states, FRAGMENTS.get(name)), {**constants, **plan.defines, "GEM_REAL": real}, plan
 
 
 def _show(name: str, real: int, sizes: dict[str, int]) -> None:

@@ -179,12 +179,41 @@ DEVICE vec vexp(vec x)
 #endif
 }
 
+/* log(x) for x >= 0; -inf where normal numbers end. In float a polynomial of degree 8 (Cephes; 1 ulp), inlined. */
+DEVICE vec vlog(vec x)
+{
+#if GEM_REAL == 64
+    return log(x);
+#else
+    const ivec bits = GEM_JOIN(as_int, WIDTH)(x);
+    const ivec power = (bits - 0x3f3504f3) >> 23; /* x = 2^power m, m from sqrt(1/2) to sqrt(2) */
+    const vec n = GEM_JOIN(convert_float, WIDTH)(power);
+    const vec f = GEM_JOIN(as_float, WIDTH)(bits - (power << 23)) - 1.0f;
+    vec p = f * 7.0376836292e-2f - 1.1514610310e-1f;
+    p = p * f + 1.1676998740e-1f;
+    p = p * f - 1.2420140846e-1f;
+    p = p * f + 1.4249322787e-1f;
+    p = p * f - 1.6668057665e-1f;
+    p = p * f + 2.0000714765e-1f;
+    p = p * f - 2.4999993993e-1f;
+    p = p * f + 3.3333331174e-1f;
+    p = p * f * (f * f) + n * -2.12194440e-4f - 0.5f * (f * f);
+    return x < 1.17549435e-38f ? x * 0.0f - INFINITY : f + p + n * 0.693359375f; /* a NaN stays one */
+#endif
+}
+
 /* ------------------------------------------------------------ lanes of a data point: work-items of a tile */
 #else
 
 #define LANES (GROUP / TILE)
 #define LANE ((int)((unsigned int)LOCAL_ID % LANES))
 #define ROW ((int)((unsigned int)LOCAL_ID / LANES))
+
+/* The words of vectors, so that what is written once for both schedules finds them. */
+typedef real vec;
+#define VMAX(a, b) ((a) > (b) ? (a) : (b))
+DEVICE vec vexp(vec x) { return exp(x); }
+DEVICE vec vlog(vec x) { return log(x); }
 
 /* Sum and maximum over the lanes of each data point of the tile, in a tree: always the same order. Every lane gets
  * the result. `scratch` has GROUP elements; all work-items of the group must call. */
@@ -212,6 +241,35 @@ DEVICE real lanes_max(real x, LOCAL_PTR acc *scratch)
         BARRIER();
     }
     x = (real)scratch[ROW * LANES];
+    BARRIER();
+    return x;
+}
+
+/* The same over all work-items of a group, for kernels whose groups take one data point at a time. */
+DEVICE acc group_sum(acc x, LOCAL_PTR acc *scratch)
+{
+    scratch[LOCAL_ID] = x;
+    BARRIER();
+    for (int step = GROUP / 2; step > 0; step /= 2) {
+        if (LOCAL_ID < step)
+            scratch[LOCAL_ID] += scratch[LOCAL_ID + step];
+        BARRIER();
+    }
+    x = scratch[0];
+    BARRIER();
+    return x;
+}
+
+DEVICE real group_max(real x, LOCAL_PTR acc *scratch)
+{
+    scratch[LOCAL_ID] = x;
+    BARRIER();
+    for (int step = GROUP / 2; step > 0; step /= 2) {
+        if (LOCAL_ID < step && scratch[LOCAL_ID + step] > scratch[LOCAL_ID])
+            scratch[LOCAL_ID] = scratch[LOCAL_ID + step];
+        BARRIER();
+    }
+    x = (real)scratch[0];
     BARRIER();
     return x;
 }

@@ -1,28 +1,50 @@
-/* gram_posterior.c: the truncated posterior of binary latents whose log-joint is quadratic (BSC).
+/* gram_posterior.c: the truncated posterior of discrete latents whose log-joint is quadratic (BSC, TSC, DSC).
  *
- *   E(s) = sum_i (slope_i b_i + offset_i) - sum_{i<j} gram_ij       over the active latents of s; E(0) = 0
- *   K_n  = {0}, the H singletons, the states of 2 ... GAMMA active latents, all of them candidates
- *   q(s) ~ exp(beta E(s) + shift |s|) over K_n
+ *   E(s) = sum_i (s_i slope_i b_i + offset_i(s_i)) - sum_{i<j} s_i s_j gram_ij   over the active latents of s; E(0) = 0
+ *   K_n  = {0}, the singletons, the states of 2 ... GAMMA active latents, all of them candidates; a latent that is
+ *          active has one of VALUES values
+ *   q(s) ~ exp(beta E(s) + sum_i shift(s_i)) over K_n
  *
  *   b (N, H)              in: the products W'y; out: <s>
+ *   gram                  (H, H), of all data points; if MASKED, (N, PAIRS), of each one's candidates
+ *   norms (N, H)          if MASKED, gram_hh of each data point: s_h^2 norms_h / 2 is taken off E(s)
+ *   offset (VALUES, H), values (VALUES), shift (VALUES)
  *   log_evidence (N,)     log sum over K_n of exp E(s), unannealed
  *   pairs (N, PAIRS)      <s_i s_j>, i < j positions among the candidates, row after row
+ *   squares (N, H)        <s_h^2>, and
+ *   counts (N, VALUES)    the mean number of latents with that value, both if VALUES > 1: else <s> says it all
  *
  * A state is its parent, a prefix, and one later candidate, so its energy takes one more term for each latent.
  * Nothing of size |K_n| leaves the work-group.
  *
- * Groups: ceil(N / TILE). Sizes: H, HPRIME, GAMMA; ANNEAL 0 promises beta = 1 and shift = 0.
+ * Groups: ceil(N / TILE). Sizes: H, HPRIME, GAMMA, VALUES, MASKED; ANNEAL 0 promises beta = 1 and shift = 0.
  */
 #define PAIRS (HPRIME * (HPRIME - 1) / 2)
 #define PAIR(i, j) ((i) * (2 * HPRIME - (i) - 1) / 2 + (j) - (i) - 1) /* the number of the pair i < j */
-
-/* The exponent of q for a state of energy E with `active` latents. */
-#if ANNEAL
-#define ANNEALED(E, active) (beta * (E) + shift * (real)(active))
-#else
-#define ANNEALED(E, active) (E)
-#endif
 #define LEVELS (GAMMA < HPRIME ? GAMMA : HPRIME) /* the most latents a state of several candidates has on */
+
+/* The exponent of q for a state of energy E, whose values shift it by `by`. */
+#if ANNEAL
+#define ANNEALED(E, by) (beta * (E) + (by))
+#else
+#define ANNEALED(E, by) (E)
+#endif
+
+/* A single value is the unit of s, in which all is counted until the end: then VALUE is 1, and costs nothing. */
+#if VALUES > 1
+#define UNIT ((real)1)
+#define VALUE(v) values[v]
+#else
+#define UNIT values[0]
+#define VALUE(v) ((real)1)
+#endif
+
+/* The coupling of two candidates, positions i < j, of data point n. */
+#if MASKED
+#define COUPLING(n, i, j) (UNIT * UNIT * gram[(n) * PAIRS + PAIR(i, j)])
+#else
+#define COUPLING(n, i, j) (UNIT * UNIT * gram[(size_t)chosen[i] * H + chosen[j]])
+#endif
 
 #if WIDTH > 1
 /* ------------------------------------------------------------------------- CPU devices: vectors of lanes
@@ -33,69 +55,93 @@
 
 /* What the states of two and more candidates add up to; weights are relative to the peaks. */
 typedef struct {
-    lanes peak, weight;    /* the largest exponent of q, or 0, and the weight of all states */
-    lanes peak1, weight1;  /* the same at beta = 1, for the evidence */
-    lanes single[HPRIME];  /* the weight of the states with candidate i, */
-    lanes pair[PAIRS + 1]; /* and of those with candidates i and j (+ 1: an array cannot be empty) */
+    lanes peak, weight;           /* the largest exponent of q, or 0, and the weight of all states */
+    lanes peak1, weight1;         /* the same at beta = 1, for the evidence */
+    lanes single[HPRIME][VALUES]; /* the weight of the states with candidate i at a value, */
+    lanes pair[PAIRS + 1];        /* and <s_i s_j>, unnormalised (+ 1: an array cannot be empty) */
 } superpositions;
 
 /* Walk through all prefixes, depth first, twice: for the peaks, and for the weights. On level d the prefix has d
- * candidates on, the last of them is last[d], and it leads to states that have more on, all of them k > last[d].
- * Each state is weighed once, as its parent's; what a prefix leads to is folded back into its own parent. */
-DEVICE void superpose(const lanes *unary, const lanes *gram, real beta, real shift, superpositions *out)
+ * candidates on, the last of them is last[d] at value number at[d], and it leads to states that have more on, all of
+ * them k > last[d]. Each state is weighed once, as its parent's; what a prefix leads to is folded back into its own
+ * parent. */
+DEVICE void superpose(const lanes unary[HPRIME][VALUES], const lanes *gram, const real *values, real beta,
+                      const real *shift, superpositions *out)
 {
-    int last[LEVELS];
-    vec energy[LEVELS];        /* of the prefix */
-    vec field[LEVELS][HPRIME]; /* what k adds to it */
-    vec below[LEVELS];         /* the weight of all states it leads to */
-    vec with[LEVELS][HPRIME];  /* and of those with k on */
+    int last[LEVELS], at[LEVELS];
+    vec energy[LEVELS];                /* of the prefix */
+    real moved[LEVELS];                /* its shift */
+    vec field[LEVELS][HPRIME][VALUES]; /* what k adds to it at a value */
+    vec below[LEVELS];                 /* the weight of all states it leads to */
+    vec with[LEVELS][HPRIME][VALUES];  /* and of those with k at a value */
 
     energy[0] = below[0] = out->peak.v = out->peak1.v = out->weight1.v = (vec)(0);
-    for (int k = 0; k < HPRIME; k++) {
-        field[0][k] = unary[k].v;
-        with[0][k] = (vec)(0);
-    }
+    moved[0] = 0;
+    for (int k = 0; k < HPRIME; k++)
+        for (int v = 0; v < VALUES; v++) {
+            field[0][k][v] = unary[k][v].v;
+            with[0][k][v] = (vec)(0);
+        }
     for (int p = 0; p < PAIRS; p++)
         out->pair[p].v = (vec)(0);
 
     for (int pass = 0; pass < 2; pass++) {
         int d = LEVELS > 1;
-        last[d] = 0;
+        last[d] = at[d] = 0;
         while (d > 0) {
             const int j = last[d];
-            energy[d] = energy[d - 1] + field[d - 1][j];
+            const real mine = VALUE(at[d]);
+            energy[d] = energy[d - 1] + field[d - 1][j][at[d]];
+            if (ANNEAL)
+                moved[d] = moved[d - 1] + shift[at[d]];
             below[d] = (vec)(0);
             for (int k = j + 1; k < HPRIME; k++) {
-                field[d][k] = field[d - 1][k] - gram[PAIR(j, k)].v;
-                const vec E = energy[d] + field[d][k];
-                if (pass == 0) {
-                    out->peak.v = VMAX(ANNEALED(E, d + 1), out->peak.v);
-                    out->peak1.v = VMAX(E, out->peak1.v);
-                } else {
-                    with[d][k] = vexp(ANNEALED(E, d + 1) - out->peak.v);
-                    below[d] += with[d][k];
-                    if (ANNEAL)
-                        out->weight1.v += vexp(E - out->peak1.v);
+                const vec pull = mine * gram[PAIR(j, k)].v;
+                for (int v = 0; v < VALUES; v++) {
+                    field[d][k][v] = field[d - 1][k][v] - VALUE(v) * pull;
+                    const vec E = energy[d] + field[d][k][v];
+                    if (pass == 0) {
+                        out->peak.v = VMAX(ANNEALED(E, moved[d] + shift[v]), out->peak.v);
+                        out->peak1.v = VMAX(E, out->peak1.v);
+                    } else {
+                        with[d][k][v] = vexp(ANNEALED(E, moved[d] + shift[v]) - out->peak.v);
+                        below[d] += with[d][k][v];
+                        if (ANNEAL)
+                            out->weight1.v += vexp(E - out->peak1.v);
+                    }
                 }
             }
             if (d + 1 < LEVELS && j + 2 < HPRIME) {
                 last[++d] = j + 1;
+                at[d] = 0;
                 continue;
             }
-            do { /* this prefix is finished: fold its weights back into its parent */
+            int finished; /* all values and places of the last candidate have been */
+            do { /* this prefix is: fold its weights back into its parent */
                 if (pass == 1) {
+                    const real own = VALUE(at[d]);
                     for (int k = last[d] + 1; k < HPRIME; k++) {
-                        out->pair[PAIR(last[d], k)].v += with[d][k];
-                        with[d - 1][k] += with[d][k];
+                        vec mean = (vec)(0);
+                        for (int v = 0; v < VALUES; v++) {
+                            mean += VALUE(v) * with[d][k][v];
+                            with[d - 1][k][v] += with[d][k][v];
+                        }
+                        out->pair[PAIR(last[d], k)].v += own * mean;
                     }
-                    with[d - 1][last[d]] += below[d];
+                    with[d - 1][last[d]][at[d]] += below[d];
                     below[d - 1] += below[d];
                 }
-            } while (++last[d] == HPRIME - 1 && --d > 0);
+                if (++at[d] == VALUES) {
+                    at[d] = 0;
+                    last[d]++;
+                }
+                finished = last[d] == HPRIME - 1;
+            } while (finished && --d > 0);
         }
     }
     for (int k = 0; k < HPRIME; k++)
-        out->single[k].v = with[0][k];
+        for (int v = 0; v < VALUES; v++)
+            out->single[k][v].v = with[0][k][v];
     out->weight.v = below[0];
     if (!ANNEAL) {
         out->peak1 = out->peak;
@@ -106,211 +152,378 @@ DEVICE void superpose(const lanes *unary, const lanes *gram, real beta, real shi
 typedef union {
     vec v[CHUNKS];
     real at[CHUNKS * WIDTH];
-} energies;
+} chunks;
 
 typedef struct { /* as in superpositions, of one data point */
-    real peak, peak1, weight, weight1;
+    real peak, peak1, weight1, weight[VALUES];
 } singletons;
 
-/* The energies of a data point's singletons; their weights replace its row of b. */
-DEVICE singletons weigh_singletons(GLOBAL real *row, const vec *slopes, const vec *offsets, real beta, real shift,
-                                   energies *energy)
+/* The end of a row is shorter than a vector. */
+DEVICE vec load_chunk(GLOBAL const real *row, int c)
+{
+    return (c + 1) * WIDTH <= H ? VLOAD(row + c * WIDTH) : vload_part(H % WIDTH, 0, row + c * WIDTH);
+}
+
+DEVICE void store_chunk(vec x, GLOBAL real *row, int c)
+{
+    if ((c + 1) * WIDTH <= H)
+        VSTORE(x, row + c * WIDTH);
+    else
+        vstore_part(x, H % WIDTH, row + c * WIDTH);
+}
+
+/* The energies of a data point's singletons; what their weights add to <s> replaces its row of b, <s^2> the row of
+ * squares. */
+DEVICE singletons weigh_singletons(GLOBAL real *row, GLOBAL const real *norms, GLOBAL real *squares,
+                                   const chunks *slopes, const chunks *offsets, const real *values, real beta,
+                                   const real *shift, chunks *energy)
 {
     singletons one;
-    vec top = (vec)(0), top1 = (vec)(0), sum = (vec)(0), sum1 = (vec)(0);
+    vec top = (vec)(0), top1 = (vec)(0), sum1 = (vec)(0), sum[VALUES];
     for (int c = 0; c < CHUNKS; c++) {
-        const int h = c * WIDTH;
-        const vec x = h + WIDTH <= H ? VLOAD(row + h) : vload_part(H % WIDTH, 0, row + h);
-        energy->v[c] = slopes[c] * x + offsets[c];
-        top = VMAX(ANNEALED(energy->v[c], 1), top);
-        top1 = VMAX(energy->v[c], top1);
+        const vec x = load_chunk(row, c);
+        for (int v = 0; v < VALUES; v++) {
+            vec E = slopes[v].v[c] * x + offsets[v].v[c];
+            if (MASKED)
+                E -= UNIT * VALUE(v) * UNIT * VALUE(v) / 2 * load_chunk(norms, c);
+            energy[v].v[c] = E;
+            top = VMAX(ANNEALED(E, shift[v]), top);
+            top1 = VMAX(E, top1);
+        }
     }
     one.peak = highest(top);
     one.peak1 = ANNEAL ? highest(top1) : one.peak;
+    for (int v = 0; v < VALUES; v++)
+        sum[v] = (vec)(0);
     for (int c = 0; c < CHUNKS; c++) {
-        const int h = c * WIDTH;
-        const vec weight = vexp(ANNEALED(energy->v[c], 1) - one.peak);
-        sum += weight;
-        if (ANNEAL)
-            sum1 += vexp(energy->v[c] - one.peak1);
-        if (h + WIDTH <= H)
-            VSTORE(weight, row + h);
-        else
-            vstore_part(weight, H % WIDTH, row + h);
+        vec first = (vec)(0), second = (vec)(0);
+        for (int v = 0; v < VALUES; v++) {
+            const vec weight = vexp(ANNEALED(energy[v].v[c], shift[v]) - one.peak);
+            sum[v] += weight;
+            first += VALUE(v) * weight;
+            second += VALUE(v) * VALUE(v) * weight;
+            if (ANNEAL)
+                sum1 += vexp(energy[v].v[c] - one.peak1);
+        }
+        store_chunk(first, row, c);
+        if (VALUES > 1)
+            store_chunk(second, squares, c);
     }
-    one.weight = (real)total(VACC(sum));
-    one.weight1 = ANNEAL ? (real)total(VACC(sum1)) : one.weight;
+    for (int v = 0; v < VALUES; v++)
+        one.weight[v] = (real)total(VACC(sum[v]));
+    if (ANNEAL)
+        one.weight1 = (real)total(VACC(sum1));
     return one;
 }
 
 KERNEL void gram_posterior(int N, GLOBAL real *RESTRICT b, GLOBAL const real *RESTRICT gram,
-                           GLOBAL const real *RESTRICT slope, GLOBAL const real *RESTRICT offset,
-                           GLOBAL const int *RESTRICT candidates, real beta, real shift,
-                           GLOBAL real *RESTRICT log_evidence, GLOBAL real *RESTRICT pairs)
+                           GLOBAL const real *RESTRICT norms, GLOBAL const real *RESTRICT slope,
+                           GLOBAL const real *RESTRICT offset, GLOBAL const real *RESTRICT all_values,
+                           GLOBAL const int *RESTRICT candidates, real beta, GLOBAL const real *RESTRICT all_shifts,
+                           GLOBAL real *RESTRICT log_evidence, GLOBAL real *RESTRICT pairs,
+                           GLOBAL real *RESTRICT squares, GLOBAL real *RESTRICT counts)
 {
     const int start = GROUP_ID * WIDTH;
     const int count = N - start < WIDTH ? N - start : WIDTH;
 
-    vec slopes[CHUNKS], offsets[CHUNKS]; /* filled up to whole vectors with energies of -inf */
-    for (int c = 0; c < CHUNKS; c++) {
-        const int h = c * WIDTH, left = H - h < WIDTH ? H - h : WIDTH;
-        slopes[c] = vload_part(left, 0, slope + h);
-        offsets[c] = vload_part(left, -REAL_INF, offset + h);
+    real values[VALUES], shift[VALUES];
+    chunks slopes[VALUES], offsets[VALUES]; /* filled up to whole vectors with energies of -inf */
+    for (int v = 0; v < VALUES; v++) {
+        values[v] = all_values[v];
+        shift[v] = all_shifts[v];
+        for (int c = 0; c < CHUNKS; c++) {
+            const int h = c * WIDTH, left = H - h < WIDTH ? H - h : WIDTH;
+            slopes[v].v[c] = values[v] * vload_part(left, 0, slope + h);
+            offsets[v].v[c] = vload_part(left, -REAL_INF, offset + v * H + h);
+        }
     }
 
-    lanes unary[HPRIME], coupling[PAIRS + 1]; /* energies of the candidates; 0 where there is no data point */
-    lanes peak, peak1, weight, weight1;
-    peak.v = peak1.v = weight.v = weight1.v = (vec)(0);
+    lanes unary[HPRIME][VALUES], coupling[PAIRS + 1]; /* of the candidates; 0 where there is no data point */
+    lanes peak, peak1, weight1, weight[VALUES];
+    peak.v = peak1.v = weight1.v = (vec)(0);
+    for (int v = 0; v < VALUES; v++)
+        weight[v].v = (vec)(0);
     for (int i = 0; i < HPRIME; i++)
-        unary[i].v = (vec)(0);
+        for (int v = 0; v < VALUES; v++)
+            unary[i][v].v = (vec)(0);
     for (int p = 0; p < PAIRS; p++)
         coupling[p].v = (vec)(0);
     for (int r = 0; r < count; r++) {
-        GLOBAL real *row = b + (size_t)(start + r) * H;
-        GLOBAL const int *chosen = candidates + (size_t)(start + r) * HPRIME;
-        energies energy;
-        const singletons one = weigh_singletons(row, slopes, offsets, beta, shift, &energy);
+        const size_t n = start + r, row = n * H;
+        GLOBAL const int *chosen = candidates + n * HPRIME;
+        chunks energy[VALUES];
+        const singletons one = weigh_singletons(b + row, MASKED ? norms + row : norms,
+                                                VALUES > 1 ? squares + row : squares, slopes, offsets, values, beta,
+                                                shift, energy);
         peak.at[r] = one.peak;
         peak1.at[r] = one.peak1;
-        weight.at[r] = one.weight;
-        weight1.at[r] = one.weight1;
+        if (ANNEAL)
+            weight1.at[r] = one.weight1;
+        for (int v = 0; v < VALUES; v++)
+            weight[v].at[r] = one.weight[v];
         for (int i = 0; i < HPRIME; i++) {
-            unary[i].at[r] = energy.at[chosen[i]];
+            for (int v = 0; v < VALUES; v++)
+                unary[i][v].at[r] = energy[v].at[chosen[i]];
             for (int j = i + 1; j < HPRIME; j++)
-                coupling[PAIR(i, j)].at[r] = gram[(size_t)chosen[i] * H + chosen[j]];
+                coupling[PAIR(i, j)].at[r] = COUPLING(n, i, j);
         }
     }
 
     superpositions many;
-    superpose(unary, coupling, beta, shift, &many);
+    superpose(unary, coupling, values, beta, shift, &many);
 
     /* All together: the zero state, the singletons, the others. */
     lanes evidence, scale, scale_many;
+    vec all = (vec)(0);
+    for (int v = 0; v < VALUES; v++)
+        all += weight[v].v;
     const vec joint = VMAX(many.peak.v, peak.v), joint1 = VMAX(many.peak1.v, peak1.v);
     const vec rescale = vexp(peak.v - joint), rescale_many = vexp(many.peak.v - joint);
-    const vec z = vexp(-joint) + rescale * weight.v + rescale_many * many.weight.v;
-    const vec z1 = vexp(-joint1) + vexp(peak1.v - joint1) * weight1.v + vexp(many.peak1.v - joint1) * many.weight1.v;
+    const vec z = vexp(-joint) + rescale * all + rescale_many * many.weight.v;
+    const vec z1 = vexp(-joint1) + vexp(peak1.v - joint1) * (ANNEAL ? weight1.v : all) +
+                   vexp(many.peak1.v - joint1) * many.weight1.v;
     evidence.v = joint1 + log(z1);
     scale.v = rescale / z;
     scale_many.v = rescale_many / z;
 
     for (int r = 0; r < count; r++) {
         const size_t n = start + r;
+        GLOBAL const int *chosen = candidates + n * HPRIME;
         log_evidence[n] = evidence.at[r];
         for (int h = 0; h < H; h++)
-            b[n * H + h] *= scale.at[r];
-        for (int i = 0; i < HPRIME; i++)
-            b[n * H + candidates[n * HPRIME + i]] += many.single[i].at[r] * scale_many.at[r];
+            b[n * H + h] *= UNIT * scale.at[r];
         for (int p = 0; p < PAIRS; p++)
-            pairs[n * PAIRS + p] = many.pair[p].at[r] * scale_many.at[r];
+            pairs[n * PAIRS + p] = UNIT * UNIT * many.pair[p].at[r] * scale_many.at[r];
+        for (int i = 0; i < HPRIME; i++)
+            for (int v = 0; v < VALUES; v++)
+                b[n * H + chosen[i]] += UNIT * VALUE(v) * many.single[i][v].at[r] * scale_many.at[r];
+        if (VALUES > 1) {
+            for (int h = 0; h < H; h++)
+                squares[n * H + h] *= scale.at[r];
+            for (int v = 0; v < VALUES; v++) {
+                real sum = 0;
+                for (int i = 0; i < HPRIME; i++) {
+                    const real mean = many.single[i][v].at[r] * scale_many.at[r];
+                    squares[n * H + chosen[i]] += VALUE(v) * VALUE(v) * mean;
+                    sum += mean;
+                }
+                counts[n * VALUES + v] = weight[v].at[r] * scale.at[r] + sum;
+            }
+        }
     }
 }
 
 #else
 /* --------------------------------------------------------------------- GPUs: work-items of a tile are lanes
- * A lane takes every LANES-th state, latent or pair. The states of the candidates are a table, ordered by size:
+ * A lane takes every LANES-th state, latent or pair. The active sets of the candidates are a table, ordered by size:
  *   STATES, STATE_MASK[s]      bit i: candidate i is on
- *   STATE_PARENT[s]            the number of the state without its highest bit
- *   STATE_LEVEL[g]             the number of the first state with g latents on; STATE_LEVEL[0] = 0, the zero state */
+ *   STATE_PARENT[s]            the number of the set without its highest bit
+ *   STATE_LEVEL[g]             the number of the first set with g latents on; STATE_LEVEL[0] = 0, the zero state
+ *   STATES_OF(V)               how many states there are if every active latent has one of V values
+ *
+ * A state is a set and a choice, the number whose digits to the base VALUES are the numbers of its latents' values,
+ * the highest candidate's the last. States are kept in the order of the sets, the choices of each together; so the
+ * parent of (s, choice) is (STATE_PARENT[s], choice / VALUES). */
 
-#define MANY STATE_LEVEL[2] /* the states before are the zero state and the candidates alone */
-
-/* The energy of state s, from those of its parent and of its last candidate alone, both already in `state`. */
-DEVICE real grow(int s, LOCAL_PTR const real *state, LOCAL_PTR const real *coupling)
+/* The states of `active` latents: how many choices a set has, where the first lies, how many there are. */
+DEVICE int choices_of(int active)
 {
-    const unsigned int mask = STATE_MASK[s];
-    const int j = HIGHEST_BIT(mask);
-    real E = state[STATE_PARENT[s]] + state[1 + j];
-    for (unsigned int others = mask ^ 1u << j; others != 0; others &= others - 1)
-        E -= coupling[j * (j - 1) / 2 + LOWEST_BIT(others)];
-    return E;
+    int choices = 1;
+    for (int g = 0; g < active; g++)
+        choices *= VALUES;
+    return choices;
 }
 
-/* The weight of the states of several candidates that have both candidates on. */
-DEVICE real weight_with(unsigned int both, LOCAL_PTR const real *state)
+DEVICE int states_of(int active)
 {
-    real weight = 0;
-    for (int s = MANY; s < STATES; s++)
-        weight += (STATE_MASK[s] & both) == both ? state[s] : 0;
-    return weight;
+    return (STATE_LEVEL[active + 1] - STATE_LEVEL[active]) * choices_of(active);
+}
+
+DEVICE int first_of(int active)
+{
+    int first = 0;
+    for (int g = 0; g < active; g++)
+        first += states_of(g);
+    return first;
+}
+
+/* The number of the value that candidate i has, one of those on. */
+DEVICE int digit(unsigned int mask, int choice, int i)
+{
+    for (unsigned int above = mask >> i >> 1; above != 0; above &= above - 1)
+        choice /= VALUES;
+    return choice % VALUES;
+}
+
+/* The energy of a state, from those of its parent and of its last candidate alone. */
+DEVICE real grow(unsigned int mask, int choice, real parent, LOCAL_PTR const real *state,
+                 LOCAL_PTR const real *coupling, GLOBAL const real *values)
+{
+    const int j = HIGHEST_BIT(mask), last = choice % VALUES;
+    real pull = 0;
+    for (unsigned int others = mask ^ 1u << j; others != 0;) {
+        const int i = HIGHEST_BIT(others);
+        others ^= 1u << i;
+        choice /= VALUES;
+        pull += VALUE(choice % VALUES) * coupling[j * (j - 1) / 2 + i];
+    }
+    return parent + state[1 + j * VALUES + last] - VALUE(last) * pull;
+}
+
+/* The shift of a state of `active` latents. */
+DEVICE real shifted(int active, int choice, GLOBAL const real *shift)
+{
+    real sum = 0;
+    for (int g = 0; g < active; g++, choice /= VALUES)
+        sum += shift[choice % VALUES];
+    return sum;
+}
+
+/* sum w s_i and sum w s_i s_j over the weights w of the states of several candidates that have i and j on. */
+typedef struct {
+    real first, second;
+} moments;
+
+DEVICE moments moments_of(int i, int j, LOCAL_PTR const real *state, GLOBAL const real *values)
+{
+    const unsigned int both = 1u << i | 1u << j;
+    moments m = {0, 0};
+    for (int active = 2; active <= LEVELS; active++) {
+        const int choices = choices_of(active);
+        LOCAL_PTR const real *weight = state + first_of(active);
+        for (int s = STATE_LEVEL[active]; s < STATE_LEVEL[active + 1]; s++, weight += choices) {
+            const unsigned int mask = STATE_MASK[s];
+            for (int choice = 0; choice < choices && (mask & both) == both; choice++) {
+                const real first = weight[choice] * VALUE(digit(mask, choice, i));
+                m.first += first;
+                m.second += first * VALUE(digit(mask, choice, j));
+            }
+        }
+    }
+    return m;
 }
 
 KERNEL void gram_posterior(int N, GLOBAL real *RESTRICT b, GLOBAL const real *RESTRICT gram,
-                           GLOBAL const real *RESTRICT slope, GLOBAL const real *RESTRICT offset,
-                           GLOBAL const int *RESTRICT candidates, real beta, real shift,
-                           GLOBAL real *RESTRICT log_evidence, GLOBAL real *RESTRICT pairs)
+                           GLOBAL const real *RESTRICT norms, GLOBAL const real *RESTRICT slope,
+                           GLOBAL const real *RESTRICT offset, GLOBAL const real *RESTRICT values,
+                           GLOBAL const int *RESTRICT candidates, real beta, GLOBAL const real *RESTRICT shift,
+                           GLOBAL real *RESTRICT log_evidence, GLOBAL real *RESTRICT pairs,
+                           GLOBAL real *RESTRICT squares, GLOBAL real *RESTRICT counts)
 {
     LOCAL acc scratch[GROUP];
-    LOCAL real tile_state[TILE][STATES], tile_coupling[TILE][PAIRS + 1];
+    LOCAL real tile_state[TILE][STATES_OF(VALUES)], tile_coupling[TILE][PAIRS + 1];
     LOCAL_PTR real *state = tile_state[ROW];       /* energies, then weights */
     LOCAL_PTR real *coupling = tile_coupling[ROW]; /* of i < j, at j (j - 1) / 2 + i */
 
     /* A lane without a data point has nothing to count, but it meets every barrier. */
     const size_t n = (size_t)GROUP_ID * TILE + ROW;
-    const int alive = n < (size_t)N, latents = alive ? H : 0, states = alive ? STATES : 0;
+    const int alive = n < (size_t)N, latents = alive ? H : 0;
     GLOBAL real *row = b + n * H;
     GLOBAL const int *chosen = candidates + n * HPRIME;
 
+/* The energy of latent h alone at value number v, where its product with y is x. */
+#if MASKED
+#define ALONE(h, v, x) (UNIT * VALUE(v) * (slope[h] * (x) - UNIT * VALUE(v) / 2 * norms[n * H + (h)]) + offset[(v) * H + (h)])
+#else
+#define ALONE(h, v, x) (UNIT * VALUE(v) * slope[h] * (x) + offset[(v) * H + (h)])
+#endif
+
     for (int j = LANE; j < HPRIME && alive; j += LANES) {
-        state[1 + j] = slope[chosen[j]] * row[chosen[j]] + offset[chosen[j]];
+        for (int v = 0; v < VALUES; v++)
+            state[1 + j * VALUES + v] = ALONE(chosen[j], v, row[chosen[j]]);
         for (int i = 0; i < j; i++)
-            coupling[j * (j - 1) / 2 + i] = gram[(size_t)chosen[i] * H + chosen[j]];
+            coupling[j * (j - 1) / 2 + i] = COUPLING(n, i, j);
     }
     BARRIER();
 
     /* Energies, level by level, and the peaks. */
     real top = 0, top1 = 0;
-    for (int h = LANE; h < latents; h += LANES) {
-        const real E = slope[h] * row[h] + offset[h];
-        top = REAL_MAX(ANNEALED(E, 1), top);
-        top1 = REAL_MAX(E, top1);
-    }
+    for (int h = LANE; h < latents; h += LANES)
+        for (int v = 0; v < VALUES; v++) {
+            const real E = ALONE(h, v, row[h]);
+            top = REAL_MAX(ANNEALED(E, shift[v]), top);
+            top1 = REAL_MAX(E, top1);
+        }
     for (int active = 2; active <= LEVELS; active++) {
-        for (int s = STATE_LEVEL[active] + LANE; s < STATE_LEVEL[active + 1] && alive; s += LANES) {
-            const real E = state[s] = grow(s, state, coupling);
-            top = REAL_MAX(ANNEALED(E, active), top);
+        const int first = first_of(active), choices = choices_of(active), sets = STATE_LEVEL[active];
+        for (int t = LANE; t < states_of(active) && alive; t += LANES) {
+            const int s = sets + t / choices, choice = t % choices;
+            const int parent = first_of(active - 1) +
+                               (STATE_PARENT[s] - STATE_LEVEL[active - 1]) * (choices / VALUES) + choice / VALUES;
+            const real E = state[first + t] = grow(STATE_MASK[s], choice, state[parent], state, coupling, values);
+            top = REAL_MAX(ANNEALED(E, shifted(active, choice, shift)), top);
             top1 = REAL_MAX(E, top1);
         }
         BARRIER();
     }
     const real peak = lanes_max(top, scratch), peak1 = ANNEAL ? lanes_max(top1, scratch) : peak;
 
-    /* Weights: of the singletons into the row of b, of the others in place. */
-    acc sum = 0, sum1 = 0;
+    /* Weights: of the singletons, as they add to <s>, into the row of b, of the others in place. */
+    acc sum = 0, sum1 = 0, count[VALUES];
+    for (int v = 0; v < VALUES; v++)
+        count[v] = 0;
     for (int h = LANE; h < latents; h += LANES) {
-        const real E = slope[h] * row[h] + offset[h];
-        row[h] = REAL_EXP(ANNEALED(E, 1) - peak);
-        sum += row[h];
-        if (ANNEAL)
-            sum1 += REAL_EXP(E - peak1);
+        const real x = row[h];
+        real mean = 0, square = 0;
+        for (int v = 0; v < VALUES; v++) {
+            const real E = ALONE(h, v, x), weight = REAL_EXP(ANNEALED(E, shift[v]) - peak);
+            sum += weight;
+            count[v] += weight;
+            mean += VALUE(v) * weight;
+            square += VALUE(v) * VALUE(v) * weight;
+            if (ANNEAL)
+                sum1 += REAL_EXP(E - peak1);
+        }
+        row[h] = mean;
+        if (VALUES > 1)
+            squares[n * H + h] = square;
     }
-    for (int s = MANY + LANE; s < states; s += LANES) {
-        const real E = state[s];
-        state[s] = REAL_EXP(ANNEALED(E, POPCOUNT(STATE_MASK[s])) - peak);
-        sum += state[s];
-        if (ANNEAL)
-            sum1 += REAL_EXP(E - peak1);
+    for (int active = 2; active <= LEVELS; active++) {
+        const int first = first_of(active), choices = choices_of(active);
+        for (int t = LANE; t < states_of(active) && alive; t += LANES) {
+            const real E = state[first + t];
+            int choice = t % choices;
+            const real weight = REAL_EXP(ANNEALED(E, shifted(active, choice, shift)) - peak);
+            state[first + t] = weight;
+            sum += weight;
+            if (ANNEAL)
+                sum1 += REAL_EXP(E - peak1);
+            for (int g = 0; g < active && VALUES > 1; g++, choice /= VALUES)
+                for (int v = 0; v < VALUES; v++)
+                    count[v] += choice % VALUES == v ? weight : 0;
+        }
     }
     const real z = (real)(lanes_sum(sum, scratch) + REAL_EXP(-peak));
     const real z1 = ANNEAL ? (real)(lanes_sum(sum1, scratch) + REAL_EXP(-peak1)) : z;
     const real scale = 1 / z;
     if (alive && LANE == 0)
         log_evidence[n] = peak1 + REAL_LOG(z1);
-    for (int h = LANE; h < latents; h += LANES)
-        row[h] *= scale;
+    for (int v = 0; v < VALUES && VALUES > 1; v++) {
+        const acc all = lanes_sum(count[v], scratch);
+        if (alive && LANE == 0)
+            counts[n * VALUES + v] = scale * (real)all;
+    }
+    for (int h = LANE; h < latents; h += LANES) {
+        row[h] *= UNIT * scale;
+        if (VALUES > 1)
+            squares[n * H + h] *= scale;
+    }
     BARRIER();
 
-    /* <s_i s_j> of the pairs i < j, and as i = j what the states of several candidates add to <s_i>. */
+    /* <s_i s_j> of the pairs i < j, and as i = j what the states of several candidates add to <s_i> and <s_i^2>. */
     for (int p = LANE; p < PAIRS + HPRIME && alive; p += LANES) {
         int i = 0, first = 0;
         for (; first + HPRIME - i <= p; i++)
             first += HPRIME - i;
         const int j = i + p - first;
-        const real mean = scale * weight_with(1u << i | 1u << j, state);
+        const moments m = moments_of(i, j, state, values);
         if (i < j)
-            pairs[n * PAIRS + PAIR(i, j)] = mean;
-        else
-            row[chosen[i]] += mean;
+            pairs[n * PAIRS + PAIR(i, j)] = UNIT * UNIT * scale * m.second;
+        else {
+            row[chosen[i]] += UNIT * scale * m.first;
+            if (VALUES > 1)
+                squares[n * H + chosen[i]] += scale * m.second;
+        }
     }
 }
 #endif

@@ -1,5 +1,7 @@
-"""The truncated posterior of binary linear models: ‖y − Ws‖² by the Gram matrix, D out of the inner loop."""
+"""The truncated posterior of discrete linear models: ‖y − Ws‖² by the Gram matrix, D out of the inner loop."""
 
+from functools import lru_cache
+from itertools import product
 from math import comb
 from typing import Any
 
@@ -12,96 +14,143 @@ def gram_posterior(
     N: int,
     b: np.ndarray,
     gram: np.ndarray,
+    norms: np.ndarray,
     slope: np.ndarray,
     offset: np.ndarray,
+    values: np.ndarray,
     candidates: np.ndarray,
     beta: float,
-    shift: float,
+    shift: np.ndarray,
     log_evidence: np.ndarray,
     pairs: np.ndarray,
+    squares: np.ndarray,
+    counts: np.ndarray,
     *,
     states: Any,
+    MASKED: int = 0,
 ) -> None:
     """Weigh every state of K_n and take the posterior's first and second moments.
 
-    E_1(s) = Σ_i (slope_i b_i + offset_i) − Σ_{i<j} gram_ij over the active latents, 0 for s = 0;
-    the annealed energy is E_T(s) = beta E_1(s) + shift |s|, and q ∝ exp(E_T).
+    E_1(s) = Σ_i (s_i slope_i b_i + offset_i(s_i)) − Σ_{i<j} s_i s_j gram_ij over the active latents, 0 for s = 0;
+    the annealed energy is E_T(s) = beta E_1(s) + Σ_i shift(s_i), and q ∝ exp(E_T).
 
     Parameters
     ----------
     b : (N, H) array
         In: Wᵀy. Out: ⟨s⟩ under q.
     gram : (H, H) array
-        WᵀW / σ².
-    slope, offset : (H,) arrays
+        WᵀW / σ². If MASKED, (N, H'(H'−1)/2): that of each data point's candidates i < j, over what was observed.
+    norms : (N, H) array, used if MASKED
+        ‖W_h‖² / σ² over what was observed: s_h² norms_h / 2 is taken off E_1(s), not yet in `offset`.
+    slope : (H,) array
+    offset : (V, H) array
+        For each value that a latent takes when it is not 0.
+    values : (V,) array
     candidates : (N, H') int32 array, ascending
-    beta, shift : float
+    beta : float
+    shift : (V,) array
         beta = 1, shift = 0: not annealed.
     log_evidence : (N,) array, out
         log Σ_{s ∈ K_n} exp E_1(s).
     pairs : (N, H'(H'−1)/2) array, out
         ⟨s_i s_j⟩ under q for the pairs i < j of candidates, lexicographic.
+    squares : (N, H) array, out, used if V > 1
+        ⟨s_h²⟩.
+    counts : (N, V) array, out, used if V > 1
+        The mean number of latents at each value.
     states : gem.states.StateTable
     """
-    indicators = states.indicators(str(b.dtype))
-    b *= slope
-    b += offset
-    tile = max(1, TILE_ELEMENTS // max(1, indicators.shape[1]))
+    V = len(values)
+    weigher = _Weigher(states, tuple(values.tolist()), beta, shift, b.dtype)
+    tile = max(1, TILE_ELEMENTS // max(1, weigher.features.shape[1], V * b.shape[1]))
     for start in range(0, N, tile):
         part = slice(start, min(N, start + tile))
-        _tile(b[part], gram, candidates[part], beta, shift, log_evidence[part], pairs[part], states, indicators)
+        single = b[part, None] * (values[:, None] * slope) + offset
+        if MASKED:
+            single -= values[:, None] ** 2 / 2 * norms[part, None]
+            coupling = gram[part]
+        else:
+            coupling = gram[candidates[part][:, weigher.i], candidates[part][:, weigher.j]]
+        log_evidence[part], pairs[part] = weigher(single, coupling, candidates[part])
+        b[part] = np.einsum("nvh,v->nh", single, values) if V > 1 else values[0] * single[:, 0]
+        if V > 1:
+            squares[part] = np.einsum("nvh,v->nh", single, values**2)
+            counts[part] = single.sum(axis=2)
 
 
-def _tile(
-    single: np.ndarray,
-    gram: np.ndarray,
-    candidates: np.ndarray,
-    beta: float,
-    shift: float,
-    log_evidence: np.ndarray,
-    pairs: np.ndarray,
-    states: Any,
-    indicators: np.ndarray,
-) -> None:
-    """One tile of data points; `single` holds the singletons' energies and becomes ⟨s⟩."""
-    Hprime = candidates.shape[1]
+class _Weigher:
+    """The states of several candidates, and what weighs them."""
+
+    def __init__(self, states: Any, values: tuple[float, ...], beta: float, shift: np.ndarray, dtype: np.dtype):
+        self.i, self.j = states.pairs
+        self.features, numbers = _choices(states, values, str(dtype))
+        self.beta, self.shift = dtype.type(beta), shift
+        self.shifts = shift @ numbers
+        self.annealed = beta != 1 or bool(shift.any())
+
+    def __call__(
+        self, single: np.ndarray, coupling: np.ndarray, candidates: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Log evidence and pairs; `single` (n, V, H) holds the singletons' energies and becomes their probabilities."""
+        n, V, _ = single.shape
+        chosen = np.broadcast_to(candidates[:, None], (n, V, candidates.shape[1]))
+        mine = np.take_along_axis(single, chosen, axis=2)
+        multi = np.concatenate([mine.reshape(n, -1), -coupling], axis=1) @ self.features
+        if self.annealed:
+            evidence = _weigh(single.copy(), multi.copy())[1]
+            single *= self.beta
+            single += self.shift[:, None]
+            multi *= self.beta
+            multi += self.shifts
+        total, log_total = _weigh(single, multi)
+        moments = multi @ self.features.T
+        scale = 1 / total[:, None]
+        single *= scale[:, None]
+        moments *= scale
+        alone = mine[0].size
+        mine = np.take_along_axis(single, chosen, axis=2) + moments[:, :alone].reshape(mine.shape)
+        np.put_along_axis(single, chosen, mine, axis=2)
+        return (evidence if self.annealed else log_total), moments[:, alone:]
+
+
+@lru_cache(maxsize=8)
+def _choices(states: Any, values: tuple[float, ...], dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """Every active set with every choice of values: what its energy is a sum of, and how many latents have a value.
+
+    Returns
+    -------
+    (V H' + H'(H'−1)/2, S) array
+        1 where candidate i is at value v, row after row of values; below, s_i s_j of the pairs i < j.
+    (V, S) array
+    """
+    at = [np.array(list(product(range(len(values)), repeat=g)), dtype=int) for g in range(states.gamma + 1)]
+    rows = []
+    for active in states.active:
+        choices = at[active.sum()]
+        row = np.full((len(choices), states.Hprime), -1)
+        row[:, active] = choices
+        rows.append(row)
+    number = np.concatenate([*rows, np.empty((0, states.Hprime), int)])  # of the value, −1 where it is 0
+    on = np.array([number == v for v in range(len(values))])
+    s = np.append(values, 0.0)[number]
     i, j = states.pairs
-    features = np.empty((len(single), len(indicators)), dtype=single.dtype)
-    features[:, :Hprime] = np.take_along_axis(single, candidates, axis=1)
-    np.negative(gram[candidates[:, i], candidates[:, j]], out=features[:, Hprime:])
-    multi = features @ indicators
-
-    log_evidence[:] = _weigh(single.copy(), multi.copy())[1] if (beta, shift) != (1, 0) else 0
-    if (beta, shift) != (1, 0):
-        single *= single.dtype.type(beta)
-        single += single.dtype.type(shift)
-        multi *= multi.dtype.type(beta)
-        multi += multi.dtype.type(shift) * states.active.sum(axis=1, dtype=multi.dtype)
-    total, log_total = _weigh(single, multi)
-    if (beta, shift) == (1, 0):
-        log_evidence[:] = log_total
-
-    moments = multi @ indicators.T
-    scale = 1 / total[:, None]
-    single *= scale
-    moments *= scale
-    rows = np.arange(len(single))[:, None]
-    single[rows, candidates] += moments[:, :Hprime]
-    pairs[:] = moments[:, Hprime:]
+    features = np.concatenate([*on.swapaxes(1, 2), (s[:, i] * s[:, j]).T])
+    return np.ascontiguousarray(features, dtype=dtype), on.sum(axis=2).astype(dtype)
 
 
 def _weigh(single: np.ndarray, multi: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Energies to unnormalised weights, in place; their sum and the log of the true sum (the zero state's is 0)."""
-    top = np.maximum(single.max(axis=1), 0)
+    top = np.maximum(single.max(axis=(1, 2)), 0)
     if multi.shape[1]:
         np.maximum(top, multi.max(axis=1), out=top)
-    for energies in (single, multi):
+    for energies in (single.reshape(len(single), -1), multi):
         np.subtract(energies, top[:, None], out=energies)
         np.exp(energies, out=energies)
-    total = single.sum(axis=1) + multi.sum(axis=1) + np.exp(-top)
+    total = single.sum(axis=(1, 2)) + multi.sum(axis=1) + np.exp(-top)
     return total, np.log(total) + top
 
 
-def local_reals(HPRIME: int, GAMMA: int, **_: int) -> int:
-    """Local memory a data point takes on a GPU: its states and the couplings of its candidates."""
-    return sum(comb(HPRIME, g) for g in range(min(GAMMA, HPRIME) + 1)) + HPRIME * (HPRIME - 1) // 2
+def local_reals(HPRIME: int, GAMMA: int, VALUES: int, **_: int) -> int:
+    """Local memory a data point takes on a GPU: its states, Σ_g C(H', g) V^g, and the couplings of its candidates."""
+    states = sum(comb(HPRIME, g) * VALUES**g for g in range(min(GAMMA, HPRIME) + 1))
+    return states + HPRIME * (HPRIME - 1) // 2

@@ -64,16 +64,23 @@ def program(name: str, states: Any = None, fragment: str | None = None) -> str:
 
 
 def state_constants(states: Any) -> str:
-    """STATES, STATE_MASK, STATE_PARENT and STATE_LEVEL, with the zero state and the singletons in front."""
+    """STATES, STATE_MASK, STATE_PARENT and STATE_LEVEL, with the zero state and the singletons in front.
+
+    STATES_OF(V) is the number of states if every active latent has one of V values.
+    """
     Hprime = states.Hprime
     masks = [0, *(1 << i for i in range(Hprime)), *states.masks.tolist()]
     parents = [0] * (1 + Hprime) + [Hprime + 1 + p if p >= 0 else -p for p in states.parent.tolist()]
     sizes = [bin(mask).count("1") for mask in masks]
     levels = [sizes.index(g) for g in range(max(sizes) + 1)] + [len(masks)]
+    polynomial = "0"
+    for size in reversed(range(max(sizes) + 1)):
+        polynomial = f"({sizes.count(size)} + (V) * {polynomial})"
     levels += [len(masks)] * (3 - len(levels))  # STATE_LEVEL[2] exists even where no state has two latents on
     index = "unsigned short" if len(masks) <= 1 << 16 else "unsigned int"
     return (
         f"#define STATES {len(masks)}\n"
+        f"#define STATES_OF(V) {polynomial}\n"
         f"CONSTANT unsigned int STATE_MASK[] = {{{', '.join(hex(m) + 'u' for m in masks)}}};\n"
         f"CONSTANT {index} STATE_PARENT[] = {{{', '.join(map(str, parents))}}};\n"
         f"CONSTANT int STATE_LEVEL[] = {{{', '.join(map(str, levels))}}};\n"

@@ -81,12 +81,17 @@ def gpu():
 
 
 def pytest_collection_modifyitems(config, items):
-    """Drop what this run is not for: serial tests under mpiexec, and those of a GPU where none is (unless required)."""
+    """Drop what this run is not for: those of a GPU where none is (unless required), and under mpiexec the serial ones
+    and all to which ranks make no difference: those without the communicator `world`."""
     without = {"gpu"} if "gpu" not in REQUIRED and not gpu() else set()
     if launched():
         without.add("serial")
-    if without:
-        dropped = [item for item in items if any(item.get_closest_marker(mark) for mark in without)]
+    dropped = [
+        item
+        for item in items
+        if any(item.get_closest_marker(mark) for mark in without) or (launched() and "world" not in item.fixturenames)
+    ]
+    if dropped:
         config.hook.pytest_deselected(items=dropped)
         items[:] = [item for item in items if item not in set(dropped)]
 

@@ -8,16 +8,31 @@ import numpy as np
 import pytest
 
 import gem
-from gem.models import BSC, MoG
+from gem.models import BSC, DSC, GSC, MCA, MMCA, PMCA, TSC, MoG, MoP, NoisyOR
 from gem.models.truncated import Truncated
 
 MODELS = {
     "bsc": lambda exact: BSC(D=12, H=6, Hprime=6 if exact else 4, gamma=6 if exact else 3),
+    "bsc-missing": lambda exact: BSC(D=12, H=6, Hprime=6 if exact else 4, gamma=6 if exact else 3, missing=True),
+    "tsc": lambda exact: TSC(D=12, H=4, Hprime=4 if exact else 3, gamma=4 if exact else 2),
+    "dsc": lambda exact: DSC(D=12, H=4, Hprime=4 if exact else 3, gamma=4 if exact else 2, values=(0, 1, 2)),
+    "gsc": lambda exact: GSC(D=12, H=6, Hprime=6 if exact else 4, gamma=6 if exact else 3),
     "mog-diag": lambda exact: MoG(D=3, K=4, covariance="diag"),
     "mog-spherical": lambda exact: MoG(D=3, K=4, covariance="spherical"),
     "mog-tied": lambda exact: MoG(D=3, K=4, covariance="tied"),
     "mog-full": lambda exact: MoG(D=3, K=4, covariance="full"),
+    "mop": lambda exact: MoP(D=3, K=4),
+    "mca": lambda exact: MCA(D=12, H=5, Hprime=5 if exact else 3, gamma=5 if exact else 2),
+    "mmca": lambda exact: MMCA(D=12, H=5, Hprime=5 if exact else 3, gamma=5 if exact else 2),
+    "noisyor": lambda exact: NoisyOR(D=12, H=5, Hprime=5 if exact else 3, gamma=5 if exact else 2),
+    "pmca": lambda exact: PMCA(D=12, H=5, Hprime=5 if exact else 3, gamma=5 if exact else 2),
 }
+
+APPROXIMATE = {"MCA", "MMCA"}  # when winners change with W, F may fall a little
+# The new fields are best for the winners of the old ones (maximal causes), or a step towards a fixed point (noisy-OR):
+# not where the expected log joint is stationary.
+FIXED_POINT = {"mca", "mmca", "noisyor", "pmca"}
+INTEGRATED = {"gsc"}  # strengths are integrated out of log_joint: test_spike_slab.py has what is particular to them
 
 
 def truth(model, seed=1):
@@ -29,9 +44,15 @@ def truth(model, seed=1):
             params[name] = rng.dirichlet(np.full(shape[0], 5.0))
         elif name == "pi":
             params[name] = np.array(0.3)
+        elif model.domains[name] == "probability":
+            params[name] = rng.uniform(0.02, 0.9, shape) ** 2
+        elif model.domains[name] == "nonnegative":
+            params[name] = 6 * rng.random(shape)
         elif name == "cov":
             root = rng.standard_normal((*shape[:-1], shape[-1])) / 2
             params[name] = root @ np.swapaxes(root, -1, -2) + 0.2 * np.eye(shape[-1])
+        elif name == "lam":
+            params[name] = rng.uniform(1, 20, shape)
         elif model.domains[name] == "positive":
             params[name] = rng.uniform(0.5, 1.0, shape)
         else:
@@ -46,9 +67,19 @@ def states(model):
     return np.array(list(product([0, *model.values], repeat=model.H)))
 
 
-def predict(params, s):
+COMBINED = {  # causes, (S, D, H), to what is seen of them, (S, D); else they are added
+    "MCA": lambda x: x.max(axis=2),
+    "MMCA": lambda x: np.take_along_axis(x, np.abs(x).argmax(axis=2)[..., None], axis=2)[..., 0],
+    "NoisyOR": lambda x: 1 - np.prod(1 - x, axis=2),
+    "PMCA": lambda x: np.maximum(x.max(axis=2), 0.1),
+}
+
+
+def predict(model, params, s):
     """E[y | s], (S, D)."""
-    return params["mu"][s] if s.ndim == 1 else s @ params["W"].T
+    if s.ndim == 1:
+        return params["lam" if "lam" in params else "mu"][s]
+    return COMBINED.get(model.name, lambda x: x.sum(axis=2))(s[:, None, :] * params["W"])
 
 
 def log_sum(x):
@@ -58,6 +89,11 @@ def log_sum(x):
 
 @pytest.fixture(params=MODELS)
 def make(request):
+    return MODELS[request.param]
+
+
+@pytest.fixture(params=[name for name in MODELS if name not in INTEGRATED | FIXED_POINT])
+def make_discrete(request):
     return MODELS[request.param]
 
 
@@ -95,7 +131,8 @@ def test_free_energy_never_falls(make, backend, world):
     for _ in range(25):
         params, info = gem.em_step(model, params, Y, backend=backend, dtype="float64", comm=world)
         energies.append(info.free_energy)
-    assert np.all(np.diff(energies) >= -1e-9 * np.abs(energies[0]))
+    allowed = 3e-3 if model.name in APPROXIMATE else 1e-9
+    assert np.all(np.diff(energies) >= -allowed * np.abs(energies[0]))
     assert energies[-1] > energies[0] + 1
 
 
@@ -110,9 +147,9 @@ def test_the_truth_is_a_fixed_point_of_much_data(make, backend, world):
         np.testing.assert_allclose(new[name], value, atol=0.05 * max(1, np.abs(value).max()), err_msg=name)
 
 
-def test_m_step_is_a_stationary_point(make, backend):
+def test_m_step_is_a_stationary_point(make_discrete, backend):
     """The numerical gradient of the expected log joint, at the new parameters, vanishes along the model's domain."""
-    model = make(True)
+    model = make_discrete(True)
     old = {name: value * 1.1 if name in ("mu", "W") else value for name, value in truth(model).items()}
     Y, _ = model.generate_data(truth(model), 300, seed=5)
     new, _ = gem.em_step(model, old, Y, backend=backend, dtype="float64")
@@ -155,8 +192,8 @@ def test_batches_and_dtype_do_not_matter(make, backend):
             np.testing.assert_allclose(value, results[0][name], rtol=1e-9, atol=1e-9 * np.abs(value).max())
 
 
-def test_top_states_and_reconstruction_are_those_of_the_definition(make, backend):
-    model = make(True)
+def test_top_states_and_reconstruction_are_those_of_the_definition(make_discrete, backend):
+    model = make_discrete(True)
     params = truth(model)
     Y, _ = model.generate_data(params, 20, seed=2)
     s = states(model)
@@ -167,7 +204,7 @@ def test_top_states_and_reconstruction_are_those_of_the_definition(make, backend
     np.testing.assert_array_equal(post.states, s[order])
     np.testing.assert_array_equal(post.map_state, s[order[:, 0]])
     np.testing.assert_allclose(post.probabilities, np.take_along_axis(q, order, axis=1), atol=1e-9)
-    np.testing.assert_allclose(post.reconstruction, q @ predict(params, s), atol=1e-8)
+    np.testing.assert_allclose(post.reconstruction, q @ predict(model, params, s), atol=1e-8)
 
 
 def test_noisy_parameters_are_parameters(make):
@@ -307,7 +344,7 @@ def test_a_dead_latent_begins_anew_on_request():
     np.testing.assert_array_equal(new["W"][:, :2], kept["W"][:, :2])
     assert info.notes[-1] == "latent 2 was dead and re-seeded beside latent 1"
     assert 0 < np.abs(new["W"][:, 2] - new["W"][:, 1]).max() < 10
-    after, info = gem.em_step(model, new, Y, dtype="float64", reseed=True)
+    _, info = gem.em_step(model, new, Y, dtype="float64", reseed=True)
     assert not info.notes
     again = gem.Annealing.from_dict(gem.Annealing(steps=3, reseed=True).to_dict())
     assert again.reseed

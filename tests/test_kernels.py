@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import missing
+from conftest import backends, missing
 
 import gem
 from gem.backends._numpy import NumpyBackend
@@ -21,6 +21,7 @@ from gem.states import state_table
 pytestmark = pytest.mark.serial  # one device at a time: ranks change nothing here
 TOLERANCE = {"float64": 1e-10, "float32": 2e-4}
 SUMS = 9  # the argument of mixture with a row for each group
+GROUP_SUMS = {"mixture": SUMS, "causes": 15}
 
 
 @dataclass
@@ -32,6 +33,7 @@ class Case:
     out: tuple[int, ...]
     constants: dict[str, int] = field(default_factory=dict)
     states: Any = None
+    fragment: str | None = None
 
 
 def squared_norms(rng, N, D):
@@ -46,15 +48,47 @@ def preselect(rng, N, H, Hprime, V):
     return Case(N, [b, slope, offset, np.zeros((N, Hprime), np.int32)], (3,), constants)
 
 
-def gram_posterior(rng, N, H, Hprime, gamma, T):
-    W = rng.standard_normal((2 * H, H))
+def gram_posterior(rng, N, H, Hprime, gamma, T, values=(1.0,), masked=0):
+    W, V = rng.standard_normal((2 * H, H)), len(values)
     candidates = np.sort(np.argsort(rng.random((N, H)), axis=1)[:, :Hprime], axis=1).astype(np.int32)
-    b = 3 * rng.standard_normal((N, H))
     pairs = np.zeros((N, Hprime * (Hprime - 1) // 2))
-    shift = 0.0 if T == 1 else 0.3
-    arguments = [b, W.T @ W / 4, rng.uniform(0.5, 1, H), rng.standard_normal(H) - 1, candidates, 1 / T, shift]
-    constants = {"H": H, "HPRIME": Hprime, "GAMMA": gamma, "ANNEAL": int(T != 1)}
-    return Case(N, [*arguments, np.zeros(N), pairs], (0, 7, 8), constants, state_table(Hprime, gamma))
+    arguments = [
+        3 * rng.standard_normal((N, H)),
+        rng.standard_normal(pairs.shape) if masked else W.T @ W / 4,
+        rng.uniform(0, 3, (N, H)),
+        rng.uniform(0.5, 1, H),
+        rng.standard_normal((V, H)) - 1,
+        np.array(values),
+        candidates,
+        1 / T,
+        np.zeros(V) if T == 1 else rng.standard_normal(V) / 3,
+        np.zeros(N),
+        pairs,
+        np.zeros((N, H)),
+        np.zeros((N, V)),
+    ]
+    constants = {"H": H, "HPRIME": Hprime, "GAMMA": gamma, "ANNEAL": int(T != 1), "VALUES": V, "MASKED": masked}
+    return Case(N, arguments, (0, 9, 10, 11, 12), constants, state_table(Hprime, gamma))
+
+
+def split_missing(rng, N, D):
+    Y = rng.standard_normal((N, D))
+    Y[rng.random((N, D)) < 0.4] = np.nan
+    return Case(N, [Y, np.zeros((N, D)), np.zeros((N, D))], (1, 2), {"D": D})
+
+
+def linear_scores(rng, N, H, V, cosine):
+    norms = rng.uniform(0, 9, (N, H)) * (rng.random((N, H)) < 0.8)
+    lines = [rng.uniform(0.5, 1, H), rng.standard_normal((V, H)), rng.standard_normal(V)]
+    constants = {"H": H, "VALUES": V, "COSINE": cosine}
+    return Case(N, [3 * rng.standard_normal((N, H)), norms, *lines, np.zeros((N, H))], (5,), constants)
+
+
+def masked_gram(rng, N, D, H, Hprime):
+    candidates = np.sort(np.argsort(rng.random((N, H)), axis=1)[:, :Hprime], axis=1).astype(np.int32)
+    observed = (rng.random((N, D)) < 0.6).astype(float)
+    couplings = np.zeros((N, Hprime * (Hprime - 1) // 2))
+    return Case(N, [observed, rng.standard_normal((H, D)), candidates, couplings], (3,), {"D": D, "HPRIME": Hprime})
 
 
 def pair_sums(rng, N, H, Hprime):
@@ -68,17 +102,100 @@ def scale_rows(rng, N, H):
     return Case(N, [rng.standard_normal((N, H)), (rng.random(N) < 0.5).astype(float)], (0,), {"H": H})
 
 
-def mixture(rng, N, D, K, covariance, T, mean=0.0):
+def mixture(rng, N, D, K, covariance, T, missing=0, mean=0.0):
     mu = mean + 2 * rng.standard_normal((K, D))
     Y = mu[rng.integers(K, size=N)] + rng.standard_normal((N, D))
     root = rng.standard_normal((K, D, D)) / np.sqrt(D)
     full = root @ np.swapaxes(root, 1, 2) + 0.5 * np.eye(D)
     precision = [rng.uniform(0.5, 2, (K, D)), full, full[0]][covariance]
+    sums = np.zeros((1, K + K * D + precision.size))
+    if missing:
+        Y[rng.random(Y.shape) < 0.3] = np.nan
+        precision = np.concatenate([precision, -np.log(precision / (2 * np.pi)) / 2])
     shift = np.zeros(K) if T == 1 else rng.standard_normal(K) / 5
     weights = (rng.random(N) < 0.8).astype(float)
-    sums = np.zeros((1, K + K * D + precision.size))
     arguments = [Y, mu, precision, rng.standard_normal(K), 1 / T, shift, weights, np.zeros(N), np.zeros((N, K)), sums]
-    return Case(N, arguments, (7, 8, 9), {"D": D, "K": K, "COVARIANCE": covariance, "STORE": 1})
+    return Case(N, arguments, (7, 8, 9), {"D": D, "K": K, "COVARIANCE": covariance, "MISSING": missing, "STORE": 1})
+
+
+def counts(rng, N, D, K, T, missing, size):
+    """A mixture of Poisson distributions."""
+    rates = size * rng.uniform(0.2, 2, (K + 1, D))
+    Y = rng.poisson(rates[rng.integers(K, size=N)]).astype(float)
+    case = mixture(rng, N, D, K, 0, T)
+    log_rates = np.log(rates[:K] / rates[K])
+    if missing:
+        Y[rng.random(Y.shape) < 0.3] = np.nan
+        log_rates = np.concatenate([log_rates, rates[:K] - rates[K]])
+    case.arguments[:3] = Y, rates, log_rates
+    case.arguments[SUMS] = np.zeros((1, K + K * D))
+    case.constants |= {"COVARIANCE": 3, "MISSING": missing}
+    return case
+
+
+def spike_slab_scores(rng, N, H, masked):
+    norms = rng.uniform(0, 9, (N, H) if masked else H)
+    arguments = [3 * rng.standard_normal((N, H)), norms, rng.standard_normal((4, H)), np.zeros((N, H))]
+    return Case(N, arguments, (3,), {"H": H, "MASKED": masked})
+
+
+def spike_slab(rng, N, H, Hprime, gamma, T, masked):
+    V = rng.standard_normal((2 * H, H)) / 2
+    candidates = np.sort(np.argsort(rng.random((N, H)), axis=1)[:, :Hprime], axis=1).astype(np.int32)
+    gram = V.T @ V
+    norms, couplings = np.diag(gram), gram
+    if masked:
+        i, j = np.triu_indices(Hprime, 1)
+        norms, couplings = np.tile(norms, (N, 1)), gram[candidates[:, i], candidates[:, j]]
+    latents = rng.standard_normal((4, H)) - np.array([[0], [1], [0], [0]])
+    latents[3] *= T != 1
+    out = np.zeros(N), np.zeros((N, H)), np.zeros((N, Hprime * (Hprime - 1) // 2))
+    b, energy = 3 * rng.standard_normal((N, H)), np.zeros((N, H))
+    source.twin("spike_slab_scores").spike_slab_scores(N, b, norms, latents, energy)
+    arguments = [b, couplings, norms, latents, candidates, 1 / T, energy, *out]
+    constants = {"H": H, "HPRIME": Hprime, "GAMMA": gamma, "ANNEAL": int(T != 1), "MASKED": masked}
+    return Case(N, arguments, (0, 6, 7, 8, 9), constants, state_table(Hprime, gamma))
+
+
+def cause_scores(rng, N, D, H, missing):
+    observed = (rng.random((N, D)) < 0.7).astype(float) if missing else np.ones((1, 1))
+    arguments = [rng.standard_normal((N, D)), observed, rng.standard_normal((D, H)), np.zeros((N, H))]
+    return Case(N, arguments, (3,), {"D": D, "H": H, "MISSING": missing})
+
+
+def causes(rng, N, D, H, Hprime, gamma, fragment, T=1.0, missing=0):
+    """A model of causes, whose singletons' energies are whatever b says."""
+    Y, W, settings = rng.standard_normal((N, D)), rng.standard_normal((H, D)), np.array([-0.5, 0, 0])
+    if fragment == "maximum":
+        W = np.abs(W)
+    elif fragment == "noisyor":
+        Y, W, settings = (rng.random((N, D)) < 0.3).astype(float), rng.uniform(-0.5, 0.5, (H, D)), np.ones(3)
+    elif fragment == "poisson":
+        Y, W, settings = rng.poisson(2, (N, D)).astype(float), rng.uniform(0.3, 5, (H, D)), np.array([1, 0.3, 0])
+    elif fragment == "smooth_maximum":
+        W, settings = np.copysign(rng.uniform(0.5, 3, (H, D)), W), np.array([-0.5, 1 / (1 - 1 / T) if T > 1 else 21, 4])
+    observed = (rng.random((N, D)) < 0.6).astype(float)
+    states = state_table(Hprime, gamma)
+    candidates = np.sort(np.argsort(rng.random((N, H)), axis=1)[:, :Hprime], axis=1).astype(np.int32)
+    many = D if fragment in ("poisson", "noisyor") else 0
+    latents = [rng.standard_normal(H) - many, rng.standard_normal(H)]
+    latents.append(np.zeros(H) if T == 1 else rng.standard_normal(H) / 3)
+    weights = (rng.random(N) < 0.8).astype(float)
+    arguments = [Y * observed if missing else Y, observed, rng.standard_normal((N, H)), W, *latents, settings]
+    arguments += [candidates, 1 / T, weights, np.zeros(N), np.zeros(N), np.zeros((N, H)), np.zeros((N, D))]
+    arguments.append(np.zeros((1, 2, H, D)))
+    constants = {"D": D, "H": H, "HPRIME": Hprime, "GAMMA": gamma, "MANY": states.S, "ANNEAL": int(T != 1)}
+    constants |= {"MISSING": missing, "STATS": 1, "RECONSTRUCT": 1}
+    return Case(N, arguments, (2, 11, 12, 13, 14, 15), constants, states, fragment)
+
+
+def shrink(rng, N, H, move):
+    W = rng.standard_normal((2 * H, H))
+    z = rng.standard_normal((N, H)) * (rng.random((N, H)) < 0.5)
+    zG, b = z @ (W.T @ W), 3 * rng.standard_normal((N, H))
+    gap = np.where(rng.random(N) < 0.3, 0.0, np.inf)  # some are done
+    arguments = [zG, b, 20 * rng.random(N) + 5, 0.01, 0.7, 1e-3, rng.standard_normal((N, H)), z, 1 + rng.random(N)]
+    return Case(N, [*arguments, np.zeros(N), gap], (6, 7, 8, 9, 10), {"H": H, "MOVE": move})
 
 
 CASES = {
@@ -90,13 +207,50 @@ CASES = {
         (gram_posterior, (*a, T))
         for a in ((1, 1, 1, 1), (37, 30, 8, 5), (50, 33, 5, 4), (7, 8, 8, 1), (12, 40, 12, 3), (4, 40, 32, 2))
         for T in (1.0, 2.5)
+    ]
+    + [
+        (gram_posterior, (*a, T, values, masked))
+        for a, values, masked in (
+            ((37, 30, 8, 3), (-1.0, 1.0), 0),
+            ((21, 12, 5, 4), (0.5, -1.0, 2.0), 1),
+            ((20, 9, 4, 3), (2.0,), 1),
+            ((3, 5, 1, 1), (1.0, 2.0), 1),
+        )
+        for T in (1.0, 2.5)
     ],
+    "split_missing": [(split_missing, a) for a in ((1, 1), (37, 20))],
+    "linear_scores": [(linear_scores, a) for a in ((1, 1, 1, 0), (37, 20, 3, 0), (37, 20, 1, 1))],
+    "masked_gram": [(masked_gram, a) for a in ((1, 1, 2, 2), (37, 20, 30, 8), (19, 70, 20, 13), (3, 5, 2, 1))],
     "pair_sums": [(pair_sums, a) for a in ((1, 2, 2), (37, 30, 8), (300, 10, 5))],
+    "cause_scores": [(cause_scores, a) for a in ((1, 1, 1, 0), (37, 20, 70, 1), (21, 33, 16, 0), (30, 5, 200, 0))],
+    "causes": [
+        (causes, (*a, fragment, *b))
+        for fragment in ("maximum", "magnitude", "smooth_maximum", "noisyor", "poisson")
+        for a, b in (((1, 1, 1, 1, 1), ()), ((37, 20, 30, 6, 4), (2.5,)), ((9, 35, 8, 8, 8), (1.0, 1)))
+    ]
+    + [(causes, (7, 140, 9, 5, 2, "maximum")), (causes, (5, 3, 40, 32, 2, "maximum", 2.5))],
     "scale_rows": [(scale_rows, a) for a in ((1, 1), (37, 30))],
+    "spike_slab_scores": [(spike_slab_scores, a) for a in ((1, 1, 0), (37, 30, 0), (40, 33, 1))],
+    "spike_slab": [
+        (spike_slab, a)
+        for a in (
+            *((1, 1, 1, 1, 1.0, 0), (37, 30, 8, 5, 2.5, 0), (50, 33, 5, 4, 1.0, 1), (7, 8, 8, 1, 2.5, 0)),
+            *((12, 40, 12, 3, 1.0, 0), (4, 40, 32, 2, 2.5, 1)),
+        )
+    ],
+    "shrink": [(shrink, a) for a in ((1, 1, 1), (37, 30, 1), (50, 33, 1), (9, 300, 1), (37, 30, 0))],
     "mixture": [
         (mixture, a)
-        for a in ((1, 1, 1, 0, 1.0), (37, 20, 5, 0, 1.0), (100, 3, 50, 0, 2.0), (50, 7, 4, 1, 1.0), (60, 17, 3, 2, 2.0))
-    ],
+        for a in (
+            (1, 1, 1, 0, 1.0),
+            (37, 20, 5, 0, 1.0),
+            (100, 3, 50, 0, 2.0),
+            (50, 7, 4, 1, 1.0),
+            (60, 17, 3, 2, 2.0),
+            (100, 5, 4, 0, 2.0, 1),
+        )
+    ]
+    + [(counts, a) for a in ((1, 1, 1, 1.0, 0, 1), (37, 20, 5, 2.0, 0, 5), (100, 17, 9, 1.0, 1, 10))],
 }
 
 
@@ -107,19 +261,14 @@ def test_every_kernel_has_a_twin_and_a_case():
 
 
 def devices():
-    """Backends whose kernels are compiled: OpenCL in both schedules; CUDA under CuPy on the CPU, or on a GPU."""
-    yield "opencl-vectors"
-    yield "opencl-items"
-    if "CUSHIM_ORDER" in os.environ:
-        yield "cuda"
-    else:
-        yield pytest.param("cuda", marks=pytest.mark.gpu)
+    """Backends whose kernels are compiled: all but numpy, whose twins they are held to; OpenCL in both schedules."""
+    return backends(numpy=(), opencl=("opencl-vectors", "opencl-items"))
 
 
 def device(kind, dtype):
     try:
-        if kind == "cuda":
-            return gem.backends.select("cuda", dtype)
+        if "-" not in kind:
+            return gem.backends.select(kind, dtype)
         from gem.backends._opencl import OpenCLBackend
 
         return OpenCLBackend(dtype, vectors=kind == "opencl-vectors")
@@ -129,13 +278,13 @@ def device(kind, dtype):
 
 def run(backend, name, case, dtype):
     """What the kernel leaves in its output arguments; group sums added up."""
-    kernel = backend.kernel(name, states=case.states, **case.constants)
+    kernel = backend.kernel(name, states=case.states, fragment=case.fragment, **case.constants)
     arguments = []
     for position, argument in enumerate(case.arguments):
         if not isinstance(argument, np.ndarray):
             arguments.append(argument)
-        elif name == "mixture" and position == SUMS:
-            arguments.append(backend.empty((kernel.groups(case.N), argument.shape[1]), backend.acc))
+        elif position == GROUP_SUMS.get(name):
+            arguments.append(backend.empty((kernel.groups(case.N), *argument.shape[1:]), backend.acc))
         else:
             arguments.append(
                 backend.to_device(argument.astype(dtype) if argument.dtype.kind == "f" else argument.copy())
@@ -143,7 +292,7 @@ def run(backend, name, case, dtype):
     with np.errstate(all="ignore"):
         kernel(case.N, *arguments)
     out = [backend.to_host(arguments[position]) for position in case.out]
-    return [o.sum(axis=0) if name == "mixture" and p == SUMS else o for o, p in zip(out, case.out, strict=True)]
+    return [o.sum(axis=0) if p == GROUP_SUMS.get(name) else o for o, p in zip(out, case.out, strict=True)]
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -202,7 +351,8 @@ def test_tables_of_states_in_c():
     text = source.state_constants(state_table(4, 3))
     values = {
         line.split("[]")[0].split()[-1]: [int(x.rstrip("u"), 0) for x in line.split("{")[1].split("}")[0].split(",")]
-        for line in text.splitlines()[1:]
+        for line in text.splitlines()
+        if "[]" in line
     }
     masks, parents, levels = values["STATE_MASK"], values["STATE_PARENT"], values["STATE_LEVEL"]
     assert text.startswith(f"#define STATES {len(masks)}\n")

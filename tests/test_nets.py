@@ -39,7 +39,7 @@ for make, arguments in t.CASES[sys.argv[3]]:
 BROKEN = {
     "nothing": ("gram_posterior", "gem.h", "", ""),
     "barrier": ("gram_posterior", "gram_posterior.c", "top1);\n        }\n        BARRIER();", "top1);\n        }"),
-    "index": ("gram_posterior", "gram_posterior.c", "state[STATE_PARENT[s]]", "state[STATE_PARENT[s] + 1]"),
+    "index": ("gram_posterior", "gram_posterior.c", "state[parent]", "state[parent + 1]"),
     "overrun": ("preselect", "preselect.c", "winners[ROW][round] = last_h;", "winners[ROW][round + 1] = last_h;"),
     "formula": ("gram_posterior", "gem.h", "(31 - __clz((int)(x)))", "(30 - __clz((int)(x)))"),
 }  # fmt: skip

@@ -160,9 +160,17 @@ SIZES = {
         {"H": 300, "HPRIME": Hprime, "GAMMA": gamma, "ANNEAL": anneal}
         for Hprime, gamma in ((8, 5), (12, 4), (12, 10), (32, 3))
         for anneal in (0, 1)
+    ]
+    + [
+        {"H": 300, "HPRIME": 8, "GAMMA": gamma, "ANNEAL": 1, "VALUES": values, "MASKED": masked}
+        for gamma, values, masked in ((5, 2, 0), (3, 2, 1), (3, 4, 1))
     ],
+    "masked_gram": [{"D": 256, "HPRIME": Hprime} for Hprime in (8, 12, 32)],
+    "linear_scores": [{"H": 300, "VALUES": 2, "COSINE": cosine} for cosine in (0, 1)],
     "mixture": [
-        {"D": 64, "K": 50, "COVARIANCE": covariance, "STORE": store} for covariance in (0, 1, 2) for store in (0, 1)
+        {"D": 64, "K": 50, "COVARIANCE": covariance, "MISSING": missing, "STORE": store}
+        for covariance, missing in ((0, 0), (1, 0), (2, 0), (3, 0), (0, 1), (3, 1))
+        for store in (0, 1)
     ],
 }
 

@@ -6,12 +6,35 @@ from typing import Any
 
 from gem.errors import ConfigError
 from gem.models.base import Model, Posterior, Step
-from gem.models.linear import BSC
-from gem.models.mixtures import MoG
+from gem.models.causes import MCA, MMCA, PMCA
+from gem.models.linear import BSC, DSC, TSC
+from gem.models.mixtures import MoG, MoP
+from gem.models.noisyor import NoisyOR
+from gem.models.sparse import SC
+from gem.models.spike_slab import GSC
 
-MODELS: dict[str, type[Model]] = {cls.__name__.lower(): cls for cls in (BSC, MoG)}
+MODELS: dict[str, type[Model]] = {
+    cls.__name__.lower(): cls for cls in (BSC, TSC, DSC, MoG, MoP, GSC, SC, MCA, MMCA, NoisyOR, PMCA)
+}
 
-__all__ = ["BSC", "MODELS", "MoG", "Model", "Posterior", "Step", "make"]
+__all__ = [
+    "BSC",
+    "DSC",
+    "GSC",
+    "MCA",
+    "MMCA",
+    "MODELS",
+    "PMCA",
+    "SC",
+    "TSC",
+    "MoG",
+    "MoP",
+    "Model",
+    "NoisyOR",
+    "Posterior",
+    "Step",
+    "make",
+]
 
 
 def make(name: str, settings: dict[str, Any]) -> Model:

@@ -188,6 +188,16 @@ class Model(ABC):
     def init_params(self, Y: Any, seed: int = 0, comm: Any = None) -> Params:
         """Starting parameters from the data and a seed; the same on every rank."""
 
+    def check_data(self, Y: np.ndarray, start: int = 0) -> None:
+        """Refuse data that the model cannot explain; `start` is the global index of the first row of Y (n, D).
+
+        Raises
+        ------
+        DataError
+            With row and column of the first such value.
+        """
+        check_finite(Y, start, missing=self.missing)
+
     # -- generation ----------------------------------------------------------------------------------------
 
     def generate_data(

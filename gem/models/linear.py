@@ -1,16 +1,18 @@
-"""Linear superposition, y = W s + ε with discrete latents: binary sparse coding (BSC)."""
+"""Linear superposition, y = W s + ε with discrete latents: binary, ternary, discrete sparse coding (BSC, TSC, DSC)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from gem.backends.base import Array, Backend, Kernel
-from gem.errors import DataError
+from gem.errors import ConfigError, DataError
 from gem.models.base import MIN_PROBABILITY, Params, Posterior, Step, shard_and_moments
+from gem.models.imputation import impute
 from gem.models.truncated import Truncated, held
 from gem.philox import generator
 from gem.statistics import Layout, Statistics
@@ -20,28 +22,286 @@ FIXED_POINT = 2.0**40  # the scale of pair_sums: integers add up to the same bit
 
 @dataclass(frozen=True)
 class Tables:
-    """Parameters as the kernels want them."""
+    """Parameters as the kernels want them, and as they are."""
 
     backend: Backend
+    params: Params
+    sigma2: float
     W: Array
     fields: Array
     gram: Array
     slope: Array
     offset: Array
+    values: Array
     score_slope: Array
     score_offset: Array
+    nothing: Array
     beta: float
-    shift: float
-    constant: float
-    half_precision: float
+    shift: Array
+    log_p0: float
     squared_norms: Kernel
     preselect: Kernel
     gram_posterior: Kernel
     pair_sums: Kernel
     scale_rows: Kernel
+    masked: MaskedTables | None
 
 
-class BSC(Truncated):
+@dataclass(frozen=True)
+class MaskedTables:
+    """What else it takes where entries are missing: the fields in units of σ, (H, D), and their squares, (D, H)."""
+
+    fields: Array
+    squares: Array
+    split_missing: Kernel
+    masked_gram: Kernel
+    linear_scores: Kernel
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A batch as the posterior takes it: data, what of them was observed (None: all), b = Wᵀy, couplings of fields."""
+
+    Y: Array
+    observed: Array | None
+    b: Array
+    gram: Array
+    norms: Array
+    candidates: Array
+
+
+class LinearSuperposition(Truncated):
+    """y = W s + ε with ε ~ N(0, σ² I) and discrete s_h, independent and alike: the common part of BSC, TSC and DSC.
+
+    A subclass says which `values` a latent takes when it is not 0, and how ``pi`` gives their probabilities.
+    """
+
+    domains: ClassVar[Mapping[str, str]] = {"W": "real", "pi": "probability", "sigma": "positive"}
+    cosine: ClassVar[bool] = False  # candidates are chosen by Wᵀy/‖W‖, or by the log joint of the latent alone
+
+    @abstractmethod
+    def probabilities(self, params: Params) -> np.ndarray:
+        """p(s_h = 0), then those of `values`, (1 + V,); none is 0."""
+
+    @abstractmethod
+    def prior(self, active: np.ndarray, notes: list[str]) -> np.ndarray:
+        """The parameter ``pi`` that gives `values` these probabilities, (V,)."""
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"W": (self.D, self.H), "pi": (), "sigma": ()}
+
+    def init_params(self, Y: Any, seed: int = 0, comm: Any = None) -> Params:
+        """Fields that explain the data's mean, plus noise of a quarter of its spread; σ the data's standard deviation.
+
+        A latent is active with probability 1/H, at each of its values alike.
+        Y: (N, D) array, path or Source; the result is the same on every rank of `comm`.
+        """
+        _, _, data = shard_and_moments(Y, self.D, comm, self.missing)
+        spread = np.sqrt(data.var)
+        if not spread.any():
+            raise DataError("all data points are equal: there is nothing to learn from them")
+        noise = generator(seed, "init").standard_normal((self.D, self.H))
+        values = np.array(self.values)
+        size = np.sqrt(np.mean(values**2))
+        return {
+            "W": data.mean[:, None] * values.mean() / size**2 + spread[:, None] * noise / (4 * size),
+            "pi": self.prior(np.full(len(values), min(0.5, 1 / self.H) / len(values)), []),
+            "sigma": np.array(np.sqrt(data.var.mean())),
+        }
+
+    def generate(self, params: Params, n: int, rng: np.random.Generator) -> np.ndarray:
+        kinds = np.array([*self.values, 0.0])
+        small = np.array_equal(kinds, kinds.astype(np.int8))
+        drawn = np.empty(n, dtype=[("Y", np.float64, (self.D,)), ("s", np.int8 if small else np.float64, (self.H,))])
+        steps = np.cumsum(self.probabilities(params)[1:])
+        drawn["s"] = kinds[np.searchsorted(steps, rng.random((n, self.H)), side="right")]
+        drawn["Y"] = drawn["s"] @ params["W"].T + params["sigma"] * rng.standard_normal((n, self.D))
+        return drawn
+
+    def log_prior(self, params: Params, states: np.ndarray) -> np.ndarray:
+        numbers = np.array([np.count_nonzero(states == value, axis=1) for value in (0.0, *self.values)])
+        return np.log(self.probabilities(params)) @ numbers
+
+    def log_likelihood(self, params: Params, Y: np.ndarray, states: np.ndarray) -> np.ndarray:
+        residual = Y[:, None, :] - states @ params["W"].T
+        variance = params["sigma"] ** 2
+        observed = np.isfinite(Y).sum(axis=1)[:, None]
+        return -(np.nansum(residual**2, axis=2) / variance + observed * np.log(2 * np.pi * variance)) / 2
+
+    # -- E-step --------------------------------------------------------------------------------------------
+
+    def tables(self, params: Params, backend: Backend, step: Step) -> Tables:
+        H, W = self.H, params["W"]
+        sigma2 = float(params["sigma"] ** 2)
+        log_p = np.log(self.probabilities(params))
+        log_odds, values = log_p[1:] - log_p[0], np.array(self.values)
+        gram = W.T @ W / sigma2
+        norms = np.zeros(H) if self.missing else np.diag(gram)  # of what was observed they differ by data point
+        slope = np.full(H, 1 / sigma2)
+        offset = log_odds[:, None] - values[:, None] ** 2 / 2 * norms
+        score_slope, score_offset = self._score_lines(slope, offset, norms)
+        shift = np.zeros(len(values)) if step.anneal_prior else (1 - 1 / step.T) * log_odds
+        sizes: dict[str, Any] = {"H": H, "HPRIME": self.Hprime}
+        return Tables(
+            backend=backend,
+            params=params,
+            sigma2=sigma2,
+            W=backend.to_device(W),
+            fields=backend.to_device(W.T),
+            gram=backend.to_device(gram),
+            slope=backend.to_device(slope),
+            offset=backend.to_device(offset),
+            values=backend.to_device(values),
+            score_slope=backend.to_device(score_slope),
+            score_offset=backend.to_device(score_offset),
+            nothing=backend.to_device(np.zeros(1)),
+            beta=1 / step.T,
+            shift=backend.to_device(shift),
+            log_p0=float(H * log_p[0]),
+            squared_norms=backend.kernel("squared_norms", D=self.D),
+            preselect=backend.kernel("preselect", VALUES=len(score_slope), **sizes),
+            gram_posterior=backend.kernel(
+                "gram_posterior", states=self.states, GAMMA=self.gamma, ANNEAL=int(step.T != 1),
+                VALUES=len(values), MASKED=int(self.missing), **sizes,
+            ),
+            pair_sums=backend.kernel("pair_sums", **sizes),
+            scale_rows=backend.kernel("scale_rows", H=H),
+            masked=self._masked_tables(params, backend) if self.missing else None,
+        )  # fmt: skip
+
+    def _score_lines(self, slope: np.ndarray, offset: np.ndarray, norms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Slopes and offsets in b of the scores, for `preselect`; the scores themselves if entries are missing."""
+        if self.missing:
+            return np.ones((1, self.H)), np.zeros((1, self.H))
+        if not self.cosine:
+            return np.multiply.outer(self.values, slope), offset
+        length = np.sqrt(norms)  # a field of zeros explains nothing and is scored 0
+        return np.divide(1, length, out=np.zeros(self.H), where=length > 0)[None], np.zeros((1, self.H))
+
+    def _masked_tables(self, params: Params, backend: Backend) -> MaskedTables:
+        scaled = params["W"] / params["sigma"]
+        return MaskedTables(
+            fields=backend.to_device(scaled.T),
+            squares=backend.to_device(scaled**2),
+            split_missing=backend.kernel("split_missing", D=self.D),
+            masked_gram=backend.kernel("masked_gram", D=self.D, HPRIME=self.Hprime),
+            linear_scores=backend.kernel("linear_scores", H=self.H, VALUES=len(self.values), COSINE=int(self.cosine)),
+        )
+
+    def infer(self, tables: Tables, Y: Array) -> Posterior:
+        """Preselect I_n, enumerate K_n, weigh: one matrix product and two kernels; more if entries are missing."""
+        t, n, V = tables, Y.shape[0], len(self.values)
+        seen = self._select(t, Y) if t.masked is None else self._select_observed(t, t.masked, Y)
+        log_evidence, pairs = t.backend.empty((n,)), t.backend.empty((n, self.pairs))
+        squares = t.backend.empty((n, self.H)) if V > 1 else t.nothing
+        counts = t.backend.empty((n, V)) if V > 1 else t.nothing
+        t.gram_posterior(
+            n, seen.b, seen.gram, seen.norms, t.slope, t.offset, t.values, seen.candidates, t.beta, t.shift,
+            log_evidence, pairs, squares, counts,
+        )  # fmt: skip
+        yy = self._squared_norms(t, seen.Y)
+        D = self.D if seen.observed is None else self._squared_norms(t, seen.observed)  # of zeros and ones
+        relative = t.backend.to_host(log_evidence).astype(np.float64)
+        log_joint = relative + t.log_p0 - (yy / t.sigma2 + D * np.log(2 * np.pi * t.sigma2)) / 2
+        rest = {"pairs": pairs, "squares": squares, "counts": counts, "yy": yy}
+        if seen.observed is not None:
+            rest |= {"Y": seen.Y, "observed": seen.observed}
+        return Posterior(log_joint, seen.candidates, seen.b, rest=rest)
+
+    def _select(self, t: Tables, Y: Array) -> Seen:
+        candidates = t.backend.empty((Y.shape[0], self.Hprime), np.int32)
+        b = t.backend.matmul(Y, t.W)
+        t.preselect(Y.shape[0], b, t.score_slope, t.score_offset, candidates)
+        return Seen(Y, None, b, t.gram, t.nothing, candidates)
+
+    def _select_observed(self, t: Tables, masked: MaskedTables, Y: Array) -> Seen:
+        """The observed part alone: its products with the fields, and its own Gram matrix of the candidates."""
+        n, empty = Y.shape[0], t.backend.empty
+        filled, observed = empty((n, self.D)), empty((n, self.D))
+        masked.split_missing(n, Y, filled, observed)
+        b, norms = t.backend.matmul(filled, t.W), t.backend.matmul(observed, masked.squares)
+        scores, candidates = empty((n, self.H)), empty((n, self.Hprime), np.int32)
+        masked.linear_scores(n, b, norms, t.slope, t.offset, t.values, scores)
+        t.preselect(n, scores, t.score_slope, t.score_offset, candidates)
+        couplings = empty((n, self.pairs))
+        masked.masked_gram(n, observed, masked.fields, candidates, couplings)
+        return Seen(filled, observed, b, couplings, norms, candidates)
+
+    def _squared_norms(self, t: Tables, Y: Array) -> np.ndarray:
+        """‖y_n‖², on the host."""
+        out = t.backend.empty((Y.shape[0],))
+        t.squared_norms(Y.shape[0], Y, out)
+        return t.backend.to_host(out).astype(np.float64)
+
+    def sums(self, tables: Tables, Y: Array, posterior: Posterior, weights: np.ndarray | None) -> dict[str, Any]:
+        t, n, rest = tables, Y.shape[0], posterior.rest
+        keep = np.ones(n) if weights is None else weights
+        device_keep = t.backend.to_device(keep)
+        fixed = t.backend.to_device(np.zeros((self.H, self.H), dtype=np.int64))
+        t.pair_sums(n, posterior.candidates, rest["pairs"], device_keep, fixed)
+        sums = {"yy": rest["yy"] @ keep, "ss": t.backend.to_host(fixed) / FIXED_POINT}
+        sums |= self._latent_sums(t, posterior, keep)
+        if self.missing:
+            ys, yy = self._imputed(t, posterior, weights)
+        if weights is not None:
+            t.scale_rows(n, posterior.mean, device_keep)
+        sums["ys"] = t.backend.to_host(t.backend.matmul(rest.get("Y", Y), posterior.mean, transpose_a=True))
+        return {**sums, "ys": sums["ys"] + ys, "yy": sums["yy"] + yy} if self.missing else sums
+
+    def _latent_sums(self, t: Tables, posterior: Posterior, keep: np.ndarray) -> dict[str, np.ndarray]:
+        """Σ⟨s_h²⟩, and how many latents had each value; where there is one value, ⟨s⟩ says both."""
+        column = t.backend.to_device(keep[:, None])
+        if len(self.values) > 1:
+            squares, counts = posterior.rest["squares"], t.backend.to_host(posterior.rest["counts"])
+            total = t.backend.to_host(t.backend.matmul(squares, column, transpose_a=True))[:, 0]
+            return {"squares": total, "counts": keep @ counts}
+        total = t.backend.to_host(t.backend.matmul(posterior.mean, column, transpose_a=True))[:, 0]
+        value = self.values[0]
+        return {"squares": value * total, "counts": total.sum(dtype=np.float64, keepdims=True) / value}
+
+    def _imputed(self, t: Tables, posterior: Posterior, weights: np.ndarray | None) -> tuple[np.ndarray, float]:
+        """What the missing entries, latents themselves, add to Σ y⟨s⟩ᵀ and Σ‖y‖²."""
+        host, rest = t.backend.to_host, posterior.rest
+        squares = host(rest["squares"]) if len(self.values) > 1 else self.values[0] * host(posterior.mean)
+        moments = squares, host(posterior.candidates), host(rest["pairs"])
+        return impute(t.params["W"], t.sigma2, host(rest["observed"]), *moments, weights)
+
+    def reconstruct(self, tables: Tables, Y: Array, posterior: Posterior) -> Array:
+        return tables.backend.matmul(posterior.mean, tables.fields)
+
+    @property
+    def layout(self) -> Layout:
+        D, H = self.D, self.H
+        return {"yy": (), "ys": (D, H), "squares": (H,), "ss": (H, H), "counts": (len(self.values),)}
+
+    def usage(self, stats: Statistics) -> np.ndarray:
+        return stats["squares"]
+
+    # -- M-step --------------------------------------------------------------------------------------------
+
+    def m_step(self, stats: Statistics, params: Params, step: Step) -> tuple[Params, list[str]]:
+        """W = (Σ y⟨s⟩ᵀ)(Σ⟨ssᵀ⟩)⁻¹, σ² = Σ⟨‖y − Ws‖²⟩ / ND, π from the counts, corrected for the data selection."""
+        N = float(stats["N_use"])
+        ss = symmetric(stats["ss"], stats["squares"])
+        W = solve_fields(stats["ys"], ss, params["W"])
+        variance = (stats["yy"] - 2 * np.sum(W * stats["ys"]) + np.sum((W @ ss) * W)) / (N * self.D)
+        # A variance below the rounding of Σ‖y‖² cannot be told from zero.
+        floor = self.H * step.resolution * stats["yy"] / (N * self.D)
+        notes = [f"latent {h} was never active: its field was kept" for h in np.flatnonzero(stats["squares"] == 0)]
+        active = stats["counts"] / (N * self.H) * self.selection_factor(params, step)
+        new = {"W": W, "pi": self.prior(active, notes), "sigma": np.sqrt(np.maximum(variance, floor))}
+        if variance < floor:
+            notes.append(f"sigma was held at {new['sigma']:.3g}, the resolution of the E-step")
+        return new, notes
+
+    def bytes_per_point(self, itemsize: int) -> tuple[int, int]:
+        moments = self.H + self.pairs + (self.H + len(self.values) if len(self.values) > 1 else 0)
+        kept = itemsize * (moments + 1 + 2 * self.D * self.missing) + 4 * self.Hprime
+        return kept + itemsize * (self.D + self.H + (2 * self.H + self.pairs) * self.missing), kept
+
+
+class BSC(LinearSuperposition):
     """Binary sparse coding: y = W s + ε, s_h ∈ {0, 1} with p(s_h = 1) = π, ε ~ N(0, σ² I).
 
     Trained by Expectation Truncation. Henniges, Puertas, Bornschein, Eggert, Lücke, *Binary Sparse Coding*,
@@ -54,139 +314,121 @@ class BSC(Truncated):
     Model parameters are ``W`` (D, H), ``pi`` () and ``sigma`` ().
     """
 
-    domains: ClassVar[Mapping[str, str]] = {"W": "real", "pi": "probability", "sigma": "positive"}
+    cosine = True
+
+    def probabilities(self, params: Params) -> np.ndarray:
+        return shared_out(params["pi"], 1)
+
+    def prior(self, active: np.ndarray, notes: list[str]) -> np.ndarray:
+        return held("pi", active.sum(), MIN_PROBABILITY, 1 - MIN_PROBABILITY, notes)
+
+
+class TSC(LinearSuperposition):
+    """Ternary sparse coding: y = W s + ε, s_h ∈ {−1, 0, 1} with p(s_h = ±1) = π/2, ε ~ N(0, σ² I).
+
+    Exarchakis, Henniges, Eggert, Lücke, *Ternary Sparse Coding*, LVA/ICA 2012. Settings as in `Truncated`.
+
+    Notes
+    -----
+    Model parameters are ``W`` (D, H), ``pi`` () and ``sigma`` ().
+    """
+
+    values = (-1.0, 1.0)
+
+    def probabilities(self, params: Params) -> np.ndarray:
+        return shared_out(params["pi"], 2)
+
+    def prior(self, active: np.ndarray, notes: list[str]) -> np.ndarray:
+        return held("pi", active.sum(), MIN_PROBABILITY, 1 - MIN_PROBABILITY, notes)
+
+
+class DSC(LinearSuperposition):
+    """Discrete sparse coding: y = W s + ε, each s_h one of `values` with probabilities π, ε ~ N(0, σ² I).
+
+    Exarchakis & Lücke, *Discrete Sparse Coding*, Neural Computation 29, 2017.
+
+    Parameters
+    ----------
+    values : sequence of numbers
+        What a latent may be: 0, and at least one more. Other settings as in `Truncated`.
+
+    Raises
+    ------
+    ConfigError
+        If `values` are not distinct and finite, or 0 is not one of them.
+
+    Notes
+    -----
+    Model parameters are ``W`` (D, H), ``pi`` (K,), aligned with `values`, and ``sigma`` ().
+    """
+
+    def __init__(
+        self,
+        D: int,
+        H: int,
+        Hprime: int | None = None,
+        gamma: int | None = None,
+        *,
+        values: Sequence[float],
+        missing: bool = False,
+    ):
+        super().__init__(D, H, Hprime, gamma, missing)
+        self.all_values = checked_values(values)
+        self.values = tuple(value for value in self.all_values if value != 0)
+        self._zero = self.all_values.index(0.0)
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "values": list(self.all_values)}
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {"W": (self.D, self.H), "pi": (), "sigma": ()}
+        return {**super().shapes, "pi": (len(self.all_values),)}
 
-    def init_params(self, Y: Any, seed: int = 0, comm: Any = None) -> Params:
-        """Fields at the data's mean plus noise of a quarter of its spread; σ the data's standard deviation; π = 1/H.
+    def check(self, params: Mapping[str, Any]) -> Params:
+        checked = super().check(params)
+        if abs(checked["pi"].sum() - 1) > 1e-6:
+            raise ConfigError(f"the probabilities pi of the values must add up to 1, not {checked['pi'].sum()}")
+        return checked
 
-        Y: (N, D) array, path or Source; the result is the same on every rank of `comm`.
-        """
-        _, _, data = shard_and_moments(Y, self.D, comm)
-        spread = np.sqrt(data.var)
-        if not spread.any():
-            raise DataError("all data points are equal: there is nothing to learn from them")
-        noise = generator(seed, "init").standard_normal((self.D, self.H))
-        return {
-            "W": data.mean[:, None] + spread[:, None] * noise / 4,
-            "pi": np.array(min(0.5, 1 / self.H)) if self.H > 1 else np.array(0.5),
-            "sigma": np.array(np.sqrt(data.var.mean())),
-        }
+    def perturb(self, params: Params, noise: Mapping[str, float], rng: np.random.Generator) -> Params:
+        noisy = super().perturb(params, noise, rng)
+        return {**noisy, "pi": noisy["pi"] / noisy["pi"].sum()} if noise.get("pi_noise") else noisy
 
-    def generate(self, params: Params, n: int, rng: np.random.Generator) -> np.ndarray:
-        drawn = np.empty(n, dtype=[("Y", np.float64, (self.D,)), ("s", np.int8, (self.H,))])
-        drawn["s"] = rng.random((n, self.H)) < params["pi"]
-        drawn["Y"] = drawn["s"] @ params["W"].T + params["sigma"] * rng.standard_normal((n, self.D))
-        return drawn
+    def activity(self, params: Params) -> float:
+        return float(1 - params["pi"][self._zero])
 
-    def log_prior(self, params: Params, states: np.ndarray) -> np.ndarray:
-        active = np.count_nonzero(states, axis=1)
-        return active * np.log(params["pi"]) + (self.H - active) * np.log1p(-params["pi"])
+    def probabilities(self, params: Params) -> np.ndarray:
+        pi = np.maximum(params["pi"], MIN_PROBABILITY)
+        return np.concatenate([pi[[self._zero]], np.delete(pi, self._zero)]) / pi.sum()
 
-    def log_likelihood(self, params: Params, Y: np.ndarray, states: np.ndarray) -> np.ndarray:
-        residual = Y[:, None, :] - states @ params["W"].T
-        variance = params["sigma"] ** 2
-        observed = np.isfinite(Y).sum(axis=1)[:, None]
-        return -(np.nansum(residual**2, axis=2) / variance + observed * np.log(2 * np.pi * variance)) / 2
+    def prior(self, active: np.ndarray, notes: list[str]) -> np.ndarray:
+        """What the other values leave is that of 0."""
+        pi = np.insert(active, self._zero, 1 - active.sum())
+        pi = held("pi", pi, MIN_PROBABILITY, 1.0, notes)
+        return pi / pi.sum()
 
-    # -- E-step --------------------------------------------------------------------------------------------
 
-    def tables(self, params: Params, backend: Backend, step: Step) -> Tables:
-        H, Hprime = self.H, self.Hprime
-        W, pi = params["W"], np.clip(params["pi"], MIN_PROBABILITY, 1 - MIN_PROBABILITY)
-        precision = 1 / params["sigma"] ** 2
-        gram = W.T @ W
-        norms = np.sqrt(np.diag(gram))
-        logit = float(np.log(pi) - np.log1p(-pi))
-        seen = norms > 0  # a field of zeros explains nothing and is scored 0
-        return Tables(
-            backend=backend,
-            W=backend.to_device(W),
-            fields=backend.to_device(W.T),
-            gram=backend.to_device(gram * precision),
-            slope=backend.to_device(np.full(H, precision)),
-            offset=backend.to_device(logit - np.diag(gram) * precision / 2),
-            score_slope=backend.to_device(np.divide(1, norms, out=np.zeros(H), where=seen)[None]),
-            score_offset=backend.to_device(np.zeros((1, H))),
-            beta=1 / step.T,
-            shift=0.0 if step.anneal_prior else (1 - 1 / step.T) * logit,
-            constant=float(H * np.log1p(-pi) - self.D / 2 * np.log(2 * np.pi / precision)),
-            half_precision=float(precision / 2),
-            squared_norms=backend.kernel("squared_norms", D=self.D),
-            preselect=backend.kernel("preselect", H=H, HPRIME=Hprime, VALUES=1),
-            gram_posterior=backend.kernel(
-                "gram_posterior", states=self.states, H=H, HPRIME=Hprime, GAMMA=self.gamma, ANNEAL=int(step.T != 1)
-            ),
-            pair_sums=backend.kernel("pair_sums", H=H, HPRIME=Hprime),
-            scale_rows=backend.kernel("scale_rows", H=H),
-        )
+def shared_out(pi: np.ndarray, values: int) -> np.ndarray:
+    """The probability of 0, and those of `values` that share π alike."""
+    active = np.clip(pi, MIN_PROBABILITY, 1 - MIN_PROBABILITY)
+    return np.array([1 - active, *[active / values] * values])
 
-    def infer(self, tables: Tables, Y: Array) -> Posterior:
-        """Preselect I_n, enumerate K_n, weigh: one matrix product and two kernels."""
-        t, n = tables, Y.shape[0]
-        b = t.backend.matmul(Y, t.W)
-        candidates = t.backend.empty((n, self.Hprime), np.int32)
-        t.preselect(n, b, t.score_slope, t.score_offset, candidates)
-        log_evidence = t.backend.empty((n,))
-        pairs = t.backend.empty((n, self.pairs))
-        t.gram_posterior(n, b, t.gram, t.slope, t.offset, candidates, t.beta, t.shift, log_evidence, pairs)
-        squares = t.backend.empty((n,))
-        t.squared_norms(n, Y, squares)
-        yy = t.backend.to_host(squares).astype(np.float64)
-        relative = t.backend.to_host(log_evidence).astype(np.float64)
-        log_joint = relative + t.constant - t.half_precision * yy
-        return Posterior(log_joint, candidates, b, rest={"pairs": pairs, "yy": yy})
 
-    def sums(self, tables: Tables, Y: Array, posterior: Posterior, weights: np.ndarray | None) -> dict[str, Any]:
-        t, n = tables, Y.shape[0]
-        keep = np.ones(n) if weights is None else weights
-        device_keep = t.backend.to_device(keep)
-        if weights is not None:
-            t.scale_rows(n, posterior.mean, device_keep)
-        fixed = t.backend.to_device(np.zeros((self.H, self.H), dtype=np.int64))
-        t.pair_sums(n, posterior.candidates, posterior.rest["pairs"], device_keep, fixed)
-        ones = t.backend.to_device(np.ones((1, n)))
-        return {
-            "yy": posterior.rest["yy"] @ keep,
-            "ys": t.backend.to_host(t.backend.matmul(Y, posterior.mean, transpose_a=True)),
-            "s": t.backend.to_host(t.backend.matmul(ones, posterior.mean))[0],
-            "ss": t.backend.to_host(fixed) / FIXED_POINT,
-        }
+def checked_values(values: Sequence[float]) -> tuple[float, ...]:
+    """The values of a discrete latent, in the order given.
 
-    def reconstruct(self, tables: Tables, Y: Array, posterior: Posterior) -> Array:
-        return tables.backend.matmul(posterior.mean, tables.fields)
-
-    @property
-    def layout(self) -> Layout:
-        return {"yy": (), "ys": (self.D, self.H), "s": (self.H,), "ss": (self.H, self.H)}
-
-    # -- M-step --------------------------------------------------------------------------------------------
-
-    def m_step(self, stats: Statistics, params: Params, step: Step) -> tuple[Params, list[str]]:
-        """W = (Σ y⟨s⟩ᵀ)(Σ⟨ssᵀ⟩)⁻¹, σ² = Σ⟨‖y − Ws‖²⟩ / ND, π = Σ⟨|s|⟩ / NH, corrected for the data selection."""
-        N = float(stats["N_use"])
-        ss = symmetric(stats["ss"], stats["s"])
-        W = solve_fields(stats["ys"], ss, params["W"])
-        variance = (stats["yy"] - 2 * np.sum(W * stats["ys"]) + np.sum((W @ ss) * W)) / (N * self.D)
-        pi = stats["s"].sum() / (N * self.H) * self.selection_factor(params, step)
-        # A variance below the rounding of Σ‖y‖² cannot be told from zero.
-        floor = self.H * step.resolution * stats["yy"] / (N * self.D)
-        notes = [f"latent {h} was never active: its field was kept" for h in np.flatnonzero(stats["s"] == 0)]
-        new = {
-            "W": W,
-            "pi": held("pi", pi, MIN_PROBABILITY, 1 - MIN_PROBABILITY, notes),
-            "sigma": np.sqrt(np.maximum(variance, floor)),
-        }
-        if variance < floor:
-            notes.append(f"sigma was held at {new['sigma']:.3g}, the resolution of the E-step")
-        return new, notes
-
-    def bytes_per_point(self, itemsize: int) -> tuple[int, int]:
-        kept = itemsize * (self.H + self.pairs + 1) + 4 * self.Hprime
-        return kept + itemsize * (self.D + self.H), kept
+    Raises
+    ------
+    ConfigError
+        If they are not numbers, distinct and finite, or lack 0 or another one.
+    """
+    try:
+        found = tuple(float(value) + 0.0 for value in values)  # + 0: no −0
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"values = {values!r} must be a list of numbers, such as [0, 1, 2]") from error
+    if not np.all(np.isfinite(found)) or len(set(found)) < len(found) or 0 not in found or len(found) < 2:
+        raise ConfigError(f"values = {list(found)} must be distinct and finite, with 0 and at least one other")
+    return found
 
 
 def symmetric(upper: np.ndarray, diagonal: np.ndarray) -> np.ndarray:

@@ -74,9 +74,13 @@ class Truncated(Model):
         A, B = self.truncation(params)
         return self.activity(params) * self.H * A / B
 
+    def usage(self, stats: Statistics) -> np.ndarray:
+        """How many data points each latent explains, (H,)."""
+        return stats["s"]
+
     def reseed(self, new: Params, stats: Statistics) -> tuple[Params, list[str]]:
         """Give a latent that explains less than one data point the parameters of the most active one, moved a bit."""
-        used = stats["s"]
+        used = self.usage(stats)
         big = int(np.argmax(used))
         dead = np.flatnonzero(used < min(1.0, used[big]))
         moved = dict(new)

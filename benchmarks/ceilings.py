@@ -1,0 +1,121 @@
+"""What a device can do at most: its matrix-product rate and its copy bandwidth, measured beside the cases."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from gem.backends import Backend, blas, select
+from gem.data import ArraySource, Shard
+from gem.errors import BackendError
+
+SIDE = 512  # D and columns of the products that show a device's rate
+ROW = 64  # reals in a row of the buffers that are copied
+
+
+def devices(wanted: str | None = None) -> tuple[list[str], dict[str, str]]:
+    """The backends of this machine, each device by its name ("opencl:1"), and why others are not here.
+
+    Parameters
+    ----------
+    wanted : a backend ("opencl": all of its devices), or a device ("opencl:1"), alone.
+
+    Raises
+    ------
+    BackendError
+        If there is no backend of the name that is wanted.
+    """
+    found, absent = [], {}
+    for name in [wanted] if wanted else ["numpy", "opencl", "cuda"]:
+        try:
+            first = select(name, "float32")
+        except BackendError as error:
+            if wanted:
+                raise
+            absent[name] = str(error)
+            continue
+        found.append(first.name)
+        found += [] if ":" in name else _others(first.name)
+    return found, absent
+
+
+def _others(first: str) -> list[str]:
+    """The further devices of a backend whose first one is `first`."""
+    name, numbered, _ = first.partition(":")
+    more: list[str] = []
+    while numbered:
+        try:
+            more.append(select(f"{name}:{len(more) + 1}", "float32").name)
+        except BackendError:
+            break
+    return more
+
+
+def best(function: Callable[[], object], repeats: int) -> float:
+    """Seconds of the fastest of several runs: a ceiling is what was reached once."""
+    function()  # compiles, and touches memory
+    times = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - began)
+    return min(times)
+
+
+def product_rate(backend: Backend, N: int, repeats: int = 5) -> float:
+    """FLOP/s of large products, Y W and Yᵀ (Y W), with D = 512."""
+    Y = np.random.default_rng(0).standard_normal((N, SIDE))
+    run = products(backend, shard_of(backend, Y, 3 * SIDE), np.eye(SIDE))
+    return 4 * N * SIDE * SIDE / best(run, repeats)
+
+
+def shard_of(backend: Backend, Y: np.ndarray, reals_per_point: int) -> Shard:
+    """`Y` in batches of the size the backend chooses where a data point takes so many reals."""
+    size = backend.batch_size(len(Y), reals_per_point * backend.dtype.itemsize)
+    return Shard(ArraySource(Y), 0, len(Y), dtype=backend.dtype, batch=size)
+
+
+def products(backend: Backend, shard: Shard, W: np.ndarray) -> Callable[[], None]:
+    """A function that does the two products of a linear model's E-step, batch by batch: Y W, and Yᵀ (Y W)."""
+    batches, device_W = backend.load(shard), backend.to_device(W)
+
+    def both(start: int, Y: object) -> None:
+        backend.matmul(Y, backend.matmul(Y, device_W), transpose_a=True)
+
+    def run() -> None:
+        with blas.limited(1):  # as in a step: threads are the backend's
+            for _ in backend.map(both, batches):
+                pass
+        backend.synchronize()
+
+    return run
+
+
+def copy_rate(backend: Backend, size: int, repeats: int = 5) -> float:
+    """Bytes per second that are read and written where buffers of `size` bytes are scaled in place."""
+    N = max(1, size // (ROW * backend.dtype.itemsize))
+    shard = shard_of(backend, np.zeros((N, ROW)), ROW)
+    batches = backend.load(shard)
+    scale = backend.kernel("scale_rows", H=ROW)
+    buffers, ones = {}, {}
+    for start, stop in _bounds(shard):
+        buffers[start] = backend.to_device(np.zeros((stop - start, ROW)))
+        ones[start] = backend.to_device(np.ones(stop - start))
+
+    def copy(start: int, Y: object) -> None:
+        first = start - start % shard.batch
+        scale(min(shard.batch, N - first), buffers[first], ones[first])
+
+    def run() -> None:
+        for _ in backend.map(copy, batches):
+            pass
+        backend.synchronize()
+
+    return 2 * N * ROW * backend.dtype.itemsize / best(run, repeats)
+
+
+def _bounds(shard: Shard) -> Iterator[tuple[int, int]]:
+    for start in range(0, shard.N, shard.batch):
+        yield start, min(shard.N, start + shard.batch)

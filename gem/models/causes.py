@@ -1,0 +1,579 @@
+"""Causes that hide each other: maximal causes analysis (MCA, MMCA, PMCA), and what all models of causes share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from math import lgamma
+from typing import Any, ClassVar
+
+import numpy as np
+
+from gem.backends.base import Array, Backend, Kernel
+from gem.errors import ConfigError, DataError
+from gem.models.base import MIN_PROBABILITY, Moments, Params, Posterior, Step, shard_and_moments
+from gem.models.truncated import Truncated, held
+from gem.philox import generator
+from gem.statistics import Layout, Statistics
+
+MAX_STATES = 1 << 14  # of several causes: kernels hold the energies of all for a data point
+LEAST_T = 1.05  # the temperature of the smooth maximum does not fall below
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """What a model tells the kernel of log p(y | s), up to what is the same for all states.
+
+    Attributes
+    ----------
+    fragment : str
+        How causes combine: a file in kernels/fragments.
+    fields : (D, H) array
+        As the fragment wants them.
+    settings : tuple of float
+        The fragment's numbers.
+    slope, offset : (D, H) arrays
+        Σ_d (slope_dh y_d + offset_dh) is log p(y | latent h alone), over the observed d.
+    share, value : (D, H) arrays
+        The statistic A of latent h where it is alone, and E[y_d].
+    """
+
+    fragment: str
+    fields: np.ndarray
+    settings: tuple[float, ...]
+    slope: np.ndarray
+    offset: np.ndarray
+    share: np.ndarray
+    value: np.ndarray
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Parameters as the kernels want them, and what of them is needed on the host."""
+
+    backend: Backend
+    params: Params
+    likelihood: Likelihood
+    logit: np.ndarray
+    log_p0: float
+    W: Array
+    fields: Array
+    slope: Array
+    per_entry: Array
+    offset: Array
+    score_slope: Array
+    score_offset: Array
+    prior: Array
+    shift: Array
+    settings: Array
+    beta: float
+    nothing: Array
+    causes: Callable[..., Kernel]
+    preselect: Kernel
+    squared_norms: Kernel
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What the kernel says of a batch: device arrays, but for the numbers of data points.
+
+    `Y` and `observed` are the data with 0 for what is missing, and their mask (or None). `single` is q of the
+    singletons and `mean` ⟨s⟩, (n, H), both times the data points' weights; `energy` is ⟨E⟩ and `reference` the part
+    of log p(y | s) outside of E, (n,).
+    """
+
+    Y: Array
+    observed: Array
+    candidates: Array
+    single: Array
+    mean: Array
+    sums: Array
+    reconstruction: Array
+    log_evidence: np.ndarray
+    energy: np.ndarray
+    reference: np.ndarray
+
+
+class Causes(Truncated):
+    """Binary latents whose fields combine dimension by dimension, but not by a sum: they share the kernel `causes`.
+
+    A subclass says how (`likelihood`, with a fragment of the kernel), and what the M-step makes of the statistics
+    Σ⟨A_dh⟩ and Σ⟨A_dh⟩y_d.
+
+    Settings as in `Truncated`.
+
+    Raises
+    ------
+    ConfigError
+        If there are more than 2¹⁴ states of several causes.
+    """
+
+    imputes: ClassVar[bool] = True  # a missing y enters ⟨A y⟩ by its expectation; else it does not count
+
+    def __init__(self, D: int, H: int, Hprime: int | None = None, gamma: int | None = None, missing: bool = False):
+        super().__init__(D, H, Hprime, gamma, missing)
+        if self.states.S > MAX_STATES:
+            raise ConfigError(
+                f"H' = {self.Hprime}, gamma = {self.gamma} give {self.states.S:,} states per data point, {self.name} "
+                f"takes up to {MAX_STATES:,}: lower one of them"
+            )
+
+    @abstractmethod
+    def likelihood(self, params: Params, step: Step) -> Likelihood:
+        """The likelihood with these parameters."""
+
+    def reference(self, tables: Tables, Y: Array) -> np.ndarray:
+        """The part of log p(y_n | s) that depends on y alone and is not in the kernel's energies, (n,)."""
+        return np.zeros(Y.shape[0])
+
+    def per_entry(self, params: Params) -> float:
+        """The same, what every observed entry adds."""
+        return 0.0
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"W": (self.D, self.H), "pi": ()}
+
+    def generate(self, params: Params, n: int, rng: np.random.Generator) -> np.ndarray:
+        drawn = np.empty(n, dtype=[("Y", np.float64, (self.D,)), ("s", np.int8, (self.H,))])
+        drawn["s"] = rng.random((n, self.H)) < params["pi"]
+        drawn["Y"] = self.observe(params, self.combined(params, drawn["s"]), rng)
+        return drawn
+
+    @abstractmethod
+    def combined(self, params: Params, states: np.ndarray) -> np.ndarray:
+        """E[y | s], (S, D)."""
+
+    @abstractmethod
+    def observe(self, params: Params, mean: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Draw data with these means, of the same shape."""
+
+    def log_prior(self, params: Params, states: np.ndarray) -> np.ndarray:
+        on = np.broadcast_to(params["pi"], (self.H,))
+        active = states != 0
+        return active @ np.log(on) + ~active @ np.log1p(-on)
+
+    # -- E-step --------------------------------------------------------------------------------------------
+
+    def tables(self, params: Params, backend: Backend, step: Step) -> Tables:
+        known = self.likelihood(params, step)
+        pi = np.clip(np.broadcast_to(params["pi"], (self.H,)), MIN_PROBABILITY, 1 - MIN_PROBABILITY)
+        logit = np.log(pi) - np.log1p(-pi)
+        alone = np.zeros(self.H) if self.missing else known.offset.sum(axis=0)
+        sizes = {"D": self.D, "H": self.H, "HPRIME": self.Hprime, "GAMMA": self.gamma, "MANY": self.states.S}
+        flags = {"ANNEAL": int(step.T != 1), "MISSING": int(self.missing)}
+        return Tables(
+            backend=backend,
+            params=params,
+            likelihood=known,
+            logit=logit,
+            log_p0=float(np.log1p(-pi).sum()),
+            W=backend.to_device(params["W"]),
+            fields=backend.to_device(known.fields.T),
+            slope=backend.to_device(known.slope),
+            per_entry=backend.to_device(known.offset),
+            offset=backend.to_device(alone + logit),
+            score_slope=backend.to_device(np.ones((1, self.H))),
+            score_offset=backend.to_device(alone[None]),
+            prior=backend.to_device(logit),
+            shift=backend.to_device(np.zeros(self.H) if step.anneal_prior else (1 - 1 / step.T) * logit),
+            settings=backend.to_device(np.array([*known.settings, 0.0, 0.0])[:3]),
+            beta=1 / step.T,
+            nothing=backend.to_device(np.zeros(1)),
+            causes=partial(backend.kernel, "causes", states=self.states, fragment=known.fragment, **sizes, **flags),
+            preselect=backend.kernel("preselect", H=self.H, HPRIME=self.Hprime, VALUES=1),
+            squared_norms=backend.kernel("squared_norms", D=self.D),
+        )
+
+    def scores(self, tables: Tables, Y: Array, observed: Array, b: Array) -> tuple[Array, Array, Array]:
+        """Scores of the latents (n, H), and the line (slope, offset) on them that `preselect` takes.
+
+        By default log p(y | latent h alone).
+        """
+        return b, tables.score_slope, tables.score_offset
+
+    def expect(
+        self, t: Tables, Y: Array, candidates: Array = None, weights: np.ndarray | None = None, **wanted: int
+    ) -> Expectation:
+        """Preselect, if `candidates` are not given, and weigh K_n: a matrix product, and kernels."""
+        n, device = Y.shape[0], t.backend
+        observed, counts = t.nothing, np.full(n, self.D)
+        if self.missing:
+            Y, observed, counts = self._split(t, Y)
+        b = device.matmul(Y, t.slope)
+        if self.missing:
+            b = device.to_device(device.to_host(b) + device.to_host(device.matmul(observed, t.per_entry)))
+        if candidates is None:
+            candidates = device.empty((n, self.Hprime), np.int32)
+            t.preselect(n, *self.scores(t, Y, observed, b), candidates)
+        kernel = t.causes(**{"STATS": 0, "RECONSTRUCT": 0, **wanted})
+        log_evidence, energy, mean = device.empty((n,)), device.empty((n,)), device.empty((n, self.H))
+        sums, reconstruction = t.nothing, t.nothing
+        if wanted.get("STATS"):
+            sums = device.empty((kernel.groups(n), 2, self.H, self.D), device.acc)
+        if wanted.get("RECONSTRUCT"):
+            reconstruction = device.empty((n, self.D))
+        kernel(
+            n, Y, observed, b, t.fields, t.offset, t.prior, t.shift, t.settings, candidates, t.beta,
+            device.to_device(np.ones(n) if weights is None else weights),
+            log_evidence, energy, mean, reconstruction, sums,
+        )  # fmt: skip
+        reference = self.reference(t, Y)
+        constant = t.log_p0 + reference + counts * self.per_entry(t.params)
+        return Expectation(
+            Y, observed if self.missing else None, candidates, b, mean, sums, reconstruction,
+            device.to_host(log_evidence).astype(np.float64) + constant,
+            device.to_host(energy).astype(np.float64),
+            reference,
+        )  # fmt: skip
+
+    def _split(self, t: Tables, Y: Array) -> tuple[Array, Array, np.ndarray]:
+        """The data with 0 for what is missing, their mask, and the number of observed entries of each point."""
+        n = Y.shape[0]
+        filled, observed = t.backend.empty((n, self.D)), t.backend.empty((n, self.D))
+        t.backend.kernel("split_missing", D=self.D)(n, Y, filled, observed)
+        return filled, observed, t.backend.to_host(observed).sum(axis=1, dtype=np.float64)
+
+    def infer(self, tables: Tables, Y: Array) -> Posterior:
+        found = self.expect(tables, Y)
+        return Posterior(found.log_evidence, found.candidates, found.mean)
+
+    def infer_full(self, tables: Tables, Y: Array) -> Posterior:
+        found = self.expect(tables, Y, RECONSTRUCT=1)
+        rest = {"reconstruction": found.reconstruction}
+        return Posterior(found.log_evidence, found.candidates, found.mean, rest=rest)
+
+    def reconstruct(self, tables: Tables, Y: Array, posterior: Posterior) -> Array:
+        return posterior.rest["reconstruction"]
+
+    def e_step(self, tables: Tables, Y: Array) -> tuple[np.ndarray, Mapping[str, Any]]:
+        found = self.expect(tables, Y, STATS=1)
+        return found.log_evidence, self.statistics(tables, found, np.ones(Y.shape[0]))
+
+    def sums(self, tables: Tables, Y: Array, posterior: Posterior, weights: np.ndarray | None) -> Mapping[str, Any]:
+        keep = np.ones(Y.shape[0]) if weights is None else weights
+        found = self.expect(tables, Y, posterior.candidates, keep, STATS=1)
+        return self.statistics(tables, found, keep)
+
+    def statistics(self, t: Tables, found: Expectation, keep: np.ndarray) -> dict[str, Any]:
+        """Σ⟨A⟩ and Σ⟨A y⟩: the kernel's sums over states of several causes, and two products for the singletons."""
+        device, known = t.backend, t.likelihood
+        ones = device.to_device(np.ones((1, len(keep))))
+        several = device.to_host(found.sums).astype(np.float64).sum(axis=0)
+        seen = count = device.to_host(device.matmul(ones, found.single)).astype(np.float64)
+        if self.missing:
+            seen = device.to_host(device.matmul(found.observed, found.single, transpose_a=True)).astype(np.float64)
+        alone = device.to_host(device.matmul(found.Y, found.single, transpose_a=True)).astype(np.float64)
+        if self.imputes:
+            alone, seen = alone + (count - seen) * known.value, count
+        return {
+            "A": several[0].T + known.share * seen,
+            "Ay": several[1].T + known.share * alone,
+            "s": device.to_host(device.matmul(ones, found.mean))[0],
+        }
+
+    @property
+    def layout(self) -> Layout:
+        return {"A": (self.D, self.H), "Ay": (self.D, self.H), "s": (self.H,)}
+
+    # -- M-step --------------------------------------------------------------------------------------------
+
+    def weighted_means(self, stats: Statistics, old: np.ndarray, notes: list[str]) -> np.ndarray:
+        """W = Σ⟨A⟩y / Σ⟨A⟩; what never wins stays."""
+        wins = stats["A"] > 0
+        notes += [f"latent {h} was never active: its field was kept" for h in np.flatnonzero(~wins.any(axis=0))]
+        some = int(np.count_nonzero(~wins & wins.any(axis=0)))
+        if some:
+            notes.append(f"{some} of {wins.size} W never had the largest effect: they were kept")
+        return np.divide(stats["Ay"], stats["A"], out=old.copy(), where=wins)
+
+    def common_pi(self, stats: Statistics, params: Params, step: Step, notes: list[str]) -> np.ndarray:
+        """π = Σ⟨|s|⟩ / NH, corrected for the data selection."""
+        pi = stats["s"].sum() / (float(stats["N_use"]) * self.H) * self.selection_factor(params, step)
+        return held("pi", pi, MIN_PROBABILITY, 1 - MIN_PROBABILITY, notes)
+
+    def bytes_per_point(self, itemsize: int) -> tuple[int, int]:
+        kept = itemsize * (self.H + 1) + 4 * self.Hprime
+        work = 2 * self.H + 3 + (2 if self.missing else 1) * self.D
+        return kept + itemsize * work, kept
+
+
+class GaussianCauses(Causes):
+    """y_d = W̄_d(s) + ε, ε ~ N(0, σ²): the field of largest magnitude is seen, or a smooth version of it.
+
+    Parameters
+    ----------
+    D, H, Hprime, gamma, missing
+        As in `Truncated`.
+    rho : None, "anneal" or float
+        None: the exact maximum. A number > 1: the smooth maximum (Σ_h s_h W_dh^ρ)^(1/ρ). "anneal": the smooth
+        maximum with ρ = 1 / (1 − 1/T), T the temperature of the step and at least 1.05 (ρ = 21).
+    """
+
+    fragment: ClassVar[str]  # of the exact maximum
+
+    def __init__(
+        self,
+        D: int,
+        H: int,
+        Hprime: int | None = None,
+        gamma: int | None = None,
+        missing: bool = False,
+        rho: float | str | None = None,
+    ):
+        super().__init__(D, H, Hprime, gamma, missing)
+        number = isinstance(rho, int | float | np.number) and not isinstance(rho, bool)
+        if not (rho is None or rho == "anneal" or (number and 1 < float(rho) < np.inf)):
+            raise ConfigError(f"rho = {rho!r} must be None, 'anneal', or a number above 1")
+        self.rho = float(rho) if number else rho  # type: ignore[arg-type]
+
+    def settings(self) -> dict[str, Any]:
+        return super().settings() | ({} if self.rho is None else {"rho": self.rho})
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {**super().shapes, "sigma": ()}
+
+    def init_params(self, Y: Any, seed: int = 0, comm: Any = None) -> Params:
+        """Fields at the data's mean plus noise of half its spread; σ the data's standard deviation; π = 1/H.
+
+        Y: (N, D) array, path or Source; the result is the same on every rank of `comm`.
+        """
+        data = _moments(self, Y, comm)
+        noise = np.sqrt(data.var)[:, None] * generator(seed, "init").standard_normal((self.D, self.H)) / 2
+        W = data.mean[:, None] + noise
+        return {
+            "W": np.abs(W) if self.domains["W"] == "nonnegative" else W,
+            "pi": np.array(min(0.5, 1 / self.H)),
+            "sigma": np.array(np.sqrt(data.var.mean())),
+        }
+
+    def sharpness(self, T: float) -> float | None:
+        """ρ at a temperature; None: the exact maximum."""
+        return 1 / (1 - 1 / max(T, LEAST_T)) if self.rho == "anneal" else self.rho  # type: ignore[return-value]
+
+    def combined(self, params: Params, states: np.ndarray) -> np.ndarray:
+        rho = self.sharpness(1.0)
+        out = np.zeros((len(states), self.D))
+        for h, field in enumerate(params["W"].T):  # latent by latent: nothing of size S × D × H is formed
+            on = np.flatnonzero(states[:, h])
+            if rho is None:
+                out[on] = np.where(np.abs(field) > np.abs(out[on]), field, out[on])
+            else:
+                out[on] = _add_powers(out[on], field, rho)
+        return out
+
+    def observe(self, params: Params, mean: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return mean + params["sigma"] * rng.standard_normal(mean.shape)
+
+    def log_likelihood(self, params: Params, Y: np.ndarray, states: np.ndarray) -> np.ndarray:
+        mean = self.combined(params, states)
+        seen = np.isfinite(Y)
+        y = np.where(seen, Y, 0)
+        squares = (y**2).sum(axis=1)[:, None] - 2 * y @ mean.T + seen @ (mean**2).T
+        variance = params["sigma"] ** 2
+        return -(squares / variance + seen.sum(axis=1)[:, None] * np.log(2 * np.pi * variance)) / 2
+
+    def likelihood(self, params: Params, step: Step) -> Likelihood:
+        W, precision = params["W"], float(1 / params["sigma"] ** 2)
+        fragment, fields = self.fragment, W
+        settings: tuple[float, ...] = (-precision / 2,)
+        rho = self.sharpness(step.T)
+        if rho is not None:
+            from gem.kernels.fragments.smooth_maximum import encode
+
+            scale = float(1.01 * max(np.abs(W).max(), np.finfo(step.dtype).tiny) * self.gamma ** (1 / rho))
+            fragment, fields, settings = "smooth_maximum", encode(W, scale), (*settings, rho, scale)
+        return Likelihood(fragment, fields, settings, W * precision, -(W**2) * precision / 2, np.ones_like(W), W)
+
+    def reference(self, tables: Tables, Y: Array) -> np.ndarray:
+        squares = tables.backend.empty((Y.shape[0],))
+        tables.squared_norms(Y.shape[0], Y, squares)
+        return tables.likelihood.settings[0] * tables.backend.to_host(squares).astype(np.float64)
+
+    def per_entry(self, params: Params) -> float:
+        return float(-np.log(2 * np.pi * params["sigma"] ** 2) / 2)
+
+    def statistics(self, t: Tables, found: Expectation, keep: np.ndarray) -> dict[str, Any]:
+        """As in `Causes`; log p(y | s) less its constants is −‖y − W̄‖²/2σ²."""
+        sums = super().statistics(t, found, keep)
+        fit = (found.energy + found.reference) @ keep - t.logit @ sums["s"].astype(np.float64)
+        gaps = 0.0
+        if self.missing:
+            gaps = float(keep @ (self.D - t.backend.to_host(found.observed).sum(axis=1, dtype=np.float64)))
+        half = t.likelihood.settings[0]
+        return {**sums, "squares": fit / half, "yy": found.reference @ keep / half, "missing": gaps}
+
+    @property
+    def layout(self) -> Layout:
+        return {**super().layout, "squares": (), "yy": (), "missing": ()}
+
+    def m_step(self, stats: Statistics, params: Params, step: Step) -> tuple[Params, list[str]]:
+        """W = Σ⟨A⟩y / Σ⟨A⟩, σ² = Σ⟨‖y − W̄(s; W_old)‖²⟩ / ND, π = Σ⟨|s|⟩ / NH, corrected for the data selection."""
+        notes: list[str] = []
+        entries = float(stats["N_use"]) * self.D
+        variance = (stats["squares"] + stats["missing"] * params["sigma"] ** 2) / entries
+        floor = step.resolution * stats["yy"] / entries  # below, it cannot be told from rounding
+        sigma = np.sqrt(np.maximum(variance, floor))
+        if variance < floor:
+            notes.append(f"sigma was held at {sigma:.3g}, the resolution of the E-step")
+        W = self.weighted_means(stats, params["W"], notes)
+        if self.domains["W"] == "nonnegative":
+            W = held("W", W, 0, np.inf, notes)
+        return {"W": W, "pi": self.common_pi(stats, params, step, notes), "sigma": sigma}, notes
+
+
+class MCA(GaussianCauses):
+    """Maximal causes analysis: y_d = max_h s_h W_dh + ε, W ≥ 0, s_h ∈ {0, 1} with p(s_h = 1) = π, ε ~ N(0, σ²).
+
+    Lücke & Sahani, *Maximal Causes for Non-linear Component Extraction*, JMLR 9, 2008; Puertas, Bornschein, Lücke,
+    *The Maximal Causes of Natural Scenes are Edge Filters*, NIPS 2010. Trained by Expectation Truncation.
+
+    Settings as in `GaussianCauses`.
+
+    Notes
+    -----
+    Model parameters are ``W`` (D, H), ``pi`` () and ``sigma`` ().
+    """
+
+    domains: ClassVar[Mapping[str, str]] = {"W": "nonnegative", "pi": "probability", "sigma": "positive"}
+    fragment = "maximum"
+
+    def scores(self, tables: Tables, Y: Array, observed: Array, b: Array) -> tuple[Array, Array, Array]:
+        """How little the field exceeds the data: −Σ_d max(W_dh − y_d, 0), up to what no latent changes."""
+        n, device = Y.shape[0], tables.backend
+        scores = device.empty((n, self.H))
+        kernel = device.kernel("cause_scores", D=self.D, H=self.H, MISSING=int(self.missing))
+        kernel(n, Y, observed, tables.W, scores)
+        return scores, tables.score_slope, device.to_device(np.zeros((1, self.H)))
+
+
+class MMCA(GaussianCauses):
+    """Maximum magnitude causes analysis: y_d = W_dh* + ε, h* the active h with the largest |W_dh|.
+
+    Bornschein, Henniges, Lücke, *Are V1 Simple Cells Optimized for Visual Occlusions? A Comparative Study*,
+    PLoS Computational Biology 9, 2013. Trained by Expectation Truncation.
+
+    Settings as in `GaussianCauses`.
+
+    Notes
+    -----
+    Model parameters are ``W`` (D, H), ``pi`` () and ``sigma`` ().
+    """
+
+    domains: ClassVar[Mapping[str, str]] = {"W": "real", "pi": "probability", "sigma": "positive"}
+    fragment = "magnitude"
+
+
+class PMCA(Causes):
+    """Poisson maximal causes: y_d ~ Poisson(λ_d), λ_d the largest W_dh of the active h, at least a `background`.
+
+    Mousavi, Drefs, Hirschberger, Lücke, *Generic Unsupervised Optimization for a Latent Variable Model With
+    Exponential Family Observables*, JMLR 24, 2023.
+
+    Parameters
+    ----------
+    background : float
+        The rate where no active cause exceeds it, > 0. Other settings as in `Truncated`.
+
+    Notes
+    -----
+    Model parameters are ``W`` (D, H), rates, and ``pi`` ().
+    """
+
+    domains: ClassVar[Mapping[str, str]] = {"W": "nonnegative", "pi": "probability"}
+
+    def __init__(
+        self,
+        D: int,
+        H: int,
+        Hprime: int | None = None,
+        gamma: int | None = None,
+        missing: bool = False,
+        background: float = 0.1,
+    ):
+        super().__init__(D, H, Hprime, gamma, missing)
+        if not 0 < background < np.inf:
+            raise ConfigError(f"background = {background!r} must be a positive rate")
+        self.background = float(background)
+
+    def settings(self) -> dict[str, Any]:
+        return {**super().settings(), "background": self.background}
+
+    def check_data(self, Y: np.ndarray, start: int = 0) -> None:
+        super().check_data(Y, start)
+        refuse(Y, ~np.isnan(Y) & ((Y < 0) | (np.floor(Y) != Y)), start, "is no count: PMCA explains whole numbers ≥ 0")
+
+    def init_params(self, Y: Any, seed: int = 0, comm: Any = None) -> Params:
+        """Rates at the data's mean plus noise of half its spread; π = 1/H. Y: array, path or Source."""
+        data = _moments(self, Y, comm)
+        noise = np.sqrt(data.var)[:, None] * generator(seed, "init").standard_normal((self.D, self.H)) / 2
+        W = np.maximum(np.abs(data.mean[:, None] + noise), self.background)
+        return {"W": W, "pi": np.array(min(0.5, 1 / self.H))}
+
+    def combined(self, params: Params, states: np.ndarray) -> np.ndarray:
+        out = np.full((len(states), self.D), self.background)
+        for h, field in enumerate(params["W"].T):
+            on = np.flatnonzero(states[:, h])
+            out[on] = np.maximum(out[on], field)
+        return out
+
+    def observe(self, params: Params, mean: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return rng.poisson(mean).astype(np.float64)
+
+    def log_likelihood(self, params: Params, Y: np.ndarray, states: np.ndarray) -> np.ndarray:
+        mean, seen = self.combined(params, states), np.isfinite(Y)
+        y = np.where(seen, Y, 0)
+        return y @ np.log(mean).T - seen @ mean.T - _log_factorials(y)[:, None]
+
+    def likelihood(self, params: Params, step: Step) -> Likelihood:
+        W = np.maximum(params["W"], self.background)
+        more, ones = W - self.background, np.ones_like(W)
+        return Likelihood("poisson", W, (1.0, self.background), np.log(W / self.background), -more, ones, W)
+
+    def reference(self, tables: Tables, Y: Array) -> np.ndarray:
+        """log p(y | 0) less the background of each entry; NaN where a row holds what is no count."""
+        y = tables.backend.to_host(Y).astype(np.float64)
+        if not np.all((y >= 0) & (np.floor(y) == y)):
+            return np.full(len(y), np.nan)
+        return y.sum(axis=1) * np.log(self.background) - _log_factorials(y)
+
+    def per_entry(self, params: Params) -> float:
+        return -self.background
+
+    def m_step(self, stats: Statistics, params: Params, step: Step) -> tuple[Params, list[str]]:
+        """W = Σ⟨A⟩y / Σ⟨A⟩, at least the background; π = Σ⟨|s|⟩ / NH, corrected for the data selection."""
+        notes: list[str] = []
+        W = held("W", self.weighted_means(stats, params["W"], notes), self.background, np.inf, notes)
+        return {"W": W, "pi": self.common_pi(stats, params, step, notes)}, notes
+
+
+def _moments(model: Causes, Y: Any, comm: Any) -> Moments:
+    """Mean and variance of data that have some variance."""
+    _, _, data = shard_and_moments(Y, model.D, comm, model.missing)
+    if not data.var.any():
+        raise DataError("all data points are equal: there is nothing to learn from them")
+    return data
+
+
+def refuse(Y: np.ndarray, bad: np.ndarray, start: int, why: str) -> None:
+    """Name the first bad entry."""
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        raise DataError(f"data: {Y[row, column]} at row {start + row}, column {column} {why}")
+
+
+def _add_powers(x: np.ndarray, field: np.ndarray, rho: float) -> np.ndarray:
+    """z with sign(z)|z|^ρ = sign(x)|x|^ρ + sign(field)|field|^ρ; relative to the larger: no power overflows."""
+    larger = np.where(np.abs(field) > np.abs(x), field, x)
+    smaller = np.where(np.abs(field) > np.abs(x), x, field)
+    ratio = np.divide(smaller, larger, out=np.zeros_like(larger), where=larger != 0)
+    return np.asarray(larger * (1 + np.sign(ratio) * np.abs(ratio) ** rho) ** (1 / rho))
+
+
+def _log_factorials(y: np.ndarray) -> np.ndarray:
+    """Σ_d log y_nd!, (n,)."""
+    counts, which = np.unique(y, return_inverse=True)
+    return np.array([lgamma(count + 1) for count in counts])[which.reshape(y.shape)].sum(axis=1)

@@ -1,0 +1,245 @@
+"""Maximal causes and noisy-OR: what is particular to models whose causes hide each other."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+import gem
+from gem.kernels import source
+from gem.models import MCA, MMCA, PMCA, NoisyOR
+
+RHO = 3.0
+
+
+def all_states(H):
+    return np.array(list(product([0, 1], repeat=H)))
+
+
+def problem(model, seed=0, N=60, gaps=0.0):
+    """Parameters and data; a share of the entries is missing."""
+    rng = np.random.default_rng(seed)
+    params = {"W": 3 * rng.standard_normal((model.D, model.H)), "pi": np.array(0.3), "sigma": np.array(0.8)}
+    if isinstance(model, MCA | PMCA):
+        params["W"] = np.abs(params["W"]) + 0.2
+    if isinstance(model, NoisyOR):
+        params["W"] = rng.uniform(0.05, 0.9, (model.D, model.H))
+        params["pi"] = rng.uniform(0.1, 0.5, model.H)
+    params = {name: params[name] for name in model.shapes}
+    Y, _ = model.generate_data(params, N, seed=seed + 1)
+    Y[rng.random(Y.shape) < gaps] = np.nan
+    return params, Y
+
+
+def shares(model, W, states):
+    """E[y | s], (S, D), and A, (S, D, H), of the maximal causes: docs/math.md, one state after the other."""
+    mean, A = np.zeros((len(states), len(W))), np.zeros((len(states), *W.shape))
+    for i, s in enumerate(states):
+        on = np.flatnonzero(s)
+        if not len(on):
+            mean[i] = getattr(model, "background", 0)
+            continue
+        for d, w in enumerate(W[:, on]):
+            if getattr(model, "rho", None) is None:
+                best = int(np.argmax(np.abs(w)))
+                mean[i, d], A[i, d, on[best]] = w[best], 1
+            else:
+                t = np.sum(np.sign(w) * np.abs(w) ** RHO)
+                mean[i, d] = np.sign(t) * np.abs(t) ** (1 / RHO)
+                A[i, d, on] = np.minimum((np.abs(w) / np.abs(mean[i, d])) ** (RHO - 1), 1)
+    return mean, A
+
+
+def updated(model, params, Y, T=1.0):
+    """W and σ² of an EM step by brute force over all states."""
+    states, seen = all_states(model.H), np.isfinite(Y)
+    mean, A = shares(model, params["W"], states)
+    gap = np.where(seen[:, None], Y[:, None] - mean, 0)
+    joint = -np.sum(gap**2, axis=2) / (2 * params["sigma"] ** 2) + model.log_prior(params, states)
+    q = np.exp(joint / T - np.logaddexp.reduce(joint / T, axis=1)[:, None])
+    y = np.where(seen[:, None], Y[:, None], mean)
+    W = np.einsum("ns,sdh,nsd->dh", q, A, y) / np.einsum("ns,sdh->dh", q, A)
+    squares = np.sum(q[:, :, None] * np.where(seen[:, None], gap**2, params["sigma"] ** 2))
+    return W, squares / Y.size, q @ mean[:, :] if seen.all() else np.einsum("ns,sd->nd", q, mean)
+
+
+@pytest.mark.parametrize("T", [1.0, 2.5])
+@pytest.mark.parametrize("gaps", [0.0, 0.4])
+@pytest.mark.parametrize("rho", [None, RHO])
+@pytest.mark.parametrize("kind", [MCA, MMCA])
+def test_a_step_is_that_of_the_definition(kind, rho, gaps, T, backend):
+    model = kind(D=7, H=4, Hprime=4, gamma=4, missing=gaps > 0, rho=rho)
+    params, Y = problem(model, gaps=gaps)
+    W, variance, mean = updated(model, params, Y, T)
+    new, _ = gem.em_step(model, params, Y, backend=backend, dtype="float64", T=T)
+    np.testing.assert_allclose(new["W"], np.maximum(W, 0) if kind is MCA else W, rtol=1e-8, atol=1e-8)
+    np.testing.assert_allclose(new["sigma"] ** 2, variance, rtol=1e-8)
+    post = gem.posterior(model, params, Y, backend=backend, dtype="float64", T=T, reconstruct=True)
+    np.testing.assert_allclose(post.reconstruction, mean, atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", [MCA, MMCA])
+def test_a_sharp_maximum_is_the_exact_one(kind, backend):
+    exact, sharp = (kind(D=7, H=6, Hprime=5, gamma=3, rho=rho) for rho in (None, 3000.0))
+    params, Y = problem(exact)
+    wanted, _ = gem.em_step(exact, params, Y, backend=backend, dtype="float64")
+    found, _ = gem.em_step(sharp, params, Y, backend=backend, dtype="float64")
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, atol=2e-2)
+
+
+def test_annealing_sharpens_the_maximum(backend):
+    annealed = MCA(D=7, H=6, Hprime=5, gamma=3, rho="anneal")
+    params, Y = problem(annealed)
+    for T, rho in ((1.0, 21.0), (2.0, 2.0), (1.02, 21.0)):
+        fixed = MCA(D=7, H=6, Hprime=5, gamma=3, rho=rho)
+        one, other = (gem.em_step(m, params, Y, backend=backend, T=T)[0] for m in (annealed, fixed))
+        np.testing.assert_allclose(one["W"], other["W"], rtol=1e-4)
+
+
+def test_large_and_small_fields_stay_in_the_range_of_a_float(backend):
+    """W to the power 21 does not."""
+    model = MMCA(D=6, H=4, Hprime=4, gamma=4, rho=21.0)
+    params, Y = problem(model)
+    plain, _ = gem.em_step(model, params, Y, backend=backend, dtype="float64")
+    for scale in (1e-4, 1e4):
+        scaled = {"W": params["W"] * scale, "pi": params["pi"], "sigma": params["sigma"] * scale}
+        new, _ = gem.em_step(model, scaled, Y * scale, backend=backend, dtype="float32")
+        np.testing.assert_allclose(new["W"] / scale, plain["W"], rtol=2e-3, atol=2e-3)
+
+
+def test_the_first_of_equal_causes_has_it_all(backend):
+    """Ties are the rule where W was held at 0."""
+    model = MCA(D=3, H=3, Hprime=3, gamma=3)
+    W = np.array([[0.0, 0, 2], [1, 1, 1], [0, 3, 0]])
+    params = {"W": W, "pi": 0.4, "sigma": 1.0}
+    Y = np.random.default_rng(0).random((30, 3)) * 3
+    expected, *_ = updated(model, model.check(params), Y)
+    new, _ = gem.em_step(model, params, Y, backend=backend, dtype="float64")
+    np.testing.assert_allclose(new["W"], expected, rtol=1e-9)
+
+
+def test_noisy_or_does_not_count_what_is_missing(backend):
+    model = NoisyOR(D=7, H=4, Hprime=4, gamma=4, missing=True)
+    params, Y = problem(model, gaps=0.3)
+    states, W = all_states(4), params["W"]
+    P = np.prod(1 - W * states[:, None, :], axis=2)
+    seen, y = np.isfinite(Y), np.nan_to_num(Y)
+    with np.errstate(all="ignore"):
+        terms = np.where(y[:, None] > 0, np.log(1 - P), np.log(P))
+    joint = np.where(seen[:, None], terms, 0).sum(axis=2) + model.log_prior(params, states)
+    q = np.exp(joint - np.logaddexp.reduce(joint, axis=1)[:, None])
+    f = 1 - W
+    with np.errstate(all="ignore"):
+        B = np.where(states[:, None, :], 1 / (f * (1 - P)[..., None]), 0)
+        C = np.where(states[:, None, :], P[..., None] / (f**2 * (1 - P)[..., None]), 0)
+    wanted = 1 + np.einsum("ns,sdh,nd->dh", q, B, seen * (y - 1)) / np.einsum("ns,sdh,nd->dh", q, C, seen)
+    new, info = gem.em_step(model, params, Y, backend=backend, dtype="float64")
+    np.testing.assert_allclose(new["W"], np.clip(wanted, 1e-5, 1 - 1e-5), atol=1e-9)
+    np.testing.assert_allclose(new["pi"], (q @ states).mean(axis=0), rtol=1e-9)
+    np.testing.assert_allclose(info.free_energy, np.logaddexp.reduce(joint, axis=1).sum(), rtol=1e-10)
+
+
+@pytest.mark.parametrize("kind", [MCA, MMCA, NoisyOR, PMCA])
+def test_learning_with_gaps(kind, backend):
+    """F rises by far more than it ever falls, and what is missing is filled in better than by the mean."""
+    model = kind(D=12, H=3, Hprime=3, gamma=3, missing=True)
+    _, whole = problem(model, N=400)
+    Y = np.where(np.random.default_rng(5).random(whole.shape) < 0.3, np.nan, whole)
+    learnt, energies = model.init_params(Y, seed=1), []
+    for _ in range(30):
+        learnt, info = gem.em_step(model, learnt, Y, backend=backend, dtype="float64")
+        energies.append(info.free_energy)
+    gain = energies[-1] - energies[0]
+    assert np.diff(energies).min() > -5e-3 * gain  # winners that change with W may cost a little
+    filled = gem.posterior(model, learnt, Y, backend=backend, dtype="float64", reconstruct=True).reconstruction
+    gaps = np.isnan(Y)
+    mean = np.broadcast_to(np.nanmean(Y, axis=0), Y.shape)
+    assert np.mean((filled - whole)[gaps] ** 2) < 0.9 * np.mean((mean - whole)[gaps] ** 2)
+
+
+def test_poisson_causes_are_recovered(backend):
+    """Bars of rate 8 on a background of 0.2, from a start near the mean."""
+    bars = np.zeros((6, 3, 3))
+    for i in range(3):
+        bars[i, i], bars[3 + i, :, i] = 8, 8
+    model = PMCA(D=9, H=6, Hprime=6, gamma=3, background=0.2)
+    params = {"W": np.maximum(bars.reshape(6, 9).T, 0.2), "pi": 0.2}
+    Y, _ = model.generate_data(params, 1000, seed=3)
+    learnt, energies = model.init_params(Y, seed=0), []
+    for T in (*np.linspace(6, 1, 25), *[1.0] * 10):
+        learnt, info = gem.em_step(model, learnt, Y, backend=backend, T=T)
+        energies.append(info.free_energy)
+    assert np.all(np.diff(energies[25:]) > -1e-4 * abs(energies[-1]))
+    distance = np.abs(learnt["W"].T[:, None] - params["W"].T[None]).max(axis=2)
+    assert sorted(distance.argmin(axis=1)) == list(range(6))
+    assert distance.min(axis=1).max() < 1
+
+
+def test_states_without_weight_change_nothing(backend, monkeypatch):
+    """All states counted, by the twin, against those whose weight counts."""
+    import gem.kernels.causes as twin
+
+    model = MCA(D=20, H=8, Hprime=6, gamma=4)
+    params, Y = problem(model)
+    found, _ = gem.em_step(model, params, Y, backend=backend, dtype="float64")
+    monkeypatch.setattr(twin, "SKIP", {"float64": -1.0})
+    wanted, _ = gem.em_step(model, params, Y, backend="numpy", dtype="float64")
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-9, atol=1e-9)
+
+
+def test_data_that_are_not_of_the_model_are_refused(backend):
+    for model, bad, says in ((NoisyOR(D=4, H=3), 0.5, "neither 0 nor 1"), (PMCA(D=4, H=3), -1.0, "no count")):
+        params, Y = problem(model)
+        Y[17, 2] = bad
+        with pytest.raises(gem.DataError, match=rf"{bad} at row 17, column 2 is {says}"):
+            gem.em_step(model, params, Y, backend=backend, batch=10)
+
+
+def test_a_cause_that_is_never_on_keeps_its_field(backend):
+    model = MCA(D=4, H=3, Hprime=2, gamma=2)
+    W = np.array([[5.0, 0, 0], [0, 5, 0], [0, 0, 0], [0, 0, 400.0]])
+    params = {"W": W, "pi": 0.3, "sigma": 0.5}
+    Y = np.abs(np.random.default_rng(0).random((50, 4)))
+    new, info = gem.em_step(model, params, Y, backend=backend, dtype="float64")
+    np.testing.assert_array_equal(new["W"][:, 2], W[:, 2])
+    assert "latent 2 was never active: its field was kept" in info.notes
+
+
+def test_the_score_is_how_far_a_field_exceeds_the_data(backend):
+    model = MCA(D=6, H=9, Hprime=3, gamma=2, missing=True)
+    params, Y = problem(model, gaps=0.3)
+    post = gem.posterior(model, params, Y, backend=backend, dtype="float64")
+    score = -np.nansum(np.maximum(params["W"].T[None] - Y[:, None], 0), axis=2)
+    best = 8 - np.argsort(-score[:, ::-1], axis=1, kind="stable")[:, :3]  # of equals the higher index
+    np.testing.assert_array_equal(post.candidates, np.sort(best, axis=1))
+
+
+def test_every_fragment_says_the_same_in_c_and_in_numpy():
+    folder = source.FOLDER / "fragments"
+    assert {path.stem for path in folder.glob("*.h")} == {p.stem for p in folder.glob("*.py")} - {"__init__"}
+    for path in folder.glob("*.h"):
+        twin, text = source.fragment_twin(path.stem), path.read_text()
+        for name in ("start", "combine", "term", "share", "value"):
+            assert callable(getattr(twin, name))
+            assert f"DEVICE vec {name}(" in text
+        for flag in ("RELATIVE", "EXCLUSIVE", "IMPUTED"):
+            assert f"#define {flag} {int(getattr(twin, flag))}" in text
+
+
+@pytest.mark.parametrize("rho", [1.0, 0.5, "sharp", True, np.inf])
+def test_a_rho_that_is_none_is_refused(rho):
+    with pytest.raises(gem.ConfigError, match="rho"):
+        MCA(D=4, H=3, rho=rho)
+
+
+def test_settings_make_the_same_model():
+    for model in (MCA(D=4, H=3, rho="anneal"), PMCA(D=4, H=3, background=0.3), NoisyOR(D=4, H=3, missing=True)):
+        assert repr(type(model)(**model.settings())) == repr(model)
+    with pytest.raises(gem.ConfigError, match="background"):
+        PMCA(D=4, H=3, background=0)
+    with pytest.raises(gem.ConfigError, match="states per data point"):
+        MMCA(D=4, H=30, Hprime=20, gamma=8)

@@ -1,0 +1,193 @@
+"""The runtime trace: spans, nested and per rank, in a file that trace viewers open; nothing recorded when off."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import gem
+from gem.backends._traced import Traced
+from gem.cli import main
+from gem.errors import ConfigError, DataError
+from gem.models import MoG
+from gem.parallel import Serial
+from gem.trace import OFF, Recording, read_spans
+
+MODEL = MoG(D=3, K=4)
+ANNEAL = gem.Annealing(steps=3, T=[(0, 2.0), (1.0, 1.0)], Ncut=0.5)
+STEP = ("E-step", "reduction", "M-step")
+
+
+def data(N: int = 200) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal((N, 3)) + 4 * np.arange(N)[:, None] % 12
+
+
+@pytest.fixture
+def path(tmp_path, world):
+    """The same file on every rank."""
+    return Path(world.bcast(str(tmp_path / "trace.json")))
+
+
+def run(path, world, backend: str = "numpy", **options):
+    return gem.EM(MODEL, data(), ANNEAL, backend=backend, dtype="float64", comm=world, trace=path, **options).run()
+
+
+def inside(inner, outer) -> bool:
+    slack = 1e-3  # µs: durations and beginnings are rounded
+    return outer["ts"] <= inner["ts"] + slack and inner["ts"] + inner["dur"] <= outer["ts"] + outer["dur"] + slack
+
+
+def test_every_step_of_every_rank_has_its_phases_in_order(path, world, backend):
+    run(path, world, backend)
+    world.allgather(None)  # rank 0 has written
+    spans = read_spans(path)
+    assert sorted({s["pid"] for s in spans}) == list(range(world.size))
+    for rank in range(world.size):
+        mine = [s for s in spans if s["pid"] == rank]
+        steps = [s for s in mine if s["name"] == "EM step"]
+        assert [s["args"]["step"] for s in steps] == [1, 2, 3]
+        assert [s["args"]["T"] for s in steps] == [ANNEAL[t]["T"] for t in range(3)]
+        for step in steps:
+            phases = [s for s in mine if s["name"] in STEP and s["tid"] == 0 and inside(s, step)]
+            assert [s["name"] for s in phases] == list(STEP)
+            assert all(a["ts"] + a["dur"] <= b["ts"] + 1e-3 for a, b in pairwise(phases))
+            selections = [s for s in mine if s["name"] == "selection" and inside(s, phases[0])]
+            assert len(selections) == 1
+        names = {s["name"] for s in mine}
+        assert {"load data", "read batch", "copy to device", "copy to host", "initialisation", "mixture"} <= names
+
+
+def test_spans_of_a_thread_nest(path, world, backend):
+    run(path, world, backend)
+    world.allgather(None)
+    rows: dict[tuple[int, int], list] = {}
+    for span in read_spans(path):
+        open_spans = rows.setdefault((span["pid"], span["tid"]), [])
+        while open_spans and not inside(span, open_spans[-1]):
+            gone = open_spans.pop()
+            assert gone["ts"] + gone["dur"] <= span["ts"] + 1e-3, (gone, span)
+        open_spans.append(span)
+
+
+def test_the_file_is_in_the_trace_event_format(path, world):
+    run(path, world)
+    world.allgather(None)
+    stored = json.loads(path.read_text())
+    names = [e["args"]["name"] for e in stored["traceEvents"] if e["ph"] == "M"]
+    assert names == [f"rank {rank}" for rank in range(world.size)]
+    for event in stored["traceEvents"]:
+        assert event["ph"] in "XM"
+        assert isinstance(event["pid"], int)
+        assert isinstance(event["tid"], int)
+        if event["ph"] == "X":
+            assert event["ts"] >= 0
+            assert event["dur"] >= 0
+
+
+def test_results_do_not_depend_on_the_trace(path, world, backend):
+    traced = run(path, world, backend)
+    plain = gem.EM(MODEL, data(), ANNEAL, backend=backend, dtype="float64", comm=world).run()
+    for name, value in plain.params.items():
+        np.testing.assert_array_equal(traced.params[name], value)
+    assert isinstance(traced.backend, Traced)
+    assert traced.backend.describe() == plain.backend.describe()
+
+
+def test_nothing_is_recorded_where_no_trace_was_asked_for():
+    em = gem.EM(MODEL, data(), ANNEAL, backend="numpy").run()
+    assert not isinstance(em.backend, Traced)
+    assert OFF.span("a", step=1) is OFF.span("b")  # one context for all: nothing is made
+    OFF.write()
+
+
+def test_an_error_within_a_span_passes_and_ends_the_span(tmp_path):
+    trace = Recording(tmp_path / "trace.json", Serial())
+    with pytest.raises(ValueError, match="inner"), trace.span("outer"), trace.span("inner"):
+        raise ValueError("inner")
+    trace.write()
+    assert [s["name"] for s in read_spans(trace.path)] == ["outer", "inner"]
+
+
+def test_a_traced_backend_can_wait_for_its_work(tmp_path):
+    backend = gem.backends.select("numpy", "float64")
+    waited = []
+    backend.synchronize = lambda: waited.append(True)
+    trace = Recording(tmp_path / "trace.json", Serial())
+    for wait in (False, True):
+        traced = Traced(backend, trace, wait=wait)
+        assert traced.matmul(np.eye(2), np.eye(2)).tolist() == np.eye(2).tolist()
+        assert bool(waited) == wait
+
+
+# -- the command line, and what it refuses ------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", data())
+    return tmp_path
+
+
+FIT = ["fit", "mog", "x.npy", "--K", "4", "--steps", "4", "--backend", "numpy", "-q"]
+
+
+@pytest.mark.serial
+def test_fit_resume_and_show(folder, capsys):
+    assert main([*FIT, "--trace", "run.json", "--checkpoint", "2"]) == 0
+    assert any(s["name"] == "record" for s in read_spans("run.json"))
+    assert main(["resume", "run.h5", "--trace", "again.json", "-q"]) == 0
+    assert not any(s["name"] == "EM step" for s in read_spans("again.json"))  # the run was finished
+    assert main(["show", "run.json"]) == 0
+    assert Path("run.json.png").stat().st_size > 10_000
+    assert "1 rank(s); of the time in steps: " in capsys.readouterr().out
+    assert main(["show", "again.json", "-o", "other.png"]) == 0  # no step: a picture all the same
+    assert Path("other.png").exists()
+
+
+@pytest.mark.serial
+def test_a_time_line_of_two_ranks(folder, mpiexec):
+    command = [mpiexec, "-n", "2", sys.executable, "-m", "gem.cli", *FIT, "--trace", "run.json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    spans = read_spans("run.json")
+    starts = {rank: [s["ts"] for s in spans if s["name"] == "reduction" and s["pid"] == rank] for rank in (0, 1)}
+    ends = {
+        rank: [s["ts"] + s["dur"] for s in spans if s["name"] == "reduction" and s["pid"] == rank] for rank in (0, 1)
+    }
+    assert len(starts[0]) == len(starts[1]) == 4
+    for a, b in zip(starts[0], ends[1], strict=True):  # clocks agree: nobody leaves before all have come
+        assert a <= b + 1e3
+    for a, b in zip(starts[1], ends[0], strict=True):
+        assert a <= b + 1e3
+
+
+@pytest.mark.serial
+def test_traces_that_cannot_be_are_refused(folder, capsys):
+    def refused(command: list[str], *words: str) -> None:
+        assert main(command) == 1
+        said = capsys.readouterr().err
+        assert all(word in said for word in words), said
+
+    refused([*FIT, "--trace", "nowhere/run.json"], "cannot write the trace", "nowhere")
+    Path("letter.txt").write_text("Dear reader")
+    refused([*FIT, "--trace", "letter.txt"], "letter.txt exists and is no trace")
+    assert Path("letter.txt").read_text() == "Dear reader"
+    refused([*FIT, "--trace", "x.npy"], "x.npy")
+    assert np.load("x.npy").shape == (200, 3)
+    refused(["show", "missing.json"], "cannot read the trace")
+    Path("other.json").write_text("[1, 2]")
+    refused(["show", "other.json"], "other.json is no trace")
+    assert main([*FIT, "--trace", "run.json"]) == 0
+    refused(["show", "run.json", "-o", "run.json"], "is the trace itself")
+    refused(["show", "run.json", "-o", "run.docx"], "cannot write the picture")
+    with pytest.raises(DataError, match="no trace"):
+        read_spans("x.npy")
+    with pytest.raises(ConfigError, match="no trace"):
+        gem.EM(MODEL, data(), ANNEAL, backend="numpy", trace="other.json")
