@@ -320,7 +320,8 @@ KERNEL void causes(int N, GLOBAL const real *RESTRICT Y, GLOBAL const real *REST
  * fields in local memory, so that nothing is handed on between work-items but energies. The states of the
  * candidates are a table: see gram_posterior.c. */
 
-#define PIECE (D < 128 ? D : 128)
+#define MOST (HPRIME > 8 ? 32 : 64) /* so that there is local memory for it in float64, too */
+#define PIECE (D < MOST ? D : MOST)
 #define PITCH (PIECE | 1) /* odd: a row's neighbours are in different banks */
 #define FIRST_OF_MANY STATE_LEVEL[2]
 

@@ -254,4 +254,5 @@ def walks(cpu: bool, D: int, H: int, STATS: int, **_: int) -> int:
 
 def local_reals(D: int, HPRIME: int, MANY: int, **_: int) -> int:
     """Local memory a data point takes on a GPU: its states, a piece of the fields, and of the statistics."""
-    return MANY + 1 + HPRIME + (3 * HPRIME + 2) * (min(D, 128) | 1)
+    piece = min(D, 32 if HPRIME > 8 else 64)
+    return MANY + 1 + HPRIME + (3 * HPRIME + 2) * (piece | 1)

@@ -98,7 +98,7 @@ KERNEL void shrink(int N, GLOBAL const real *RESTRICT zG, GLOBAL const real *RES
     LOCAL acc scratch[GROUP];
     const int inside = GROUP_ID * TILE + ROW < N, n = inside ? GROUP_ID * TILE + ROW : 0;
     const int busy = inside && !(MOVE && gap[n] <= tol * squares[n]);
-    const real t = inertia[n], threshold = step * penalty;
+    const real t = inside ? inertia[n] : 1, threshold = step * penalty;
     const size_t row = (size_t)n * H;
     real zb = 0, zGz = 0, l1 = 0, steepest = 0, uphill = 0;
     for (int h = LANE; h < H && busy; h += LANES) {

@@ -420,7 +420,7 @@ def test_opencl_builds_without_a_cache_too(monkeypatch, tmp_path, caplog):
 
 
 def test_a_state_space_too_large_for_local_memory_is_refused():
-    constants = {"H": 64, "HPRIME": 32, "GAMMA": 4, "ANNEAL": 0}
+    constants = {"H": 64, "HPRIME": 32, "GAMMA": 4, "ANNEAL": 0, "VALUES": 1, "MASKED": 0}
     with pytest.raises(BackendError, match="smaller model"):
         schedule("gram_posterior", constants, 8, False, 8, 48 << 10)
     assert schedule("gram_posterior", constants, 8, True, 8, 48 << 10).width == 8

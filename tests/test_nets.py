@@ -41,7 +41,7 @@ BROKEN = {
     "barrier": ("gram_posterior", "gram_posterior.c", "top1);\n        }\n        BARRIER();", "top1);\n        }"),
     "index": ("gram_posterior", "gram_posterior.c", "state[parent]", "state[parent + 1]"),
     "overrun": ("preselect", "preselect.c", "winners[ROW][round] = last_h;", "winners[ROW][round + 1] = last_h;"),
-    "formula": ("gram_posterior", "gem.h", "(31 - __clz((int)(x)))", "(30 - __clz((int)(x)))"),
+    "formula": ("pair_sums", "gem.h", "(unsigned long long)(value))", "(unsigned long long)(value) * 2)"),
 }  # fmt: skip
 
 
@@ -61,7 +61,7 @@ def parity(interpreter, environment, folder, kind, kernel):
     """Whether the kernel still does what its twin does, and what was said if not."""
     done = subprocess.run(
         [interpreter, "-c", PARITY, folder, kind, kernel],
-        env={**os.environ, **environment}, capture_output=True, text=True, cwd=ROOT, check=False,
+        env={**os.environ, **environment}, capture_output=True, text=True, cwd=ROOT, check=False, timeout=300,
     )  # fmt: skip
     return done.returncode == 0 and "runtime error" not in done.stderr, done.stderr
 
