@@ -26,6 +26,8 @@ OPTIONS: dict[str, dict[str, type]] = {
         "gamma": int,
         "values": list,
         "missing": bool,
+        "rho": object,
+        "background": float,
         "K": int,
         "covariance": str,
         "reg": float,
@@ -73,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         if kind is bool:
             of_model.add_argument(f"--{name}", action="store_true", default=None)
         else:
-            of_model.add_argument(f"--{name}", type=_numbers if kind is list else kind, metavar=name)
+            of_model.add_argument(f"--{name}", type=PARSERS.get(kind, kind), metavar=name)
     schedule = fit.add_argument_group(
         "annealing",
         "a number, or breakpoints POSITION=VALUE,...: whole positions are steps, others fractions of the run",
@@ -155,6 +157,14 @@ def _numbers(text: str) -> list[float]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers V,V,...") from error
 
 
+def _word_or_number(text: str) -> str | float:
+    """'anneal' → 'anneal', '21' → 21.0."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
 def _schedule(text: str) -> Any:
     """'4' → 4.0; '0=4,0.8=1' → [(0, 4.0), (0.8, 1.0)]."""
     try:
@@ -164,6 +174,9 @@ def _schedule(text: str) -> Any:
         return [(int(p) if p.strip().lstrip("+-").isdigit() else float(p), float(v)) for p, v in points]
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor POSITION=VALUE,...") from error
+
+
+PARSERS: dict[type, Any] = {list: _numbers, object: _word_or_number}  # of flags; other types are their own
 
 
 def _settings(args: argparse.Namespace) -> dict[str, dict[str, Any]]:

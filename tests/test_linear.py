@@ -210,9 +210,11 @@ def test_one_engine(values, factor, like, pi, backend):
     np.testing.assert_allclose(1 - new["pi"][values.index(0)], wanted["pi"], rtol=1e-10)
 
 
-def test_data_selection_corrects_the_proportions(backend):
-    """The values other than 0 are scaled alike; 0 takes what is left."""
-    model, params, _, Y = problem("dsc", 400, {"D": 8, "H": 6, "Hprime": 5, "gamma": 2}, missing=False)
+@pytest.mark.parametrize("missing", [False, True])
+def test_data_selection_corrects_the_proportions(missing, backend):
+    """The step sees the selected points alone; the values other than 0 are scaled alike, 0 takes what is left."""
+    sizes, share = {"D": 8, "H": 6, "Hprime": 5, "gamma": 2}, 0.3 if missing else 0.0
+    model, params, Y, _ = problem("dsc", 400, sizes, share=share, missing=missing)
     A, B = model.truncation(params)
     new, info = gem.em_step(model, params, Y, backend=backend, dtype="float64", Ncut=1.0)
     post = gem.posterior(model, params, Y, backend=backend, dtype="float64")
@@ -221,6 +223,8 @@ def test_data_selection_corrects_the_proportions(backend):
     others = [0, 1, 3]
     np.testing.assert_allclose(new["pi"][others], plain["pi"][others] * 0.4 * 6 * A / B, rtol=1e-9)
     np.testing.assert_allclose(new["pi"].sum(), 1, rtol=1e-12)
+    for name in ("W", "sigma"):
+        np.testing.assert_allclose(new[name], plain[name], atol=1e-9)
 
 
 def test_a_value_that_never_occurs_keeps_a_chance():
