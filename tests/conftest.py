@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from functools import lru_cache
 from pathlib import Path
 
@@ -70,8 +71,14 @@ def backend(request):
     return request.param
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest makes its own folder
 def pytest_configure(config):
     config.addinivalue_line("markers", "serial: starts processes or judges the whole machine: not under mpiexec")
+    if launched() and config.option.basetemp is None:
+        # ranks that end together would tidy up the folder that pytest shares among its runs, in each other's way
+        folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        config.add_cleanup(folder.cleanup)
+        config.option.basetemp = folder.name
 
 
 @lru_cache(maxsize=1)
