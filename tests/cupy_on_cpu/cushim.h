@@ -13,7 +13,6 @@
 #include <cstring>
 #include <type_traits>
 #include <utility>
-#include <vector>
 
 #include <cuda_runtime.h>
 
@@ -88,6 +87,7 @@ inline void jump(Context& from, Context& to) { swapcontext(&from, &to); }
 
 // ------------------------------------------------------------------------------------- blocks and fibres
 namespace cushim {
+constexpr int MAX_THREADS = 1024;  // of a block: the driver refuses more
 constexpr size_t STACK_BYTES = 64 * 1024;
 constexpr size_t DYNAMIC_SHARED_BYTES = 1 << 20;
 constexpr uint64_t CANARY = 0xC0FFEE5AFE57ACC5ull;  // at the low end of every stack
@@ -114,8 +114,8 @@ struct Warp {
 struct Block {
     uint3 index{};
     dim3 dim, grid;
-    std::vector<Fiber> fibers;
-    std::vector<Warp> warps;
+    Fiber fibers[MAX_THREADS];  // plain arrays: every kernel's compilation reads this header
+    Warp warps[MAX_THREADS / 32];
     int current = -1;
     Context scheduler{};
     uint64_t progress = 0;  // counts barriers, collectives and exits: standing still means a deadlock
@@ -177,9 +177,9 @@ inline Order order() {
 }
 
 // A linear congruential generator: the same shuffles on every run.
-inline void shuffle(std::vector<int>& turns) {
+inline void shuffle(int* turns, int n) {
     static unsigned seed = 1;
-    for (int i = static_cast<int>(turns.size()) - 1; i > 0; i--) {
+    for (int i = n - 1; i > 0; i--) {
         seed = seed * 1103515245u + 12345u;
         std::swap(turns[i], turns[(seed >> 8) % (i + 1)]);
     }
@@ -197,8 +197,7 @@ inline void report_divergence(int waiting, int exited, bool sites_differ) {
 
 inline void prepare_fibers(Block& b) {
     const int n = b.threads();
-    if (static_cast<int>(b.fibers.size()) < n) b.fibers.resize(n);
-    b.warps.assign((n + 31) / 32, Warp());
+    for (int i = 0; i < (n + 31) / 32; i++) b.warps[i].arrived = b.warps[i].generation = 0;
     for (int i = 0; i < n; i++) {
         Fiber& f = b.fibers[i];
         if (!f.stack) f.stack = static_cast<char*>(aligned_alloc(64, STACK_BYTES));
@@ -222,15 +221,16 @@ inline void resume(Block& b, int thread) {
 inline void run_block(Block& b) {
     const int n = b.threads();
     prepare_fibers(b);
-    std::vector<int> turns(n);
+    int turns[MAX_THREADS];
     for (int i = 0; i < n; i++) turns[i] = order() == Order::backwards ? n - 1 - i : i;
     for (;;) {
-        if (order() == Order::random) shuffle(turns);
+        if (order() == Order::random) shuffle(turns, n);
         const uint64_t before = b.progress;
         int running = 0, waiting = 0, exited = 0;
         const void* site = nullptr;
         bool sites_differ = false;
-        for (int thread : turns) {
+        for (int i = 0; i < n; i++) {
+            const int thread = turns[i];
             Fiber& f = b.fibers[thread];
             if (f.state == State::running) resume(b, thread);
             running += f.state == State::running;
