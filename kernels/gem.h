@@ -215,64 +215,41 @@ typedef real vec;
 DEVICE vec vexp(vec x) { return exp(x); }
 DEVICE vec vlog(vec x) { return log(x); }
 
-/* Sum and maximum over the lanes of each data point of the tile, in a tree: always the same order. Every lane gets
- * the result. `scratch` has GROUP elements; all work-items of the group must call. */
-DEVICE acc lanes_sum(acc x, LOCAL_PTR acc *scratch)
+/* Sum and maximum over `lanes` neighbouring work-items, of which this is number `lane`, in a tree: always the same
+ * order. Each gets the result. `scratch` has GROUP elements; all work-items of the group must call. */
+DEVICE acc tree_sum(acc x, int lane, int lanes, LOCAL_PTR acc *scratch)
 {
     scratch[LOCAL_ID] = x;
     BARRIER();
-    for (int step = LANES / 2; step > 0; step /= 2) {
-        if (LANE < step)
+    for (int step = lanes / 2; step > 0; step /= 2) {
+        if (lane < step)
             scratch[LOCAL_ID] += scratch[LOCAL_ID + step];
         BARRIER();
     }
-    x = scratch[ROW * LANES];
+    x = scratch[LOCAL_ID - lane];
     BARRIER();
     return x;
 }
 
-DEVICE real lanes_max(real x, LOCAL_PTR acc *scratch)
+DEVICE real tree_max(real x, int lane, int lanes, LOCAL_PTR acc *scratch)
 {
     scratch[LOCAL_ID] = x;
     BARRIER();
-    for (int step = LANES / 2; step > 0; step /= 2) {
-        if (LANE < step && scratch[LOCAL_ID + step] > scratch[LOCAL_ID])
+    for (int step = lanes / 2; step > 0; step /= 2) {
+        if (lane < step && scratch[LOCAL_ID + step] > scratch[LOCAL_ID])
             scratch[LOCAL_ID] = scratch[LOCAL_ID + step];
         BARRIER();
     }
-    x = (real)scratch[ROW * LANES];
+    x = (real)scratch[LOCAL_ID - lane];
     BARRIER();
     return x;
 }
 
-/* The same over all work-items of a group, for kernels whose groups take one data point at a time. */
-DEVICE acc group_sum(acc x, LOCAL_PTR acc *scratch)
-{
-    scratch[LOCAL_ID] = x;
-    BARRIER();
-    for (int step = GROUP / 2; step > 0; step /= 2) {
-        if (LOCAL_ID < step)
-            scratch[LOCAL_ID] += scratch[LOCAL_ID + step];
-        BARRIER();
-    }
-    x = scratch[0];
-    BARRIER();
-    return x;
-}
-
-DEVICE real group_max(real x, LOCAL_PTR acc *scratch)
-{
-    scratch[LOCAL_ID] = x;
-    BARRIER();
-    for (int step = GROUP / 2; step > 0; step /= 2) {
-        if (LOCAL_ID < step && scratch[LOCAL_ID + step] > scratch[LOCAL_ID])
-            scratch[LOCAL_ID] = scratch[LOCAL_ID + step];
-        BARRIER();
-    }
-    x = (real)scratch[0];
-    BARRIER();
-    return x;
-}
+/* Over the lanes of each data point of the tile; over all work-items of a group that takes one data point at a time. */
+#define lanes_sum(x, scratch) tree_sum(x, LANE, LANES, scratch)
+#define lanes_max(x, scratch) tree_max(x, LANE, LANES, scratch)
+#define group_sum(x, scratch) tree_sum(x, LOCAL_ID, GROUP, scratch)
+#define group_max(x, scratch) tree_max(x, LOCAL_ID, GROUP, scratch)
 
 #endif
 #endif

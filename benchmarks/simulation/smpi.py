@@ -23,12 +23,12 @@ INSTALL = "SimGrid is not installed (no smpirun on the PATH): apt-get install li
 class Cluster:
     """A fat tree of two levels: nodes on leaf switches, leaf switches on core switches.
 
-    The sizes are Stampede's (TACC, *Stampede User Guide*; the cluster of Degomme et al.): 6,400 nodes, 20 on each of
-    320 leaf switches, 8 core switches, 16 links up for 20 down; FDR InfiniBand, 56 Gbit/s coded 64/66, 1.2 µs from
-    node to node over four links.
+    It has the 6,400 nodes of Stampede (TACC) on FDR InfiniBand, 56 Gbit/s coded 64/66. How they are wired here, 20 on
+    each of 320 leaf switches, 8 core switches, 16 links up for 20 down, and 1.2 µs from node to node over four links,
+    is our assumption, not checked against a description of that machine.
     """
 
-    name: str = "Stampede (fat tree, FDR InfiniBand)"
+    name: str = "fat tree of 6,400 nodes, FDR InfiniBand"
     leaf: int = 20
     leaves: int = 320
     cores: int = 8

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gem.backends.base import Array, Backend
+from gem.backends.base import Array, Backend, Kernel
 from gem.data import Shard, check_finite, open_data
 from gem.errors import ConfigError, DataError
 from gem.parallel import Communicator, communicator
@@ -24,6 +24,7 @@ DOMAINS = {  # lowest and highest value
     "nonnegative": (0.0, np.inf),
     "positive": (TINY, np.inf),
     "probability": (TINY, 1.0),
+    "distribution": (TINY, 1.0),  # and the entries add up to 1
 }
 
 
@@ -158,6 +159,8 @@ class Model(ABC):
                 raise ConfigError(
                     f"parameter {name} must lie in [{low:g}, {high:g}]: it spans {value.min()} to {value.max()}"
                 )
+            if self.domains[name] == "distribution" and abs(value.sum() - 1) > 1e-6:
+                raise ConfigError(f"the probabilities {name} must add up to 1, not {value.sum()}")
             copies[name] = value
         return copies
 
@@ -165,7 +168,8 @@ class Model(ABC):
         """Parameters with annealing noise (`W_noise`, `pi_noise`, `sigma_noise`): each stays in its domain.
 
         A real parameter gets noise of that standard deviation added, and so does a non-negative one, reflected
-        at 0; a positive one is multiplied by its exponential, and a probability moved on the logit scale.
+        at 0; a positive one is multiplied by its exponential, and a probability moved on the logit scale; those of
+        a distribution are then brought to the sum 1.
         """
         out = dict(params)
         for name in self.shapes:
@@ -175,13 +179,15 @@ class Model(ABC):
             e = scale * rng.standard_normal(params[name].shape)
             if self.domains[name] == "positive":
                 out[name] = params[name] * np.exp(e)
-            elif self.domains[name] == "probability":
+            elif self.domains[name] in ("probability", "distribution"):
                 p = np.clip(params[name], MIN_PROBABILITY, 1 - MIN_PROBABILITY)
                 out[name] = 1 / (1 + np.exp(-(np.log(p) - np.log1p(-p) + e)))
             else:
                 out[name] = params[name] + e
             if self.domains[name] == "nonnegative":
                 out[name] = np.abs(out[name])
+            if self.domains[name] == "distribution":
+                out[name] = out[name] / out[name].sum()
         return out
 
     @abstractmethod
@@ -350,6 +356,13 @@ def shard_and_moments(data: Any, D: int, comm: Any, missing: bool = False) -> tu
     group = communicator(comm)
     shard = whole_shard(data, D, group)
     return shard, group, moments(shard, group, missing)
+
+
+def squared_norms(backend: Backend, kernel: Kernel, rows: Array) -> np.ndarray:
+    """‖row‖² of each row of a device array, (n,) float64 on the host; `kernel` is "squared_norms" of their length."""
+    out = backend.empty((rows.shape[0],))
+    kernel(rows.shape[0], rows, out)
+    return backend.to_host(out).astype(np.float64)
 
 
 def whole_number(name: str, value: Any, least: int = 1) -> int:

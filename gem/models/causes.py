@@ -13,8 +13,9 @@ import numpy as np
 
 from gem.backends.base import Array, Backend, Kernel
 from gem.errors import ConfigError, DataError
-from gem.models.base import MIN_PROBABILITY, Moments, Params, Posterior, Step, shard_and_moments
-from gem.models.truncated import Truncated, held
+from gem.models.base import MIN_PROBABILITY, Params, Posterior, Step, squared_norms
+from gem.models.observed import split_missing
+from gem.models.truncated import Truncated, held, noise_level
 from gem.philox import generator
 from gem.statistics import Layout, Statistics
 
@@ -150,11 +151,6 @@ class Causes(Truncated):
     def observe(self, params: Params, mean: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Draw data with these means, of the same shape."""
 
-    def log_prior(self, params: Params, states: np.ndarray) -> np.ndarray:
-        on = np.broadcast_to(params["pi"], (self.H,))
-        active = states != 0
-        return active @ np.log(on) + ~active @ np.log1p(-on)
-
     # -- E-step --------------------------------------------------------------------------------------------
 
     def tables(self, params: Params, backend: Backend, step: Step) -> Tables:
@@ -201,7 +197,8 @@ class Causes(Truncated):
         n, device = Y.shape[0], t.backend
         observed, counts = t.nothing, np.full(n, self.D)
         if self.missing:
-            Y, observed, counts = self._split(t, Y)
+            Y, observed = split_missing(device, Y)
+            counts = device.to_host(observed).sum(axis=1, dtype=np.float64)
         b = device.matmul(Y, t.slope)
         if self.missing:
             b = device.to_device(device.to_host(b) + device.to_host(device.matmul(observed, t.per_entry)))
@@ -228,13 +225,6 @@ class Causes(Truncated):
             device.to_host(energy).astype(np.float64),
             reference,
         )  # fmt: skip
-
-    def _split(self, t: Tables, Y: Array) -> tuple[Array, Array, np.ndarray]:
-        """The data with 0 for what is missing, their mask, and the number of observed entries of each point."""
-        n = Y.shape[0]
-        filled, observed = t.backend.empty((n, self.D)), t.backend.empty((n, self.D))
-        t.backend.kernel("split_missing", D=self.D)(n, Y, filled, observed)
-        return filled, observed, t.backend.to_host(observed).sum(axis=1, dtype=np.float64)
 
     def infer(self, tables: Tables, Y: Array) -> Posterior:
         found = self.expect(tables, Y)
@@ -341,7 +331,7 @@ class GaussianCauses(Causes):
 
         Y: (N, D) array, path or Source; the result is the same on every rank of `comm`.
         """
-        data = _moments(self, Y, comm)
+        data = self.varied_moments(Y, comm)
         noise = np.sqrt(data.var)[:, None] * generator(seed, "init").standard_normal((self.D, self.H)) / 2
         W = data.mean[:, None] + noise
         return {
@@ -389,9 +379,7 @@ class GaussianCauses(Causes):
         return Likelihood(fragment, fields, settings, W * precision, -(W**2) * precision / 2, np.ones_like(W), W)
 
     def reference(self, tables: Tables, Y: Array) -> np.ndarray:
-        squares = tables.backend.empty((Y.shape[0],))
-        tables.squared_norms(Y.shape[0], Y, squares)
-        return tables.likelihood.settings[0] * tables.backend.to_host(squares).astype(np.float64)
+        return tables.likelihood.settings[0] * squared_norms(tables.backend, tables.squared_norms, Y)
 
     def per_entry(self, params: Params) -> float:
         return float(-np.log(2 * np.pi * params["sigma"] ** 2) / 2)
@@ -416,9 +404,7 @@ class GaussianCauses(Causes):
         entries = float(stats["N_use"]) * self.D
         variance = (stats["squares"] + stats["missing"] * params["sigma"] ** 2) / entries
         floor = step.resolution * stats["yy"] / entries  # below, it cannot be told from rounding
-        sigma = np.sqrt(np.maximum(variance, floor))
-        if variance < floor:
-            notes.append(f"sigma was held at {sigma:.3g}, the resolution of the E-step")
+        sigma = noise_level(float(variance), float(floor), notes)
         W = self.weighted_means(stats, params["W"], notes)
         if self.domains["W"] == "nonnegative":
             W = held("W", W, 0, np.inf, notes)
@@ -508,7 +494,7 @@ class PMCA(Causes):
 
     def init_params(self, Y: Any, seed: int = 0, comm: Any = None) -> Params:
         """Rates at the data's mean plus noise of half its spread; π = 1/H. Y: array, path or Source."""
-        data = _moments(self, Y, comm)
+        data = self.varied_moments(Y, comm)
         noise = np.sqrt(data.var)[:, None] * generator(seed, "init").standard_normal((self.D, self.H)) / 2
         W = np.maximum(np.abs(data.mean[:, None] + noise), self.background)
         return {"W": W, "pi": np.array(min(0.5, 1 / self.H))}
@@ -548,14 +534,6 @@ class PMCA(Causes):
         notes: list[str] = []
         W = held("W", self.weighted_means(stats, params["W"], notes), self.background, np.inf, notes)
         return {"W": W, "pi": self.common_pi(stats, params, step, notes)}, notes
-
-
-def _moments(model: Causes, Y: Any, comm: Any) -> Moments:
-    """Mean and variance of data that have some variance."""
-    _, _, data = shard_and_moments(Y, model.D, comm, model.missing)
-    if not data.var.any():
-        raise DataError("all data points are equal: there is nothing to learn from them")
-    return data
 
 
 def refuse(Y: np.ndarray, bad: np.ndarray, start: int, why: str) -> None:

@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gem.backends.base import Array, Backend, Kernel
-from gem.errors import ConfigError, DataError
-from gem.models.base import MIN_PROBABILITY, Params, Posterior, Step, shard_and_moments
+from gem.errors import ConfigError
+from gem.models.base import MIN_PROBABILITY, Params, Posterior, Step, squared_norms
 from gem.models.imputation import impute
-from gem.models.truncated import Truncated, held
+from gem.models.observed import ObservedGram, split_missing
+from gem.models.truncated import Truncated, held, noise_level
 from gem.philox import generator
 from gem.statistics import Layout, Statistics
 
@@ -44,18 +45,7 @@ class Tables:
     gram_posterior: Kernel
     pair_sums: Kernel
     scale_rows: Kernel
-    masked: MaskedTables | None
-
-
-@dataclass(frozen=True)
-class MaskedTables:
-    """What else it takes where entries are missing: the fields in units of σ, (H, D), and their squares, (D, H)."""
-
-    fields: Array
-    squares: Array
-    split_missing: Kernel
-    masked_gram: Kernel
-    linear_scores: Kernel
+    observed_gram: ObservedGram | None
 
 
 @dataclass(frozen=True)
@@ -97,10 +87,8 @@ class LinearSuperposition(Truncated):
         A latent is active with probability 1/H, at each of its values alike.
         Y: (N, D) array, path or Source; the result is the same on every rank of `comm`.
         """
-        _, _, data = shard_and_moments(Y, self.D, comm, self.missing)
+        data = self.varied_moments(Y, comm)
         spread = np.sqrt(data.var)
-        if not spread.any():
-            raise DataError("all data points are equal: there is nothing to learn from them")
         noise = generator(seed, "init").standard_normal((self.D, self.H))
         values = np.array(self.values)
         size = np.sqrt(np.mean(values**2))
@@ -167,7 +155,7 @@ class LinearSuperposition(Truncated):
             ),
             pair_sums=backend.kernel("pair_sums", **sizes),
             scale_rows=backend.kernel("scale_rows", H=H),
-            masked=self._masked_tables(params, backend) if self.missing else None,
+            observed_gram=ObservedGram.of(W / params["sigma"], self.Hprime, backend) if self.missing else None,
         )  # fmt: skip
 
     def _score_lines(self, slope: np.ndarray, offset: np.ndarray, norms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -179,20 +167,10 @@ class LinearSuperposition(Truncated):
         length = np.sqrt(norms)  # a field of zeros explains nothing and is scored 0
         return np.divide(1, length, out=np.zeros(self.H), where=length > 0)[None], np.zeros((1, self.H))
 
-    def _masked_tables(self, params: Params, backend: Backend) -> MaskedTables:
-        scaled = params["W"] / params["sigma"]
-        return MaskedTables(
-            fields=backend.to_device(scaled.T),
-            squares=backend.to_device(scaled**2),
-            split_missing=backend.kernel("split_missing", D=self.D),
-            masked_gram=backend.kernel("masked_gram", D=self.D, HPRIME=self.Hprime),
-            linear_scores=backend.kernel("linear_scores", H=self.H, VALUES=len(self.values), COSINE=int(self.cosine)),
-        )
-
     def infer(self, tables: Tables, Y: Array) -> Posterior:
         """Preselect I_n, enumerate K_n, weigh: one matrix product and two kernels; more if entries are missing."""
         t, n, V = tables, Y.shape[0], len(self.values)
-        seen = self._select(t, Y) if t.masked is None else self._select_observed(t, t.masked, Y)
+        seen = self._select(t, Y) if t.observed_gram is None else self._select_observed(t, t.observed_gram, Y)
         log_evidence, pairs = t.backend.empty((n,)), t.backend.empty((n, self.pairs))
         squares = t.backend.empty((n, self.H)) if V > 1 else t.nothing
         counts = t.backend.empty((n, V)) if V > 1 else t.nothing
@@ -200,8 +178,8 @@ class LinearSuperposition(Truncated):
             n, seen.b, seen.gram, seen.norms, t.slope, t.offset, t.values, seen.candidates, t.beta, t.shift,
             log_evidence, pairs, squares, counts,
         )  # fmt: skip
-        yy = self._squared_norms(t, seen.Y)
-        D = self.D if seen.observed is None else self._squared_norms(t, seen.observed)  # of zeros and ones
+        yy = squared_norms(t.backend, t.squared_norms, seen.Y)
+        D = self.D if seen.observed is None else squared_norms(t.backend, t.squared_norms, seen.observed)  # of 0 and 1
         relative = t.backend.to_host(log_evidence).astype(np.float64)
         log_joint = relative + t.log_p0 - (yy / t.sigma2 + D * np.log(2 * np.pi * t.sigma2)) / 2
         rest = {"pairs": pairs, "squares": squares, "counts": counts, "yy": yy}
@@ -215,24 +193,16 @@ class LinearSuperposition(Truncated):
         t.preselect(Y.shape[0], b, t.score_slope, t.score_offset, candidates)
         return Seen(Y, None, b, t.gram, t.nothing, candidates)
 
-    def _select_observed(self, t: Tables, masked: MaskedTables, Y: Array) -> Seen:
+    def _select_observed(self, t: Tables, gram: ObservedGram, Y: Array) -> Seen:
         """The observed part alone: its products with the fields, and its own Gram matrix of the candidates."""
-        n, empty = Y.shape[0], t.backend.empty
-        filled, observed = empty((n, self.D)), empty((n, self.D))
-        masked.split_missing(n, Y, filled, observed)
-        b, norms = t.backend.matmul(filled, t.W), t.backend.matmul(observed, masked.squares)
-        scores, candidates = empty((n, self.H)), empty((n, self.Hprime), np.int32)
-        masked.linear_scores(n, b, norms, t.slope, t.offset, t.values, scores)
+        n = Y.shape[0]
+        filled, observed = split_missing(t.backend, Y)
+        b, norms = t.backend.matmul(filled, t.W), gram.norms(observed)
+        scores, candidates = t.backend.empty((n, self.H)), t.backend.empty((n, self.Hprime), np.int32)
+        line = t.backend.kernel("linear_scores", H=self.H, VALUES=len(self.values), COSINE=int(self.cosine))
+        line(n, b, norms, t.slope, t.offset, t.values, scores)
         t.preselect(n, scores, t.score_slope, t.score_offset, candidates)
-        couplings = empty((n, self.pairs))
-        masked.masked_gram(n, observed, masked.fields, candidates, couplings)
-        return Seen(filled, observed, b, couplings, norms, candidates)
-
-    def _squared_norms(self, t: Tables, Y: Array) -> np.ndarray:
-        """‖y_n‖², on the host."""
-        out = t.backend.empty((Y.shape[0],))
-        t.squared_norms(Y.shape[0], Y, out)
-        return t.backend.to_host(out).astype(np.float64)
+        return Seen(filled, observed, b, gram.couplings(observed, candidates), norms, candidates)
 
     def sums(self, tables: Tables, Y: Array, posterior: Posterior, weights: np.ndarray | None) -> dict[str, Any]:
         t, n, rest = tables, Y.shape[0], posterior.rest
@@ -285,15 +255,10 @@ class LinearSuperposition(Truncated):
         N = float(stats["N_use"])
         ss = symmetric(stats["ss"], stats["squares"])
         W = solve_fields(stats["ys"], ss, params["W"])
-        variance = (stats["yy"] - 2 * np.sum(W * stats["ys"]) + np.sum((W @ ss) * W)) / (N * self.D)
-        # A variance below the rounding of Σ‖y‖² cannot be told from zero.
-        floor = self.H * step.resolution * stats["yy"] / (N * self.D)
         notes = [f"latent {h} was never active: its field was kept" for h in np.flatnonzero(stats["squares"] == 0)]
         active = stats["counts"] / (N * self.H) * self.selection_factor(params, step)
-        new = {"W": W, "pi": self.prior(active, notes), "sigma": np.sqrt(np.maximum(variance, floor))}
-        if variance < floor:
-            notes.append(f"sigma was held at {new['sigma']:.3g}, the resolution of the E-step")
-        return new, notes
+        new = {"W": W, "pi": self.prior(active, notes)}
+        return {**new, "sigma": residual_noise(W, stats["yy"], stats["ys"], ss, N, step, notes)}, notes
 
     def bytes_per_point(self, itemsize: int) -> tuple[int, int]:
         moments = self.H + self.pairs + (self.H + len(self.values) if len(self.values) > 1 else 0)
@@ -362,6 +327,8 @@ class DSC(LinearSuperposition):
     Model parameters are ``W`` (D, H), ``pi`` (K,), aligned with `values`, and ``sigma`` ().
     """
 
+    domains: ClassVar[Mapping[str, str]] = {**LinearSuperposition.domains, "pi": "distribution"}
+
     def __init__(
         self,
         D: int,
@@ -383,16 +350,6 @@ class DSC(LinearSuperposition):
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {**super().shapes, "pi": (len(self.all_values),)}
-
-    def check(self, params: Mapping[str, Any]) -> Params:
-        checked = super().check(params)
-        if abs(checked["pi"].sum() - 1) > 1e-6:
-            raise ConfigError(f"the probabilities pi of the values must add up to 1, not {checked['pi'].sum()}")
-        return checked
-
-    def perturb(self, params: Params, noise: Mapping[str, float], rng: np.random.Generator) -> Params:
-        noisy = super().perturb(params, noise, rng)
-        return {**noisy, "pi": noisy["pi"] / noisy["pi"].sum()} if noise.get("pi_noise") else noisy
 
     def activity(self, params: Params) -> float:
         return float(1 - params["pi"][self._zero])
@@ -434,6 +391,15 @@ def checked_values(values: Sequence[float]) -> tuple[float, ...]:
 def symmetric(upper: np.ndarray, diagonal: np.ndarray) -> np.ndarray:
     """The full matrix from its strict upper triangle and its diagonal."""
     return upper + upper.T + np.diag(diagonal)
+
+
+def residual_noise(
+    W: np.ndarray, yy: np.ndarray, ys: np.ndarray, ss: np.ndarray, N: float, step: Step, notes: list[str]
+) -> np.ndarray:
+    """σ, from Σ⟨‖y − Ws‖²⟩ / ND; a variance below the rounding of Σ‖y‖² cannot be told from zero."""
+    D, H = W.shape
+    variance = (yy - 2 * np.sum(W * ys) + np.sum((W @ ss) * W)) / (N * D)
+    return noise_level(variance, H * step.resolution * yy / (N * D), notes)
 
 
 def solve_fields(ys: np.ndarray, ss: np.ndarray, W: np.ndarray) -> np.ndarray:

@@ -73,16 +73,6 @@ class Mixture(Model):
         given = {"D": self.D, "K": self.K, "reg": self.reg}
         return {**given, "missing": True} if self.missing else given
 
-    def check(self, params: Mapping[str, Any]) -> Params:
-        checked = super().check(params)
-        if abs(checked["pi"].sum() - 1) > 1e-6:
-            raise ConfigError(f"the mixing proportions pi must add up to 1, not {checked['pi'].sum()}")
-        return checked
-
-    def perturb(self, params: Params, noise: Mapping[str, float], rng: np.random.Generator) -> Params:
-        noisy = super().perturb(params, noise, rng)
-        return {**noisy, "pi": noisy["pi"] / noisy["pi"].sum()} if noise.get("pi_noise") else noisy
-
     def init_params(self, Y: Any, seed: int = 0, comm: Any = None) -> Params:
         """Centres by k-means++ on a subsample, equal proportions, the subsample's spread about its nearest centre.
 
@@ -244,7 +234,7 @@ class MoG(Mixture):
     (D, D) (tied), (K, D, D) (full).
     """
 
-    domains: ClassVar[Mapping[str, str]] = {"pi": "probability", "mu": "real", "var": "positive", "cov": "real"}
+    domains: ClassVar[Mapping[str, str]] = {"pi": "distribution", "mu": "real", "var": "positive", "cov": "real"}
     centre = "mu"
 
     def __init__(self, D: int, K: int, covariance: str = "diag", reg: float = 1e-6, missing: bool = False):
@@ -417,7 +407,7 @@ class MoP(Mixture):
     Model parameters are ``pi`` (K,) and ``lam`` (K, D).
     """
 
-    domains: ClassVar[Mapping[str, str]] = {"pi": "probability", "lam": "positive"}
+    domains: ClassVar[Mapping[str, str]] = {"pi": "distribution", "lam": "positive"}
     centre, component = "lam", "poisson"
 
     def __init__(self, D: int, K: int, reg: float = 1e-6, missing: bool = False):

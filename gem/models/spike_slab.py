@@ -10,10 +10,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gem.backends.base import Array, Backend, Kernel
-from gem.errors import DataError
-from gem.models.base import MIN_PROBABILITY, TINY, Params, Posterior, Step, shard_and_moments
+from gem.models.base import MIN_PROBABILITY, TINY, Params, Posterior, Step, squared_norms
 from gem.models.imputation import impute
-from gem.models.linear import FIXED_POINT, solve_fields, symmetric
+from gem.models.linear import FIXED_POINT, residual_noise, solve_fields, symmetric
+from gem.models.observed import ObservedGram, split_missing
 from gem.models.truncated import Truncated, held
 from gem.philox import generator
 from gem.statistics import Layout, Statistics
@@ -45,17 +45,7 @@ class Tables:
     spike_slab: Kernel
     pair_sums: Kernel
     scale_rows: Kernel
-    masked: MaskedTables | None
-
-
-@dataclass(frozen=True)
-class MaskedTables:
-    """What else it takes where entries are missing: V as (H, D), and its entries' squares (D, H)."""
-
-    fields: Array
-    squares: Array
-    split_missing: Kernel
-    masked_gram: Kernel
+    observed_gram: ObservedGram | None
 
 
 class GSC(Truncated):
@@ -91,10 +81,8 @@ class GSC(Truncated):
 
         Y: (N, D) array, path or Source; the result is the same on every rank of `comm`.
         """
-        _, _, data = shard_and_moments(Y, self.D, comm, self.missing)
+        data = self.varied_moments(Y, comm)
         spread = np.sqrt(data.var)
-        if not spread.any():
-            raise DataError("all data points are equal: there is nothing to learn from them")
         noise = generator(seed, "init").standard_normal((self.D, self.H))
         return {
             "W": data.mean[:, None] + spread[:, None] * noise,
@@ -110,10 +98,6 @@ class GSC(Truncated):
         z = params["mu"] + np.sqrt(params["psi"]) * rng.standard_normal((n, self.H))
         drawn["Y"] = (drawn["s"] * z) @ params["W"].T + params["sigma"] * rng.standard_normal((n, self.D))
         return drawn
-
-    def log_prior(self, params: Params, states: np.ndarray) -> np.ndarray:
-        on = states != 0
-        return on @ np.log(params["pi"]) + ~on @ np.log1p(-params["pi"])
 
     def log_likelihood(self, params: Params, Y: np.ndarray, states: np.ndarray) -> np.ndarray:
         """log p(y_n | s, Θ), (N, S), of the switches: the strengths are integrated out."""
@@ -159,14 +143,7 @@ class GSC(Truncated):
             ),
             pair_sums=backend.kernel("pair_sums", H=H, HPRIME=Hprime),
             scale_rows=backend.kernel("scale_rows", H=H),
-            masked=MaskedTables(
-                fields=backend.to_device(V.T),
-                squares=backend.to_device(V**2),
-                split_missing=backend.kernel("split_missing", D=self.D),
-                masked_gram=backend.kernel("masked_gram", D=self.D, HPRIME=Hprime),
-            )
-            if self.missing
-            else None,
+            observed_gram=ObservedGram.of(V, Hprime, backend) if self.missing else None,
         )  # fmt: skip
 
     def infer(self, tables: Tables, Y: Array) -> Posterior:
@@ -177,31 +154,23 @@ class GSC(Truncated):
         t, n, H = tables, Y.shape[0], self.H
         empty = t.backend.empty
         observed, norms, gram = None, t.norms, t.gram
-        if t.masked is not None:
-            whole, Y, observed = Y, empty((n, self.D)), empty((n, self.D))
-            t.masked.split_missing(n, whole, Y, observed)
-            norms = t.backend.matmul(observed, t.masked.squares)
+        if t.observed_gram is not None:
+            Y, observed = split_missing(t.backend, Y)
+            norms = t.observed_gram.norms(observed)
         product, mean, square = t.backend.matmul(Y, t.projection), empty((n, H)), empty((n, H))
         t.scores(n, product, norms, t.latents, mean)
         candidates = empty((n, self.Hprime), np.int32)
         t.preselect(n, mean, t.one, t.zero, candidates)
-        if t.masked is not None:
-            gram = empty((n, self.pairs))
-            t.masked.masked_gram(n, observed, t.masked.fields, candidates, gram)
+        if t.observed_gram is not None:
+            gram = t.observed_gram.couplings(observed, candidates)
         log_evidence, pairs = empty((n,)), empty((n, self.pairs))
         t.spike_slab(n, product, gram, norms, t.latents, candidates, t.beta, mean, log_evidence, square, pairs)
-        yy = self._squared_norms(t, Y)
-        known = self.D if observed is None else self._squared_norms(t, observed)
+        yy = squared_norms(t.backend, t.squared_norms, Y)
+        known = self.D if observed is None else squared_norms(t.backend, t.squared_norms, observed)
         nothing = -(yy / t.sigma2 + known * np.log(2 * np.pi * t.sigma2)) / 2  # log p(y | s = 0)
         relative = t.backend.to_host(log_evidence).astype(np.float64)
         rest = {"square": square, "pairs": pairs, "yy": yy, "Y": Y, "observed": observed}
         return Posterior(relative + t.log_p0 + nothing, candidates, mean, product, rest)
-
-    @staticmethod
-    def _squared_norms(t: Tables, rows: Array) -> np.ndarray:
-        out = t.backend.empty((rows.shape[0],))
-        t.squared_norms(rows.shape[0], rows, out)
-        return t.backend.to_host(out).astype(np.float64)
 
     def sums(self, tables: Tables, Y: Array, posterior: Posterior, weights: np.ndarray | None) -> dict[str, Any]:
         t, n = tables, Y.shape[0]
@@ -218,7 +187,7 @@ class GSC(Truncated):
         }
         yy = posterior.rest["yy"] @ keep
         ys = t.backend.to_host(t.backend.matmul(posterior.rest["Y"], posterior.product, transpose_a=True))
-        if t.masked is not None:
+        if self.missing:
             more, rest = self._imputed(t, posterior, keep)
             ys, yy = ys + more, yy + rest
         return {**columns, "yy": yy, "ys": ys, "szsz": self._pair_sums(t, posterior, keep, columns)}
@@ -279,8 +248,6 @@ class GSC(Truncated):
 
         szsz = symmetric(stats["szsz"], second)
         W = solve_fields(stats["ys"], szsz, params["W"])
-        variance = (stats["yy"] - 2 * np.sum(W * stats["ys"]) + np.sum((W @ szsz) * W)) / (N * self.D)
-        sigma_floor = self.H * step.resolution * stats["yy"] / (N * self.D)
         notes = [f"latent {h} was never active: its field and strengths were kept" for h in np.flatnonzero(~alive)]
         pi = s / N * self.selection_factor(params, step)
         new = {
@@ -288,13 +255,10 @@ class GSC(Truncated):
             "pi": held("pi", np.where(alive, pi, MIN_PROBABILITY), MIN_PROBABILITY, 1 - MIN_PROBABILITY, notes),
             "mu": new_mu,
             "psi": np.maximum(new_psi, floor),
-            "sigma": np.sqrt(np.maximum(variance, sigma_floor)),
         }
         if np.any(new_psi < floor):
             notes.append(f"{np.sum(new_psi < floor)} of {self.H} psi were held at the resolution of the E-step")
-        if variance < sigma_floor:
-            notes.append(f"sigma was held at {new['sigma']:.3g}, the resolution of the E-step")
-        return new, notes
+        return {**new, "sigma": residual_noise(W, stats["yy"], stats["ys"], szsz, N, step, notes)}, notes
 
     def bytes_per_point(self, itemsize: int) -> tuple[int, int]:
         kept = itemsize * (3 * self.H + self.pairs + 1) + 4 * self.Hprime

@@ -7,8 +7,17 @@ from typing import Any
 
 import numpy as np
 
-from gem.errors import ConfigError
-from gem.models.base import MIN_PROBABILITY, Model, Params, Posterior, Step, whole_number
+from gem.errors import ConfigError, DataError
+from gem.models.base import (
+    MIN_PROBABILITY,
+    Model,
+    Moments,
+    Params,
+    Posterior,
+    Step,
+    shard_and_moments,
+    whole_number,
+)
 from gem.philox import generator
 from gem.states import log_binomial, state_table
 from gem.statistics import Statistics
@@ -52,6 +61,25 @@ class Truncated(Model):
     def settings(self) -> dict[str, Any]:
         sizes = {"D": self.D, "H": self.H, "Hprime": self.Hprime, "gamma": self.gamma}
         return {**sizes, "missing": True} if self.missing else sizes
+
+    def log_prior(self, params: Params, states: np.ndarray) -> np.ndarray:
+        """Of binary latents, active with probability `pi`, one for all or (H,)."""
+        pi = np.broadcast_to(params["pi"], (self.H,))
+        active = states != 0
+        return active @ np.log(pi) + ~active @ np.log1p(-pi)
+
+    def varied_moments(self, Y: Any, comm: Any) -> Moments:
+        """Mean and variance of the data, which an initialisation begins with.
+
+        Raises
+        ------
+        DataError
+            If there is no variance at all.
+        """
+        _, _, data = shard_and_moments(Y, self.D, comm, self.missing)
+        if not data.var.any():
+            raise DataError("all data points are equal: there is nothing to learn from them")
+        return data
 
     @property
     def pairs(self) -> int:
@@ -147,3 +175,11 @@ def held(name: str, value: Any, low: float, high: float, notes: list[str]) -> np
     elif changed:
         notes.append(f"{changed} of {np.size(value)} {name} were held in [{low:.3g}, {high:.3g}]")
     return np.asarray(clipped)
+
+
+def noise_level(variance: float, floor: float, notes: list[str]) -> np.ndarray:
+    """σ of this variance, or of `floor`, below which it cannot be told from rounding; `notes` says so."""
+    sigma = np.sqrt(np.maximum(variance, floor))
+    if variance < floor:
+        notes.append(f"sigma was held at {sigma:.3g}, the resolution of the E-step")
+    return sigma
