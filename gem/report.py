@@ -74,14 +74,16 @@ def show_run(path: str, picture_path: Path | None, gabor: bool) -> None:
 
 
 def show_trace(path: str, picture_path: Path | None) -> None:
-    """Draw the time line of a trace (by default beside its file), and print each phase's share of the steps.
+    """Draw the time line of a trace (by default beside its file), and print where the steps' time went.
+
+    A part of a step counts without the spans within it, which count by their own names: the parts make 100 %.
 
     Raises
     ------
     GemError
         If matplotlib is not installed, the file is no trace, or the picture would replace it.
     """
-    from gem.trace import read_spans
+    from gem.trace import account, read_notes, read_spans
 
     spans = read_spans(path)
     picture_path = picture_path or Path(f"{path}.png")
@@ -93,11 +95,20 @@ def show_trace(path: str, picture_path: Path | None) -> None:
         plot.trace_picture(spans, picture_path)
     except ImportError as error:
         raise GemError(f'{error.name} is missing: pip install "gem-em[plot]"') from error
-    total = {name: sum(s["dur"] for s in spans if s["name"] == name) for name in ("EM step", *plot.PHASES)}
-    whole = total.pop("EM step")
-    shares = ", ".join(f"{name} {t / whole:.1%}" for name, t in total.items() if t and whole)
-    ranks = len({s["pid"] for s in spans})
-    print(f"{picture_path}: the time line of {ranks} rank(s); of the time in steps: {shares or 'there is no step'}")
+    spent = account(spans)
+    parts = {"else" if name == "EM step" else name: t for name, t in spent.within.items()}
+    shares = [f"{name} {t / spent.steps:.1%}" for name, t in _descending(parts) if spent.steps]
+    print(f"{picture_path}: the time line of {len({s['pid'] for s in spans})} rank(s)")
+    print(f"of the time in steps: {', '.join(shares) or 'there is no step'}")
+    for what, others in {"outside steps": spent.outside, "in pool threads, within E-steps": spent.pool}.items():
+        if others:
+            print(f"{what}: " + ", ".join(f"{name} {t:.3g} s" for name, t in _descending(others)))
+    for note in read_notes(path):
+        print(note)
+
+
+def _descending(parts: Mapping[str, float]) -> list[tuple[str, float]]:
+    return sorted(parts.items(), key=lambda part: -part[1])
 
 
 def _mpi_library() -> str:

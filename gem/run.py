@@ -254,10 +254,14 @@ class EM:
 
     @contextmanager
     def _saving(self) -> Iterator[None]:
-        """An exception on rank 0 loses no step that was done; one on another rank, those since the last checkpoint."""
+        """An exception on rank 0 loses no step that was done; one on another rank, those since the last checkpoint.
+
+        The trace of a rank that has one is stored too.
+        """
         try:
             yield
         except BaseException as error:
+            self._trace.write_alone()
             if not isinstance(error, RunFileError):
                 self._save()
             raise

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 import gem
+from gem import trace as tracing
 from gem.backends._traced import Traced
 from gem.cli import main
 from gem.errors import ConfigError, DataError
 from gem.models import MoG
 from gem.parallel import Serial
-from gem.trace import OFF, Recording, read_spans
+from gem.trace import OFF, Recording, account, read_notes, read_spans
 
 MODEL = MoG(D=3, K=4)
 ANNEAL = gem.Annealing(steps=3, T=[(0, 2.0), (1.0, 1.0)], Ncut=0.5)
@@ -125,6 +126,98 @@ def test_a_traced_backend_can_wait_for_its_work(tmp_path):
         assert bool(waited) == wait
 
 
+class Ranks(Serial):
+    """Two ranks of which this is the second; the other's answers are given."""
+
+    rank, size = 1, 2
+
+    def __init__(self, other):
+        self.other = other
+
+    def allgather(self, value):
+        return [self.other(value), value]
+
+
+def test_ranks_of_a_host_share_its_clock(tmp_path):
+    """A rank that the system held back when clocks were read is no later than the others; another host is."""
+    same = Recording(tmp_path / "t.json", Ranks(lambda told: told and (told[0], told[1] - 5.0)))
+    other = Recording(tmp_path / "t.json", Ranks(lambda told: told and ("elsewhere", told[1] - 5.0)))
+    for trace in (same, other):
+        with trace.span("a"):
+            pass
+    assert same._spans[0]["ts"] > 5e6
+    assert 0 <= other._spans[0]["ts"] < 5e6
+
+
+def test_memory_is_bounded_and_the_file_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(tracing, "MAX_SPANS", 1000)
+    trace = Recording(tmp_path / "trace.json", Serial())
+    for i in range(1234):
+        with trace.span("a", i=i):
+            pass
+    trace.write()
+    assert [s["args"]["i"] for s in read_spans(trace.path)] == list(range(234, 1234))
+    assert read_notes(trace.path) == ["rank 0: the first 234 spans were not kept"]
+    assert main(["show", str(trace.path)]) == 0
+    assert "the first 234 spans were not kept" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_a_run_that_fails_leaves_its_trace(tmp_path, monkeypatch, error):
+    def fails(self, stats, params, step):
+        if len(steps) == 2:
+            raise error("broken")
+        steps.append(step)
+        return m_step(self, stats, params, step)
+
+    steps, m_step = [], MoG.m_step
+    monkeypatch.setattr(MoG, "m_step", fails)
+    with pytest.raises(error, match="broken"):
+        run(tmp_path / "trace.json", None)
+    names = [s["name"] for s in read_spans(tmp_path / "trace.json")]
+    assert names.count("EM step") == names.count("M-step") == 3
+
+
+def test_a_rank_that_fails_asks_no_other(tmp_path):
+    trace = Recording(tmp_path / "trace.json", Ranks(lambda told: told))
+    with trace.span("a"):
+        pass
+    trace._comm.other = None  # it would not answer
+    trace.write_alone()
+    assert [s["name"] for s in read_spans(tmp_path / "trace.rank1.json")] == ["a"]
+
+
+def made_up(*rows):
+    """Spans from (thread, name, begin, end) in seconds, ordered as in a file."""
+    spans = [
+        {"pid": 0, "tid": thread, "name": name, "ts": 1e6 * begin, "dur": 1e6 * (end - begin), "args": {"step": 1}}
+        for thread, name, begin, end in rows
+    ]
+    return sorted(spans, key=lambda e: (e["pid"], e["tid"], e["ts"], -e["dur"]))
+
+
+def test_parts_of_steps_count_once():
+    """Selection within the E-step, two pool threads beside it, work before the step."""
+    found = account(
+        made_up(
+            (0, "load data", 0, 2),
+            (0, "copy to device", 1, 2),
+            (0, "EM step", 10, 20),
+            (0, "E-step", 10, 18),
+            (0, "selection", 12, 15),
+            (0, "M-step", 18, 19),
+            (1, "batch", 10, 14),
+            (1, "matmul", 11, 14),
+            (2, "batch", 10, 18),
+        )
+    )
+    assert found.steps == 10
+    assert found.within == {"E-step": 5, "selection": 3, "M-step": 1, "EM step": 1}
+    assert found.outside == {"load data": 1, "copy to device": 1}
+    assert found.pool == {"batch": 9, "matmul": 3}
+    assert found.threads == 2
+
+
 # -- the command line, and what it refuses ------------------------------------------------------------------
 
 
@@ -146,7 +239,12 @@ def test_fit_resume_and_show(folder, capsys):
     assert not any(s["name"] == "EM step" for s in read_spans("again.json"))  # the run was finished
     assert main(["show", "run.json"]) == 0
     assert Path("run.json.png").stat().st_size > 10_000
-    assert "1 rank(s); of the time in steps: " in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "1 rank(s)" in out
+    assert "outside steps: " in out
+    assert "in pool threads, within E-steps: " in out
+    line = next(line for line in out.splitlines() if line.startswith("of the time in steps: "))
+    assert sum(float(part.rpartition(" ")[2].rstrip("%")) for part in line.split(",")) == pytest.approx(100, abs=1)
     assert main(["show", "again.json", "-o", "other.png"]) == 0  # no step: a picture all the same
     assert Path("other.png").exists()
 
