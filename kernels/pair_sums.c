@@ -1,7 +1,8 @@
 /* pair_sums.c: sums[i, j] += sum_n weights[n] <s_i s_j>_n over the candidates i < j of each data point.
  *
- * Whole numbers in units of 2^-40: their sum has no order, so every run gives the same bits. A sum has room for the
- * weights of 2^23 data points. Only the upper triangle is touched.
+ * Whole numbers in units of 2^-40: their sum has no order, so every run gives the same bits. There is room for sums of
+ * |weights * pairs| below 2^23: the host multiplies the weights by a power of 2 that suits the size of the latents
+ * (pair_moments, gem/models/linear.py). Only the upper triangle is touched.
  * Sizes: H, HPRIME.
  */
 #define UNIT ((real)1099511627776.0) /* 2^40 */

@@ -6,7 +6,8 @@ import numpy as np
 def pair_sums(N: int, candidates: np.ndarray, pairs: np.ndarray, weights: np.ndarray, sums: np.ndarray) -> None:
     """sums[c_i, c_j] += 2⁴⁰ Σ_n weights[n] pairs[n, ij] for the pairs i < j: the upper triangle, as integers.
 
-    Integers, because their sum does not depend on the order in which the groups of a device come to add.
+    Integers, because their sum does not depend on the order in which the groups of a device come to add. Σ_n of
+    |weights[n] pairs[n, ij]| must stay below 2²³.
 
     Parameters
     ----------

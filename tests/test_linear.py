@@ -210,6 +210,22 @@ def test_one_engine(values, factor, like, pi, backend):
     np.testing.assert_allclose(1 - new["pi"][values.index(0)], wanted["pi"], rtol=1e-10)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("scale", [1e-9, 1e-6, 1e4, 1e9])
+def test_the_size_of_the_values_does_not_matter(scale, dtype, backend):
+    """Large and small values, fields as much smaller and larger: the sums of pairs neither overflow nor lose digits."""
+    sizes = {"D": 8, "H": 6, "Hprime": 5, "gamma": 3}
+    plain, scaled = (DSC(**sizes, values=(0, size, -2 * size)) for size in (1, scale))
+    W = np.random.default_rng(2).standard_normal((8, 6))
+    params = {"W": W, "pi": np.array([0.6, 0.2, 0.2]), "sigma": np.array(0.5)}
+    Y, _ = plain.generate_data(params, 300, seed=2)
+    wanted, _ = gem.em_step(plain, params, Y, backend="numpy", dtype="float64")
+    new, _ = gem.em_step(scaled, {**params, "W": W / scale}, Y, backend=backend, dtype=dtype)
+    tolerance = 1e-9 if dtype == "float64" else 2e-5
+    np.testing.assert_allclose(new["W"] * scale, wanted["W"], atol=tolerance)
+    np.testing.assert_allclose(new["sigma"], wanted["sigma"], rtol=tolerance)
+
+
 @pytest.mark.parametrize("missing", [False, True])
 def test_data_selection_corrects_the_proportions(missing, backend):
     """The step sees the selected points alone; the values other than 0 are scaled alike, 0 takes what is left."""

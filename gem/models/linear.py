@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import frexp
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,6 +20,8 @@ from gem.philox import generator
 from gem.statistics import Layout, Statistics
 
 FIXED_POINT = 2.0**40  # the scale of pair_sums: integers add up to the same bits in any order
+ROOM = 21  # sums of pairs stay below 2²¹ units of 2⁴⁰: a quarter of what 64 bits hold
+FLOAT_RANGE = 120  # exponents that a float32 holds with some to spare
 
 
 @dataclass(frozen=True)
@@ -207,15 +210,12 @@ class LinearSuperposition(Truncated):
     def sums(self, tables: Tables, Y: Array, posterior: Posterior, weights: np.ndarray | None) -> dict[str, Any]:
         t, n, rest = tables, Y.shape[0], posterior.rest
         keep = np.ones(n) if weights is None else weights
-        device_keep = t.backend.to_device(keep)
-        fixed = t.backend.to_device(np.zeros((self.H, self.H), dtype=np.int64))
-        t.pair_sums(n, posterior.candidates, rest["pairs"], device_keep, fixed)
-        sums = {"yy": rest["yy"] @ keep, "ss": t.backend.to_host(fixed) / FIXED_POINT}
-        sums |= self._latent_sums(t, posterior, keep)
+        sums = {"yy": rest["yy"] @ keep, **self._latent_sums(t, posterior, keep)}
+        sums["ss"] = pair_moments(t, posterior, keep, sums["squares"])
         if self.missing:
             ys, yy = self._imputed(t, posterior, weights)
         if weights is not None:
-            t.scale_rows(n, posterior.mean, device_keep)
+            t.scale_rows(n, posterior.mean, t.backend.to_device(keep))
         sums["ys"] = t.backend.to_host(t.backend.matmul(rest.get("Y", Y), posterior.mean, transpose_a=True))
         return {**sums, "ys": sums["ys"] + ys, "yy": sums["yy"] + yy} if self.missing else sums
 
@@ -386,6 +386,19 @@ def checked_values(values: Sequence[float]) -> tuple[float, ...]:
     if not np.all(np.isfinite(found)) or len(set(found)) < len(found) or 0 not in found or len(found) < 2:
         raise ConfigError(f"values = {list(found)} must be distinct and finite, with 0 and at least one other")
     return found
+
+
+def pair_moments(t: Any, posterior: Posterior, keep: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    """Σ_n keep_n ⟨s_i s_j⟩_n of i < j, (H, H), in whole numbers whose unit suits the size of the latents.
+
+    No Σ|⟨s_i s_j⟩| exceeds the largest Σ⟨s_h²⟩, `squares` (H,): that is what the unit, a power of 2, leaves room for.
+    """
+    H = len(squares)
+    _, exponent = frexp(float(squares.max()))
+    scale = 2.0 ** np.clip(ROOM - exponent, -FLOAT_RANGE, FLOAT_RANGE)
+    sums = t.backend.to_device(np.zeros((H, H), dtype=np.int64))
+    t.pair_sums(len(keep), posterior.candidates, posterior.rest["pairs"], t.backend.to_device(keep * scale), sums)
+    return t.backend.to_host(sums) / (FIXED_POINT * scale)
 
 
 def symmetric(upper: np.ndarray, diagonal: np.ndarray) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import frexp
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,13 +11,11 @@ import numpy as np
 from gem.backends.base import Array, Backend, Kernel
 from gem.models.base import MIN_PROBABILITY, TINY, Params, Posterior, Step, squared_norms
 from gem.models.imputation import impute
-from gem.models.linear import FIXED_POINT, residual_noise, solve_fields, symmetric
+from gem.models.linear import pair_moments, residual_noise, solve_fields, symmetric
 from gem.models.observed import ObservedGram, split_missing
 from gem.models.truncated import Truncated, held
 from gem.philox import generator
 from gem.statistics import Layout, Statistics
-
-ROOM = 21  # sums of pairs stay below 2²¹ units of 2⁴⁰: a quarter of what 64 bits hold
 
 
 @dataclass(frozen=True)
@@ -190,7 +187,9 @@ class GSC(Truncated):
         if self.missing:
             more, rest = self._imputed(t, posterior, keep)
             ys, yy = ys + more, yy + rest
-        return {**columns, "yy": yy, "ys": ys, "szsz": self._pair_sums(t, posterior, keep, columns)}
+        second = _about_zero(t, columns["s"], columns["sz"], columns["square"])
+        pairs = pair_moments(t, posterior, keep, second / t.spread**2)
+        return {**columns, "yy": yy, "ys": ys, "szsz": pairs * t.spread * t.spread[:, None]}
 
     def _imputed(self, t: Tables, posterior: Posterior, keep: np.ndarray) -> tuple[np.ndarray, float]:
         """What the expectations of missing entries add to the sums."""
@@ -204,20 +203,6 @@ class GSC(Truncated):
         i, j = self.states.pairs
         strengths = pairs * (t.spread[chosen[:, i]] * t.spread[chosen[:, j]])
         return impute(t.dictionary, t.sigma2, observed, _about_zero(t, s, sz, square), chosen, strengths, keep)
-
-    def _pair_sums(
-        self, t: Tables, posterior: Posterior, keep: np.ndarray, columns: Mapping[str, np.ndarray]
-    ) -> np.ndarray:
-        """Σ_n ⟨s_i z_i s_j z_j⟩ of i < j, (H, H), in whole numbers whose unit suits the size of the strengths.
-
-        Σ|⟨s_i u_i s_j u_j⟩| is at most the largest Σ⟨s_h u_h²⟩: that is what the unit leaves room for.
-        """
-        second = _about_zero(t, columns["s"], columns["sz"], columns["square"])
-        _, exponent = frexp(float(np.max(second / t.spread**2)))
-        scale = 2.0 ** np.clip(ROOM - exponent, -ROOM, 3 * ROOM)
-        fixed = t.backend.to_device(np.zeros((self.H, self.H), dtype=np.int64))
-        t.pair_sums(len(keep), posterior.candidates, posterior.rest["pairs"], t.backend.to_device(keep * scale), fixed)
-        return t.backend.to_host(fixed) / (FIXED_POINT * scale) * t.spread * t.spread[:, None]
 
     def reconstruct(self, tables: Tables, Y: Array, posterior: Posterior) -> Array:
         return tables.backend.matmul(posterior.product, tables.fields)
