@@ -142,6 +142,20 @@ def test_noisy_or_does_not_count_what_is_missing(backend):
     np.testing.assert_allclose(info.free_energy, np.logaddexp.reduce(joint, axis=1).sum(), rtol=1e-10)
 
 
+def test_noisy_or_of_many_causes_near_one_stays_finite(backend):
+    """Ten causes that all but surely switch on: their product of 1e-50 is 0 in float32, and missing entries hide it."""
+    model = NoisyOR(D=7, H=10, Hprime=10, gamma=10, missing=True)
+    params, Y = problem(model, gaps=0.4)
+    params["W"][:] = 1 - 1e-5
+    params["W"][:3] = 0.1
+    Y[0] = np.nan
+    wanted, reference = gem.em_step(model, params, Y, backend="numpy", dtype="float64")
+    new, info = gem.em_step(model, params, Y, backend=backend, dtype="float32")
+    np.testing.assert_allclose(info.free_energy, reference.free_energy, rtol=1e-5)
+    np.testing.assert_allclose(new["W"], wanted["W"], atol=2e-3)
+    np.testing.assert_allclose(new["pi"], wanted["pi"], rtol=1e-3)
+
+
 @pytest.mark.parametrize("kind", [MCA, MMCA, NoisyOR, PMCA])
 def test_learning_with_gaps(kind, backend):
     """F rises by far more than it ever falls, and what is missing is filled in better than by the mean."""

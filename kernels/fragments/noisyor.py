@@ -19,7 +19,7 @@ def combine(c: np.ndarray, w: np.ndarray, y: np.ndarray, setting: np.ndarray) ->
 
 
 def term(y: np.ndarray, c: np.ndarray, setting: np.ndarray) -> np.ndarray:
-    return np.log(c)
+    return np.log(np.maximum(c, np.finfo(c.dtype).tiny))
 
 
 def share(w: np.ndarray, c: np.ndarray, y: np.ndarray, setting: np.ndarray) -> np.ndarray:
