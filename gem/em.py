@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -198,19 +198,23 @@ def run_step(
     backend: Backend,
     comm: Communicator,
     step: Step,
-    stop: bool = False,
+    stop: Callable[[], bool] = bool,
     trace: Trace = OFF,
 ) -> tuple[Params, Info, bool]:
-    """E-step on this rank's data, one reduction, M-step. `stop` tells whether any rank wants to end."""
+    """E-step on this rank's data, one reduction, M-step.
+
+    `stop` is asked, after the E-step, whether this rank wants to end; the last thing returned is whether any does.
+    """
     began = time.perf_counter()
     params = {name: np.asarray(value) for name, value in params.items()}  # a scalar's powers round otherwise
     stats = Statistics({"free_energy": (), "N": (), "N_use": (), "stop": (), **model.layout})
-    stats.add({"N": batches.N, "stop": stop})
+    stats.add({"N": batches.N})
     with blas.limited(1):  # threads are the backend's: those of BLAS spin after their work, in the way of all others
         with trace.span("E-step"):
             tables = model.tables(params, backend, step)
             expectation = _e_step if step.Ncut == 0 else _selective_e_step
             expectation(_Task(model, params, tables, batches, backend, comm, step, trace), stats)
+        stats.add({"stop": stop()})
         with trace.span("reduction", bytes=stats.buffer.nbytes):
             comm.allreduce(stats.buffer)
         with trace.span("M-step"):

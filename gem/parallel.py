@@ -63,17 +63,60 @@ class Communicator(ABC):
 
     @contextmanager
     def guard(self) -> Iterator[None]:
-        """Let a failing rank end the job with its message, instead of leaving the others to wait for ever."""
+        """Let a failing rank end the job with its message, instead of leaving the others to wait for ever.
+
+        An interrupt and an exit with a status are failures too: the other ranks do not know of them.
+        """
         try:
             yield
         except BaseException as error:
-            if self.size > 1 and not isinstance(error, SystemExit | KeyboardInterrupt):
-                if self.rank:
-                    time.sleep(0.5)  # an error that all ranks share is told once, by rank 0
-                text = str(error) if isinstance(error, GemError) else traceback.format_exc()
-                print(f"gem: rank {self.rank}: {text}", file=sys.stderr, flush=True)
-                self.abort()
+            if not (isinstance(error, GeneratorExit) or (isinstance(error, SystemExit) and not error.code)):
+                self._end_job(error)
             raise
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Let an exception that nobody catches end the job, for code of others that runs between our collectives.
+
+        A generator is not told why its consumer left: it sees the same of a `break` and of an exception. So the hook
+        that Python calls before it ends stays where the context was left early; one that was left at its end puts the
+        former hook back. (`sys.exit` on one rank alone calls no hook: only the exceptions of errors do.)
+        """
+        if self.size == 1 or isinstance(sys.excepthook, _EndJob):
+            yield
+            return
+        hook = sys.excepthook = _EndJob(self, sys.excepthook)
+        yield
+        if sys.excepthook is hook:
+            sys.excepthook = hook.before
+
+    def _end_job(self, error: BaseException) -> None:
+        """Say what happened on this rank, and end all; nothing where there is one rank."""
+        if self.size == 1:
+            return
+        if self.rank:
+            time.sleep(0.5)  # an error that all ranks share is told once, by rank 0
+        print(f"gem: rank {self.rank}: {_told(error)}", file=sys.stderr, flush=True)
+        self.abort()
+
+
+class _EndJob:
+    """A `sys.excepthook` that ends the job of all ranks."""
+
+    def __init__(self, comm: Communicator, before: Any):
+        self._comm, self.before = comm, before
+
+    def __call__(self, kind: type[BaseException], error: BaseException, trace: Any) -> None:
+        self._comm._end_job(error)
+
+
+def _told(error: BaseException) -> str:
+    """What a user is to read: a message where one was written for him, else the traceback."""
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, str) else f"exit status {error.code}"
+    return str(error) if isinstance(error, GemError) else "".join(traceback.format_exception(error))
 
 
 class Serial(Communicator):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -213,12 +213,13 @@ class EM:
     def __iter__(self) -> Iterator[Info]:
         """Do the remaining steps, yielding the `Info` of each; SIGTERM ends them early.
 
-        Leaving the loop early loses no step either.
+        Leaving the loop early loses no step either. Under MPI all ranks leave it after the same step, or none does; an
+        exception that ends one of them ends the job.
         """
         self.stopped = False
-        with termination() as asked, self._saving():
+        with self.comm.watch(), termination() as asked, self._saving():
             while self.step < len(self.anneal) and not self.stopped:
-                yield self._advance(stop=asked.is_set())
+                yield self._advance(asked.is_set)
             self._end()
 
     def run(self, progress: bool = False) -> EM:
@@ -230,12 +231,12 @@ class EM:
             Progress(len(self.anneal), self.step, progress and self.comm.rank == 0) as line,
         ):
             while self.step < len(self.anneal) and not self.stopped:
-                info = self._advance(stop=asked.is_set())
+                info = self._advance(asked.is_set)
                 line.update(self.step, info)
             self._end()
         return self
 
-    def _advance(self, stop: bool) -> Info:
+    def _advance(self, asked: Callable[[], bool]) -> Info:
         now = self.anneal[self.step]
         span = self._trace.span("EM step", step=self.step + 1, T=now["T"], Ncut=now["Ncut"])
         with span, self.comm.guard(), self._saving():  # saving comes first: the guard ends the job
@@ -243,10 +244,11 @@ class EM:
             settings = Step(
                 now["T"], now["Ncut"], self.anneal.anneal_prior, str(self.backend.dtype), self.anneal.reseed
             )
-            self.params, info, self.stopped = run_step(
-                self.model, noisy, self._batches, self.backend, self.comm, settings, stop, self._trace
+            self.params, info, stop = run_step(
+                self.model, noisy, self._batches, self.backend, self.comm, settings, asked, self._trace
             )
             self._records.append((info.scalars(), info.notes))
+            self.stopped = stop and self.step < len(self.anneal)  # after the last step there is nothing to stop
             if self._file is not None:
                 with self._trace.span("record"):
                     self._file.record(self.step, self.params, info.scalars(), info.notes)

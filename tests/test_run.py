@@ -410,15 +410,33 @@ def test_sigterm_on_any_rank_ends_all_after_the_same_step(world, folder, monkeyp
         patch.setattr(gem.run, "run_step", terminated)
         run.run()
     assert run.stopped
-    assert run.step == 6  # the signal came amid step 5; step 6 carried the word to all ranks
+    assert run.step == 5  # the step in which the signal came: its reduction carries the word to all ranks
     assert signal.getsignal(signal.SIGTERM) is before
     if world.rank == 0:
-        assert_file_holds(folder / "run.h5", whole, 6)
+        assert_file_holds(folder / "run.h5", whole, 5)
         assert not read_run(folder / "run.h5").finished
         shutil.copy(folder / "run.h5", folder / "copy.h5")
     assert_same(EM.resume(folder / "copy.h5", points(), comm=world).run(), whole)
     assert_same(run.run(), whole)
     assert not run.stopped
+
+
+@pytest.mark.parametrize("Ncut", [0.0, 0.5])
+def test_sigterm_amid_the_e_step_ends_the_run_after_that_very_step(world, folder, monkeypatch, Ncut):
+    """One rank gets it when it is done with its first batch: the step goes on, and is the last one."""
+    rest = BSC.sums
+
+    def signalled(model, *arguments):
+        if world.rank == world.size - 1 and run.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return rest(model, *arguments)
+
+    run = fit(points(), Annealing(steps=STEPS, Ncut=Ncut), comm=world, output=folder / "run.h5", batch=30)
+    monkeypatch.setattr(BSC, "sums", signalled)
+    run.run()
+    assert (run.step, run.stopped) == (3, True)
+    if world.rank == 0:
+        assert (read_run(folder / "run.h5").step, read_run(folder / "run.h5").finished) == (3, False)
 
 
 def test_sigterm_in_the_last_step_is_too_late_to_stop(tmp_path, monkeypatch):
@@ -437,9 +455,11 @@ def test_sigterm_in_the_last_step_is_too_late_to_stop(tmp_path, monkeypatch):
 @pytest.mark.parametrize("fails", [False, True])
 def test_sigterm_does_not_kill_the_last_checkpoint(tmp_path, monkeypatch, fails):
     def terminated(*arguments):
-        os.kill(os.getpid(), signal.SIGTERM)
         if fails and run.step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
             raise RuntimeError("a defect")
+        if not fails:
+            os.kill(os.getpid(), signal.SIGTERM)
         return run_step(*arguments)
 
     def terminated_again(_):
@@ -452,7 +472,7 @@ def test_sigterm_does_not_kill_the_last_checkpoint(tmp_path, monkeypatch, fails)
         with pytest.raises(RuntimeError) if fails else nullcontext():
             run.run()
         assert not outer.is_set()
-    assert read_run(tmp_path / "run.h5").step == run.step == (1 if fails else 2)
+    assert read_run(tmp_path / "run.h5").step == run.step == 1
 
 
 def test_runs_outside_the_main_thread():
@@ -612,8 +632,8 @@ FAILING = """
     from gem.models import BSC
 
     def attempt(*arguments):
-        if run.comm.rank == 0 and run.step == 4:
-            raise RuntimeError("a defect")
+        if run.comm.rank == int(sys.argv[3]) and run.step == 4:
+            {failure}
         return run_step(*arguments)
 
     run_step, gem.run.run_step = gem.run.run_step, attempt
@@ -624,13 +644,68 @@ FAILING = """
 
 
 @pytest.mark.serial
-@pytest.mark.parametrize("go", ["run", "list"])
-def test_failing_rank_0_loses_no_step_and_keeps_nobody_waiting(tmp_path, mpiexec, go):
-    process = child("-c", textwrap.dedent(FAILING), tmp_path / "run.h5", go, launcher=(mpiexec, "-n", "2"))
+@pytest.mark.parametrize(
+    ("failure", "go", "rank", "said"),
+    [
+        ("raise RuntimeError('a defect')", "run", "0", "a defect"),
+        ("raise RuntimeError('a defect')", "list", "0", "a defect"),
+        ("raise KeyboardInterrupt", "run", "1", "rank 1: interrupted"),
+        ("sys.exit(3)", "run", "0", "rank 0: exit status 3"),
+        ("sys.exit('no licence')", "list", "1", "rank 1: no licence"),
+    ],
+)
+def test_a_rank_that_fails_in_a_step_keeps_nobody_waiting(tmp_path, mpiexec, failure, go, rank, said):
+    script = textwrap.dedent(FAILING).format(failure=failure)
+    process = child("-c", script, tmp_path / "run.h5", go, rank, launcher=(mpiexec, "-n", "2"))
     _, err = process.communicate(timeout=20)
     assert process.returncode != 0
-    assert "a defect" in err
-    assert read_run(tmp_path / "run.h5").step == 4
+    assert said in err
+    if rank == "0":  # no step is lost
+        assert read_run(tmp_path / "run.h5").step == 4
+
+
+IN_THE_LOOP = """
+    import sys
+    import numpy as np
+    from gem import EM, Annealing
+    from gem.models import BSC
+
+    Y = np.random.default_rng(0).normal(size=(20, 4))
+    run = EM(BSC(D=4, H=3), Y, Annealing(steps=9), backend="numpy", comm="world", output=sys.argv[1])
+    hook = sys.excepthook
+    for info in run:
+        if run.step == 4 and run.comm.rank == int(sys.argv[2]):
+            {failure}
+    assert sys.excepthook is hook
+    print("done", run.step)
+"""
+
+
+@pytest.mark.serial
+@pytest.mark.parametrize("rank", ["0", "1"])
+@pytest.mark.parametrize(
+    ("failure", "said"),
+    [("raise RuntimeError('a defect of the caller')", "a defect of the caller"), ("raise KeyboardInterrupt", "inter")],
+)
+def test_an_exception_in_the_body_of_the_loop_keeps_nobody_waiting(tmp_path, mpiexec, failure, said, rank):
+    script = textwrap.dedent(IN_THE_LOOP).format(failure=failure)
+    process = child("-c", script, tmp_path / "run.h5", rank, launcher=(mpiexec, "-n", "2"))
+    _, err = process.communicate(timeout=20)
+    assert process.returncode != 0
+    assert f"gem: rank {rank}: " in err
+    assert said in err
+    if rank == "0":
+        assert read_run(tmp_path / "run.h5").step == 4
+
+
+@pytest.mark.serial
+@pytest.mark.parametrize(("body", "step"), [("pass", 9), ("break", 4)])
+def test_loops_that_all_ranks_leave_alike_end_well(tmp_path, mpiexec, body, step):
+    script = textwrap.dedent(IN_THE_LOOP).replace(" and run.comm.rank == int(sys.argv[2])", "").format(failure=body)
+    if body == "break":  # the hook stays: a generator cannot tell this from an exception
+        script = script.replace("assert sys.excepthook is hook", "")
+    process = child("-c", script, tmp_path / "run.h5", "0", launcher=(mpiexec, "-n", "2"))
+    assert done(process).splitlines() == [f"done {step}"] * 2
 
 
 def test_changed_data_are_not_taken_up(tmp_path):
