@@ -192,6 +192,25 @@ def test_poisson_causes_are_recovered(backend):
     assert distance.min(axis=1).max() < 1
 
 
+@pytest.mark.parametrize("gaps", [0.0, 0.3])
+@pytest.mark.parametrize("rate", [1000, 20_000])
+def test_large_counts_keep_their_digits_in_float32(rate, gaps, backend):
+    """Terms of the log likelihood are 10⁵ times as large as what it varies by: so they are of differences."""
+    model = PMCA(D=256, H=5, Hprime=5, gamma=5, missing=gaps > 0, background=rate / 4)
+    rng = np.random.default_rng(0)
+    params = {"W": rate * (1 + rng.uniform(0, 0.02, (256, 5))), "pi": np.array(0.3)}
+    Y, _ = model.generate_data(params, 60, seed=1)
+    Y[rng.random(Y.shape) < gaps] = np.nan
+    wanted = gem.posterior(model, params, Y, backend="numpy", dtype="float64")
+    found = gem.posterior(model, params, Y, backend=backend, dtype="float32")
+    states = all_states(5)
+    exact = np.logaddexp.reduce(model.log_joint(params, Y, states), axis=1)
+    np.testing.assert_allclose(wanted.log_evidence, exact, rtol=1e-9)
+    np.testing.assert_allclose(found.log_evidence, exact, rtol=1e-6)
+    np.testing.assert_allclose(found.mean, wanted.mean, atol=1e-4)
+    assert np.ptp(wanted.mean) > 0.9
+
+
 def test_states_without_weight_change_nothing(backend, monkeypatch):
     """All states counted, by the twin, against those whose weight counts."""
     import gem.kernels.causes as twin

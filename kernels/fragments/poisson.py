@@ -1,8 +1,11 @@
-"""The largest of the active causes' rates and a background rate, in Poisson noise. setting: 1, background."""
+"""The largest of the active causes' rates and a background rate, in Poisson noise: see poisson.h.
+
+setting: 1, background.
+"""
 
 import numpy as np
 
-RELATIVE, EXCLUSIVE, IMPUTED = True, True, True
+RELATIVE, EXCLUSIVE, IMPUTED = False, True, True
 
 
 def start(y: np.ndarray, setting: np.ndarray) -> np.ndarray:
@@ -14,7 +17,12 @@ def combine(c: np.ndarray, w: np.ndarray, y: np.ndarray, setting: np.ndarray) ->
 
 
 def term(y: np.ndarray, c: np.ndarray, setting: np.ndarray) -> np.ndarray:
-    return y * np.log(c) - c
+    most = np.maximum(y, setting[1])
+    above = c - most
+    far = 2 * np.abs(above) >= most
+    logs = np.log1p(np.where(far, 0, above / most))
+    logs[far] = np.log(c[far] / most[far])
+    return y * logs - above
 
 
 def share(w: np.ndarray, c: np.ndarray, y: np.ndarray, setting: np.ndarray) -> np.ndarray:
