@@ -110,6 +110,46 @@ def test_the_covariance_floor_holds(covariance, backend):
         assert any("reg" in note for note in info.notes)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("reg", [0.0, 1e-6])
+@pytest.mark.parametrize("covariance", ["tied", "full"])
+def test_dimensions_that_depend_on_each_other_leave_covariances_invertible(covariance, reg, dtype, backend):
+    """At this scale any reg in the data's units vanishes in float64; units of the dimensions must not count."""
+    x = np.random.default_rng(0).standard_normal((500, 1))
+    Y = x * [1e6, 2e6, 1.0]
+    model = MoG(D=3, K=2, covariance=covariance, reg=reg)
+    params = model.init_params(Y, seed=0)
+    for _ in range(12):
+        params, info = gem.em_step(model, params, Y, backend=backend, dtype=dtype)
+        cov = np.atleast_3d(params["cov"].T).T.reshape(-1, 3, 3)
+        assert all(np.linalg.cholesky(c).shape == (3, 3) for c in cov)
+    of = "" if covariance == "tied" else " of component 0"
+    assert any(note.startswith(f"covariance{of} was held at") for note in info.notes)
+    spread = np.einsum("k,kd->d", params["pi"], variances(params, 3)) if covariance == "full" else variances(params, 3)
+    total = spread.reshape(-1, 3)[0] + params["pi"] @ (params["mu"] - params["pi"] @ params["mu"]) ** 2
+    np.testing.assert_allclose(total, Y.var(axis=0), rtol=1e-2)
+
+
+def test_scales_of_dimensions_are_no_dependence():
+    rng = np.random.default_rng(1)
+    Y = rng.standard_normal((400, 3)) * [1e-6, 1.0, 1e7]
+    model = MoG(D=3, K=1, covariance="full", reg=0)
+    new, info = gem.em_step(model, model.init_params(Y), Y, dtype="float64")
+    np.testing.assert_allclose(new["cov"][0], np.cov(Y.T, bias=True), rtol=1e-6)
+    assert info.notes == []
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_a_variance_that_vanishes_without_a_floor_is_refused(covariance):
+    Y = np.concatenate([blobs(100, 2, 1, seed=5), np.full((50, 2), 40.0)])
+    if covariance == "tied":
+        Y[:, 1] = 3.0
+    start = MoG(D=2, K=2, covariance=covariance).init_params(Y, seed=0)
+    em = gem.EM(MoG(D=2, K=2, covariance=covariance, reg=0), Y, gem.Annealing(steps=20), params=start, dtype="float64")
+    with pytest.raises(gem.DataError, match="set a floor"):
+        em.run()
+
+
 def test_kmeans_plusplus_takes_one_point_of_each_far_cluster():
     rng = np.random.default_rng(6)
     centres = 100 * np.arange(8)[:, None] * np.ones(2)

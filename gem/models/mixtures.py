@@ -26,6 +26,7 @@ KERNEL_CODE = {
     "poisson": 3,
 }  # a spherical model runs as a diagonal one
 SPREAD = {"diag": "var", "spherical": "var", "tied": "cov", "full": "cov"}
+CHOLESKY_RESOLUTION = 100 * float(np.finfo(np.float64).eps)  # times D: what rounding takes of an eigenvalue, and room
 POINTS_PER_CENTRE = 40  # k-means++ looks at a subsample: seeding needs no more
 
 
@@ -189,7 +190,7 @@ class Mixture(Model):
             "pi": counts / counts.sum(),
             self.centre: params[self.centre].astype(step.dtype) + moved,  # what the moments were taken about
         }
-        self._update(new, stats, moved, empty, notes)
+        self._update(new, stats, moved, empty, step, notes)
         for k in np.flatnonzero(empty):
             big = int(np.argmax(new["pi"]))
             new[self.centre][k] = self._beside(new, big, generator(int(k), "reseed").standard_normal(self.D))
@@ -198,7 +199,9 @@ class Mixture(Model):
         return new, notes
 
     @abstractmethod
-    def _update(self, new: Params, stats: Statistics, moved: np.ndarray, empty: np.ndarray, notes: list[str]) -> None:
+    def _update(
+        self, new: Params, stats: Statistics, moved: np.ndarray, empty: np.ndarray, step: Step, notes: list[str]
+    ) -> None:
         """Complete `new`, in which pi and the centres are, and hold it above the floor; `moved` (K, D) is how far
         the centres went."""
 
@@ -219,7 +222,8 @@ class MoG(Mixture):
         Observed dimensions, components.
     covariance : "diag", "spherical", "tied" or "full"
     reg : float
-        Floor of the variances (of the eigenvalues of a covariance), in the data's units squared.
+        Floor of the variances (of the eigenvalues of a covariance), in the data's units squared. Covariances are held
+        invertible at any scale of the data besides.
     missing : bool
         Whether NaN in the data marks missing entries; else it is refused.
 
@@ -346,12 +350,14 @@ class MoG(Mixture):
 
     # -- M-step --------------------------------------------------------------------------------------------
 
-    def _update(self, new: Params, stats: Statistics, moved: np.ndarray, empty: np.ndarray, notes: list[str]) -> None:
+    def _update(
+        self, new: Params, stats: Statistics, moved: np.ndarray, empty: np.ndarray, step: Step, notes: list[str]
+    ) -> None:
         counts = stats["counts"]
         spread = self._spread(stats["second"], np.where(empty, 1, counts), moved, counts.sum())
         if self.covariance != "tied":
             spread[empty] = spread[np.argmax(counts)]
-        new[SPREAD[self.covariance]] = self._floor(spread, notes)
+        new[SPREAD[self.covariance]] = self._floor(spread, step, notes)
 
     def _beside(self, new: Params, k: int, direction: np.ndarray) -> np.ndarray:
         if "var" in new:
@@ -368,8 +374,15 @@ class MoG(Mixture):
             return (second - moved.T @ (counts[:, None] * moved)) / N
         return second / counts[:, None, None] - moved[:, :, None] * moved[:, None, :]
 
-    def _floor(self, spread: np.ndarray, notes: list[str]) -> np.ndarray:
-        """Raise variances, or eigenvalues of covariances, that are below reg to it; the others stay bit for bit."""
+    def _floor(self, spread: np.ndarray, step: Step, notes: list[str]) -> np.ndarray:
+        """Raise variances, or eigenvalues of covariances, that are below reg to it; the others stay bit for bit.
+
+        Raises
+        ------
+        DataError
+            If a variance vanishes and reg = 0.
+        """
+        name = SPREAD[self.covariance]
         if self.component == "diag":
             low = spread < self.reg
             raised = np.full_like(spread, self.reg)
@@ -379,8 +392,36 @@ class MoG(Mixture):
             low = np.asarray((values < self.reg).any(axis=-1))[..., None, None]
             raised = (vectors * np.maximum(values, self.reg)[..., None, :]) @ np.swapaxes(vectors, -1, -2)
         if low.any():
-            notes.append(f"{int(low.sum())} {SPREAD[self.covariance]} held at reg = {self.reg:g}")
-        return np.where(low, raised, spread)
+            notes.append(f"{int(low.sum())} {name} held at reg = {self.reg:g}")
+        floored = np.where(low, raised, spread)
+        variances = floored if self.component == "diag" else np.diagonal(floored, axis1=-2, axis2=-1)
+        if not np.all(variances > 0):
+            where = tuple(int(i) for i in np.argwhere(~(variances > 0))[0])
+            raise DataError(
+                f"the variance {name} at {where} vanishes and reg = 0: set a floor reg, or choose a smaller K"
+            )
+        if self.component == "diag":
+            return floored
+        least = max(step.resolution, CHOLESKY_RESOLUTION * self.D)
+        doubtful = np.maximum(values[..., 0], self.reg) < least * values[..., -1]
+        return self._resolved(floored, least, np.atleast_1d(doubtful), notes)
+
+    def _resolved(self, cov: np.ndarray, least: float, doubtful: np.ndarray, notes: list[str]) -> np.ndarray:
+        """Raise eigenvalues that neither the E-step nor a Cholesky factor in float64 can tell from 0; others stay.
+
+        What can be told is a matter of the correlations, whose eigenvalues shall be `least`: the units of the
+        dimensions do not count. `doubtful` (K,): which need a look, by the eigenvalues of the covariances themselves.
+        """
+        out = cov.reshape(-1, self.D, self.D).copy()
+        for k in np.flatnonzero(doubtful):
+            sigma = out[k]
+            scale = np.sqrt(np.diagonal(sigma))
+            values, vectors = np.linalg.eigh(sigma / np.outer(scale, scale))
+            if values[0] < least:
+                out[k] = (vectors * np.maximum(values, least)) @ vectors.T * np.outer(scale, scale)
+                of = "" if self.covariance == "tied" else f" of component {k}"
+                notes.append(f"covariance{of} was held at {least:.2g} of its scale: some dimensions depend on others")
+        return out.reshape(cov.shape)
 
 
 class MoP(Mixture):
@@ -453,7 +494,9 @@ class MoP(Mixture):
             return rates, np.concatenate([log_ratio, more]), np.zeros(self.K)
         return rates, log_ratio, -more.sum(axis=1)
 
-    def _update(self, new: Params, stats: Statistics, moved: np.ndarray, empty: np.ndarray, notes: list[str]) -> None:
+    def _update(
+        self, new: Params, stats: Statistics, moved: np.ndarray, empty: np.ndarray, step: Step, notes: list[str]
+    ) -> None:
         low = new["lam"] < self.reg
         new["lam"][low] = self.reg
         if low.any():
