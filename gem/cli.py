@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
@@ -47,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     try:
         comm = communicator("world" if launched() else None)
-        with comm.guard():
+        with comm.guard(), _log_shown(comm, getattr(args, "quiet", True)):
             return args.command(args, comm)
     except GemError as error:
         print(f"gem: {error}", file=sys.stderr)
@@ -55,6 +57,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("gem: interrupted", file=sys.stderr)
         return 130
+
+
+@contextmanager
+def _log_shown(comm: Communicator, quiet: bool) -> Iterator[None]:
+    """What the library logs, on stderr while a command runs: all of it on rank 0, of other ranks and if `quiet`
+    warnings."""
+    log, shown = logging.getLogger("gem"), logging.StreamHandler(sys.stderr)
+    shown.setFormatter(logging.Formatter(f"gem: rank {comm.rank}: %(message)s" if comm.rank else "gem: %(message)s"))
+    shown.setLevel(logging.WARNING if quiet or comm.rank else logging.INFO)
+    before = log.level
+    log.addHandler(shown)
+    log.setLevel(min(before or logging.INFO, logging.INFO))
+    try:
+        yield
+    finally:
+        log.removeHandler(shown)
+        log.setLevel(before)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -106,7 +125,9 @@ def _parser() -> argparse.ArgumentParser:
     resume.add_argument("--backend", help="default: the run's own")
     resume.set_defaults(command=_resume)
     for command in (fit, resume):
-        command.add_argument("-q", "--quiet", action="store_true", help="no progress line")
+        command.add_argument(
+            "-q", "--quiet", action="store_true", help="no progress line, and of the log warnings alone"
+        )
         command.add_argument("--trace", metavar="FILE.json", help="record the time line of all ranks (for Perfetto)")
 
     info = commands.add_parser("info", help="what a run file holds; without one, what this machine has")
@@ -144,7 +165,9 @@ def _add_restoring(commands: Any) -> None:
         command.add_argument("--steps", type=int, default=20, help="EM steps (default: %(default)s)")
         command.add_argument("--backend", default="auto", help='"numpy", "auto", ... (default: auto)')
         command.add_argument("--seed", type=int, default=0)
-        command.add_argument("-q", "--quiet", action="store_true", help="no progress line")
+        command.add_argument(
+            "-q", "--quiet", action="store_true", help="no progress line, and of the log warnings alone"
+        )
     denoise.set_defaults(command=_restore, mask=None, missing=None)
     inpaint.set_defaults(command=_restore, add_noise=False)
 

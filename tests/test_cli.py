@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import subprocess
@@ -98,6 +99,17 @@ def test_fit_is_a_run_with_these_settings(gem_):
 
 def test_quiet(gem_):
     assert gem_(f"fit bsc x.npy {BSC_FIT}")[2] == ""
+
+
+def test_the_log_is_shown_unless_quiet(gem_, monkeypatch):
+    log = logging.getLogger("gem")
+    before = log.level, list(log.handlers)
+    flags = BSC_FIT.replace("--backend numpy -q", "--backend auto --overwrite")
+    assert re.search(r"^gem: backend auto: (?!not)", gem_(f"fit bsc x.npy {flags}")[2], re.MULTILINE)
+    assert "backend auto" not in gem_(f"fit bsc x.npy {flags} -q")[2]
+    monkeypatch.setattr("gem.cli.make", lambda *arguments: log.warning("a warning") or make(*arguments))
+    assert gem_(f"fit bsc x.npy {flags} -q")[2] == "gem: a warning\n"
+    assert (log.level, log.handlers) == before  # nothing stays configured
 
 
 def save_npz() -> None:
