@@ -331,6 +331,30 @@ def test_a_dead_latent_keeps_its_field_and_says_so(backend):
     assert np.all(np.isfinite(new["W"]))
 
 
+@pytest.mark.parametrize("name", ["tsc", "dsc", "gsc", "mca", "mmca", "noisyor", "pmca"])
+def test_a_dead_latent_takes_after_the_most_active_one(name):
+    """Of every model of many causes, on the numpy backend: latent 0 explains nothing, and learns again."""
+    model = MODELS[name](True)
+    params = truth(model)
+    Y, _ = model.generate_data({**params, "pi": params["pi"] / 2} if name != "dsc" else params, 500, seed=3)
+    params["W"][:, 0] = 1 - 1e-5 if name == "noisyor" else 1e4
+    if params["pi"].shape == (model.H,):
+        params["pi"][0] = 1e-10
+    kept, _ = gem.em_step(model, params, Y, backend="numpy", dtype="float64")
+    new, info = gem.em_step(model, params, Y, backend="numpy", dtype="float64", reseed=True)
+    said = [note for note in info.notes if "re-seeded" in note]
+    assert [note.split(" beside")[0] for note in said] == ["latent 0 was dead and re-seeded"]
+    big = int(said[0].split()[-1])
+    for key in (key for key, shape in model.shapes.items() if shape[-1:] == (model.H,)):
+        np.testing.assert_array_equal(new[key][..., 1:], kept[key][..., 1:])
+        assert key == "W" or new[key][0] == new[key][big]
+    apart = np.abs(new["W"][:, 0] - new["W"][:, big])
+    assert 0 < apart.max() < np.ptp(new["W"][:, big])
+    for _ in range(5):
+        new, info = gem.em_step(model, new, Y, backend="numpy", dtype="float64", reseed=True)
+        assert not any("re-seeded" in note for note in info.notes)
+
+
 def test_a_dead_latent_begins_anew_on_request():
     model = BSC(D=4, H=3, Hprime=2, gamma=2)
     W = 5 * np.eye(4, 3)

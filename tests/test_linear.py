@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from itertools import combinations, product
 
 import numpy as np
@@ -224,6 +225,32 @@ def test_the_size_of_the_values_does_not_matter(scale, dtype, backend):
     tolerance = 1e-9 if dtype == "float64" else 2e-5
     np.testing.assert_allclose(new["W"] * scale, wanted["W"], atol=tolerance)
     np.testing.assert_allclose(new["sigma"], wanted["sigma"], rtol=tolerance)
+
+
+@pytest.mark.parametrize("values", [(0, 0.1), (-0.1, 0, 0.1), (0, 1e-3, 10)])
+def test_what_is_dead_does_not_depend_on_the_size_of_the_values(values):
+    """Latents that explain a hundred data points each: Σ⟨s²⟩ is about 1 or less."""
+    model = DSC(D=8, H=4, Hprime=4, gamma=3, values=values)
+    pi = np.where(np.array(values) == 0, 0.8, 0.2 / (len(values) - 1))
+    W = np.random.default_rng(2).standard_normal((8, 4)) / min(abs(v) for v in values if v)
+    params = {"W": W, "pi": pi, "sigma": np.array(0.1)}
+    Y, _ = model.generate_data(params, 500, seed=2)
+    _, info = gem.em_step(model, params, Y, backend="numpy", dtype="float64", reseed=True)
+    assert not info.notes
+
+
+def test_listing_states_takes_bounded_memory():
+    """Of 1,000 data points, 121 singletons and 256 dimensions at once it would be 250 MB."""
+    model = DSC(D=256, H=60, Hprime=4, gamma=2, values=(0, 1, 2))
+    rng = np.random.default_rng(0)
+    params = {"W": rng.standard_normal((256, 60)), "pi": np.array([0.9, 0.05, 0.05]), "sigma": np.array(1.0)}
+    Y, _ = model.generate_data(params, 1000, seed=2)
+    tracemalloc.start()
+    post = gem.posterior(model, params, Y, backend="numpy", top=2)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert post.states.shape == (1000, 2, 60)
+    assert most < 100e6
 
 
 @pytest.mark.parametrize("missing", [False, True])

@@ -15,7 +15,7 @@ from gem.errors import ConfigError
 from gem.models.base import MIN_PROBABILITY, Params, Posterior, Step, squared_norms
 from gem.models.imputation import impute
 from gem.models.observed import ObservedGram, split_missing
-from gem.models.truncated import Truncated, held, noise_level
+from gem.models.truncated import Truncated, held, noise_level, pieces
 from gem.philox import generator
 from gem.statistics import Layout, Statistics
 
@@ -115,10 +115,13 @@ class LinearSuperposition(Truncated):
         return np.log(self.probabilities(params)) @ numbers
 
     def log_likelihood(self, params: Params, Y: np.ndarray, states: np.ndarray) -> np.ndarray:
-        residual = Y[:, None, :] - states @ params["W"].T
-        variance = params["sigma"] ** 2
+        squares, variance = np.empty((len(Y), len(states))), params["sigma"] ** 2
+        for some in pieces(len(states), self.D):
+            mean = states[some] @ params["W"].T
+            for rows in pieces(len(Y), mean.size):
+                squares[rows, some] = np.nansum((Y[rows, None] - mean) ** 2, axis=2)
         observed = np.isfinite(Y).sum(axis=1)[:, None]
-        return -(np.nansum(residual**2, axis=2) / variance + observed * np.log(2 * np.pi * variance)) / 2
+        return -(squares / variance + observed * np.log(2 * np.pi * variance)) / 2
 
     # -- E-step --------------------------------------------------------------------------------------------
 
@@ -246,7 +249,8 @@ class LinearSuperposition(Truncated):
         return {"yy": (), "ys": (D, H), "squares": (H,), "ss": (H, H), "counts": (len(self.values),)}
 
     def usage(self, stats: Statistics) -> np.ndarray:
-        return stats["squares"]
+        """As if all active latents had the smallest value: an upper bound, and exact where all are of one size."""
+        return stats["squares"] / np.min(np.square(self.values))
 
     # -- M-step --------------------------------------------------------------------------------------------
 

@@ -89,6 +89,9 @@ class GSC(Truncated):
             "sigma": np.array(np.sqrt(data.var.mean())),
         }
 
+    def strength(self, params: Params, h: int) -> float:
+        return float(np.sqrt(params["mu"][h] ** 2 + params["psi"][h]))
+
     def generate(self, params: Params, n: int, rng: np.random.Generator) -> np.ndarray:
         drawn = np.empty(n, dtype=[("Y", np.float64, (self.D,)), ("s", np.int8, (self.H,))])
         drawn["s"] = rng.random((n, self.H)) < params["pi"]

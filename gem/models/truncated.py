@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import product
 from typing import Any
 
@@ -21,6 +22,8 @@ from gem.models.base import (
 from gem.philox import generator
 from gem.states import log_binomial, state_table
 from gem.statistics import Statistics
+
+PIECE = 1 << 21  # numbers held at once by what is enumerated on the host
 
 
 class Truncated(Model):
@@ -106,6 +109,10 @@ class Truncated(Model):
         """How many data points each latent explains, (H,)."""
         return stats["s"]
 
+    def strength(self, params: Params, h: int) -> float:
+        """The size of latent h where it is active."""
+        return float(np.sqrt(np.mean(np.square(self.values))))
+
     def reseed(self, new: Params, stats: Statistics) -> tuple[Params, list[str]]:
         """Give a latent that explains less than one data point the parameters of the most active one, moved a bit."""
         used = self.usage(stats)
@@ -119,7 +126,7 @@ class Truncated(Model):
         notes = [f"latent {h} was dead and re-seeded beside latent {big}" for h in dead]
         if dead.size:
             scale = new.get("sigma", np.std(new["W"][:, big]))  # so near that it shares the data of its neighbour
-            noise = {"W_noise": float(scale * np.sqrt(2 / self.D))}
+            noise = {"W_noise": float(scale / self.strength(new, big) * np.sqrt(2 / self.D))}
             noisy = self.perturb(moved, noise, generator(int(dead[0]), "reseed"))["W"]
             moved["W"] = np.where(np.isin(np.arange(self.H), dead), noisy, new["W"])
         return moved, notes
@@ -133,14 +140,15 @@ class Truncated(Model):
         k = min(k, len(few) + len(several))
         best = np.empty((len(Y), k, self.H), few.dtype)
         chance = np.empty((len(Y), k))
-        known = self.log_joint(params, Y, few)
-        for n, chosen in enumerate(posterior.candidates):
-            states = np.zeros((len(several), self.H), few.dtype)
-            states[:, chosen] = several
-            energy = np.concatenate([known[n], self.log_joint(params, Y[n : n + 1], states)[0]])
-            order = np.argsort(-energy, kind="stable")[:k]
-            best[n] = np.concatenate([few, states])[order]
-            chance[n] = np.exp(energy[order] - np.logaddexp.reduce(energy))
+        for rows in pieces(len(Y), len(few)):
+            known = self.log_joint(params, Y[rows], few)
+            for n, energies in enumerate(known, rows.start):
+                states = np.zeros((len(several), self.H), few.dtype)
+                states[:, posterior.candidates[n]] = several
+                energy = np.concatenate([energies, self.log_joint(params, Y[n : n + 1], states)[0]])
+                order = np.argsort(-energy, kind="stable")[:k]
+                best[n] = [few[i] if i < len(few) else states[i - len(few)] for i in order]
+                chance[n] = np.exp(energy[order] - np.logaddexp.reduce(energy))
         return best, chance
 
     def _zero_and_singletons(self) -> np.ndarray:
@@ -156,6 +164,13 @@ class Truncated(Model):
                 row[active] = choice
                 rows.append(row)
         return np.array(rows).reshape(-1, self.Hprime)
+
+
+def pieces(count: int, size: int) -> Iterator[slice]:
+    """Slices of `count` rows of `size` numbers each that take 16 MB or one row at a time."""
+    step = max(1, PIECE // max(1, size))
+    for start in range(0, count, step):
+        yield slice(start, min(count, start + step))
 
 
 def truncated_prior(H: int, gamma: int, pi: float) -> tuple[float, float]:
