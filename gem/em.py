@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from gem.backends import Backend, Batches, blas, select
 from gem.data import Shard, open_data
-from gem.errors import ConfigError, DataError
+from gem.errors import BackendError, ConfigError, DataError
 from gem.models import Model, Posterior, Step
 from gem.models.base import Params
 from gem.parallel import Communicator, communicator, largest
@@ -142,7 +143,8 @@ def posterior(
         chosen = select(backend, dtype, group)
         batches = chosen.load(local_shard(model, data, chosen, group, batch))
         checked = model.check(params)
-        tables = model.tables(checked, chosen, Step(T, 0.0, anneal_prior, str(chosen.dtype)))
+        with _room_for_tables(model, chosen):
+            tables = model.tables(checked, chosen, Step(T, 0.0, anneal_prior, str(chosen.dtype)))
 
         def infer(start: int, Y: Any) -> Posterior:
             found = model.infer_full(tables, Y)
@@ -211,7 +213,8 @@ def run_step(
     stats.add({"N": batches.N})
     with blas.limited(1):  # threads are the backend's: those of BLAS spin after their work, in the way of all others
         with trace.span("E-step"):
-            tables = model.tables(params, backend, step)
+            with _room_for_tables(model, backend):
+                tables = model.tables(params, backend, step)
             expectation = _e_step if step.Ncut == 0 else _selective_e_step
             expectation(_Task(model, params, tables, batches, backend, comm, step, trace), stats)
         stats.add({"stop": stop()})
@@ -235,6 +238,21 @@ def run_step(
         notes=notes,
     )
     return new, info, bool(stats["stop"] > 0)
+
+
+@contextmanager
+def _room_for_tables(model: Model, backend: Backend) -> Iterator[None]:
+    """Parameters cannot be taken in parts as data can: where memory runs out, say what to do."""
+    try:
+        yield
+    except Exception as error:
+        # CuPy's error is a MemoryError, PyOpenCL's only has the name
+        if not any(kind.__name__ == "MemoryError" for kind in type(error).__mro__):
+            raise
+        raise BackendError(
+            f"{backend.name} has no memory left for the parameters of {model!r} ({error}): choose dtype='float32', a "
+            "smaller model, a smaller batch, or a device with more memory"
+        ) from error
 
 
 def _e_step(task: _Task, stats: Statistics) -> None:

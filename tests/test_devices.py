@@ -8,6 +8,7 @@ import subprocess
 import sys
 import weakref
 from contextlib import nullcontext
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +17,7 @@ from conftest import backends, missing
 
 import gem
 from gem.backends import _cuda, _opencl
-from gem.backends._device import schedule
+from gem.backends._device import Resident, schedule
 from gem.errors import BackendError
 from gem.models import BSC, MoG
 from gem.parallel import Serial
@@ -88,7 +89,54 @@ def test_where_memory_runs_out_the_batch_is_halved_and_the_step_goes_on(device, 
     new, info = gem.em_step(model, params, Y, backend=device, Ncut=Ncut, batch=100)
     close(new, wanted)
     assert info.N == 100
-    assert "done in halves" in caplog.text
+    assert caplog.text.count("out of memory") == 2
+    assert "from here on 25 data points at a time, not 50; batch=25" in caplog.text
+
+
+def no_room(device):
+    error = device.out_of_memory()[-1]
+    return error(100, 0, 0) if "cuda" in device.name else error("no room")
+
+
+@pytest.mark.parametrize("room", [0, 1 << 30])
+@pytest.mark.parametrize("wide", [10, 100])
+def test_the_size_that_works_is_kept_for_the_run(device, problem, room, wide, monkeypatch, caplog):
+    """Of data that stream, and of those that stay; where the upload fails, and where the work does."""
+    model, params, Y = problem
+    anneal = gem.Annealing(steps=3)
+    whole = gem.EM(model, Y, anneal, params=params, backend="numpy", dtype="float64").run()
+    original, to_device, tried, gone = model.e_step, device.to_device, [], []
+
+    def hungry(tables, Y):
+        assert room or all(ref() is None for ref in gone)  # a batch that was too large has left the device
+        tried.append(Y.shape[0])
+        if Y.shape[0] > 15:
+            gone.append(weakref.ref(Y))
+            raise no_room(device)
+        return original(tables, Y)
+
+    def narrow(host):
+        if np.shape(host)[1:] == (8,) and len(host) > wide:
+            raise no_room(device)
+        return to_device(host)
+
+    def prefetch(host):
+        if len(host) > wide:
+            raise no_room(device)
+        return partial(to_device, host)
+
+    monkeypatch.setattr(device, "_cpu", False, raising=False)
+    monkeypatch.setattr(device, "matmul", products(device))
+    monkeypatch.setattr(device, "room", lambda: room)
+    monkeypatch.setattr(device, "to_device", narrow)
+    monkeypatch.setattr(device, "prefetch", prefetch)
+    monkeypatch.setattr(model, "e_step", hungry)
+    em = gem.EM(model, Y, anneal, params=params, backend=device, batch=40).run()
+    close(em.params, whole.params)
+    assert sum(n > 15 for n in tried) == (2 if wide > 40 else 0)
+    assert caplog.text.count("from here on 10 data points") == 1
+    if isinstance(em._batches, Resident):
+        assert {Y.shape[0] for _, Y in em._batches} == {10}  # not cut anew at every step
 
 
 def test_memory_for_not_even_one_point_is_an_error(device, problem, monkeypatch):
@@ -99,8 +147,20 @@ def test_memory_for_not_even_one_point_is_an_error(device, problem, monkeypatch)
         raise error(1, 0, 0) if "cuda" in device.name else error("no room")
 
     monkeypatch.setattr(model, "e_step", fail)
-    with pytest.raises(BackendError, match="single data point"):
+    with pytest.raises(BackendError, match=r"single data point.*float32.*more memory"):
         gem.em_step(model, params, Y, backend=device)
+
+
+@pytest.mark.parametrize("ask", [gem.em_step, gem.posterior])
+def test_no_memory_for_the_parameters_is_an_error_with_the_remedy(device, problem, ask, monkeypatch):
+    model, params, Y = problem
+
+    def fail(*_, **__):
+        raise no_room(device)
+
+    monkeypatch.setattr(model, "tables", fail)
+    with pytest.raises(BackendError, match=r"no memory left for the parameters of .*float32.*more memory"):
+        ask(model, params, Y, backend=device)
 
 
 def test_an_attempt_that_failed_holds_no_memory(device, problem, monkeypatch):
@@ -233,7 +293,8 @@ def test_opencl_without_reikna_says_so(monkeypatch):
 @pytest.fixture
 def forgetful():
     """What the backends found out about this machine is found out anew, in the test and after it."""
-    caches = (_opencl.devices, _opencl._import_pyopencl, _cuda._import_cupy)
+    found = (_opencl.devices, _opencl._import_pyopencl, _cuda._import_cupy)
+    caches = [function for function in found if hasattr(function, "cache_clear")]
     for cache in caches:
         cache.cache_clear()
     yield
@@ -303,7 +364,10 @@ def test_opencl_without_a_device_that_works(platforms, message, monkeypatch):
 
 @pytest.mark.usefixtures("forgetful")
 def test_opencl_takes_gpus_first_and_shares_devices_of_one_kind(monkeypatch):
-    cpu, first, second = (SimpleNamespace(name=n, type=t) for n, t in (("cpu", 2), ("gpu 0", 4), ("gpu 1", 4)))
+    vendor = SimpleNamespace(name="Vendor")
+    cpu, first, second = (
+        SimpleNamespace(name=n, type=t, platform=vendor) for n, t in (("cpu", 2), ("gpu 0", 4), ("gpu 1", 4))
+    )
     monkeypatch.setattr(_opencl, "_import_pyopencl", lambda: FakeCL([cpu], "a broken driver", [first, second]))
     monkeypatch.setattr(_opencl, "_answer", lambda *_: "works")
     assert _opencl.devices() == [first, second, cpu]

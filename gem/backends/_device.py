@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sys
 from abc import abstractmethod
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -102,6 +104,7 @@ class DeviceBackend(Backend):
 
     def __init__(self) -> None:
         self._built: dict[Any, Any] = {}
+        self.most = sys.maxsize  # data points at a time: less once memory has run out, until the next data are loaded
 
     def kernel(self, name: str, *, states: Any = None, fragment: str | None = None, **constants: int) -> Kernel:
         plan = self.plan(name, constants)
@@ -129,6 +132,7 @@ class DeviceBackend(Backend):
                 )
 
     def load(self, shard: Any) -> Batches:
+        self.most = sys.maxsize
         needed, room = shard.N * shard.D * self.dtype.itemsize, self.room()
         if needed <= room:
             try:
@@ -142,26 +146,56 @@ class DeviceBackend(Backend):
         return Streamed(self, shard)
 
     def map(self, function: Callable[[int, Array], Result], batches: Batches) -> Iterator[Result]:
+        """Where device memory runs out, a batch is done in parts, and so are all batches after it."""
         for start, Y in batches:
-            yield from self._halving(function, start, Y)
+            if Y.shape[0] <= self.most:
+                done, said = self._attempt(function, start, Y)
+                if done:
+                    yield done[0]
+                    continue
+                self._lower(Y.shape[0], said)
+            host = Y if isinstance(Y, np.ndarray) else self.to_host(Y)
+            del Y  # the parts need its room
+            self.free_memory()
+            yield from self._in_parts(function, start, host)
 
-    def _halving(self, function: Callable[[int, Array], Result], start: int, Y: Array) -> Iterator[Result]:
-        """Where device memory runs out, the batch is done in halves."""
+    def _in_parts(self, function: Callable[[int, Array], Result], start: int, host: np.ndarray) -> Iterator[Result]:
+        at = 0
+        while at < len(host):
+            part = host[at : at + self.most]
+            done, said = self._attempt(function, start + at, part)
+            if done:
+                yield done[0]
+                at += len(part)
+            else:
+                self._lower(len(part), said)
+                self.free_memory()
+
+    def _attempt(self, function: Callable[[int, Array], Result], start: int, Y: Array) -> tuple[list[Result], str]:
+        """The result, or none and what was said of the memory; a numpy array is uploaded first."""
         try:
-            result = function(start, Y)
+            return [function(start, self.to_device(Y) if isinstance(Y, np.ndarray) else Y)], ""
         except self.out_of_memory() as error:
-            said = str(error)  # not the error itself: its traceback holds on to all that the attempt allocated
-        else:
-            yield result
-            return
-        if Y.shape[0] == 1:
-            raise BackendError(f"{self.name} has no memory left for a single data point: {said}")
-        log.warning("out of memory on %s: %d data points are done in halves", self.name, Y.shape[0])
-        self.free_memory()
-        host = self.to_host(Y)
-        half = len(host) // 2
-        for offset, part in ((0, host[:half]), (half, host[half:])):
-            yield from self._halving(function, start + offset, self.to_device(part))
+            return [], str(error)  # not the error itself: its traceback holds on to all that the attempt allocated
+
+    def _lower(self, failed: int, said: str) -> None:
+        """Halve what is done at a time.
+
+        Raises
+        ------
+        BackendError
+            If it was a single data point.
+        """
+        if failed == 1:
+            raise BackendError(
+                f"{self.name} has no memory left for a single data point ({said}): choose dtype='float32', a smaller "
+                "model, or a device with more memory; another program may hold this one's"
+            )
+        self.most = failed // 2
+        log.warning(
+            "out of memory on %s: from here on %d data points at a time, not %d; batch=%d spares the attempt",
+            self.name, self.most, failed, self.most,
+        )  # fmt: skip
 
     @abstractmethod
     def plan(self, name: str, constants: dict[str, int]) -> Schedule:
@@ -216,32 +250,56 @@ class Resident:
 
     def __init__(self, backend: DeviceBackend, shard: Any):
         self.N, self.start, self.stop = shard.N, shard.start, shard.stop
-        self._batches = [(start, backend.to_device(Y)) for start, Y in shard.batches()]
+        self._backend = backend
+        self._batches = deque((start, backend.to_device(Y)) for start, Y in shard.batches())
 
     def __iter__(self) -> Iterator[tuple[int, Array]]:
+        if any(Y.shape[0] > self._backend.most for _, Y in self._batches):
+            self._cut()
         return iter(self._batches)
+
+    def _cut(self) -> None:
+        """Bring batches that were found too large to the size that works, one after the other in its own room."""
+        for _ in range(len(self._batches)):
+            start, Y = self._batches.popleft()
+            host = self._backend.to_host(Y)
+            del Y
+            self._backend.free_memory()
+            self._batches.extend(
+                (start + at, self._backend.to_device(part)) for at, part in _parts(host, self._backend.most)
+            )
 
 
 class Streamed:
-    """Batches that are uploaded at each pass, the next one while the last one is worked on."""
+    """Batches that are uploaded at each pass, the next one while the last one is worked on.
+
+    Where there is no room for two of them, they stay on the host until `map` takes them.
+    """
 
     def __init__(self, backend: DeviceBackend, shard: Any):
         self.N, self.start, self.stop = shard.N, shard.start, shard.stop
         self._backend, self._shard = backend, shard
 
     def __iter__(self) -> Iterator[tuple[int, Array]]:
-        waiting: tuple[int, Callable[[], Array]] | None = None
-        for start, Y in self._shard.batches():
-            try:
-                coming = self._backend.prefetch(Y)
-            except self._backend.out_of_memory():  # no room for two batches at once: one after the other, then
-                if waiting is not None:
-                    yield waiting[0], waiting[1]()
-                    waiting = None
-                self._backend.free_memory()
-                coming = partial(self._backend.to_device, Y)
-            if waiting is not None:
-                yield waiting[0], waiting[1]()
-            waiting = (start, coming)
-        if waiting is not None:
-            yield waiting[0], waiting[1]()
+        waiting: deque[tuple[int, Callable[[], Array]]] = deque()  # it lets go of an array that it gives away
+        for start, whole in self._shard.batches():
+            for at, Y in _parts(whole, self._backend.most):
+                try:
+                    coming = self._backend.prefetch(Y)
+                except self._backend.out_of_memory():
+                    coming = partial(np.asarray, Y)
+                while waiting:
+                    yield _arrived(*waiting.popleft())
+                waiting.append((start + at, coming))
+                del coming
+        while waiting:
+            yield _arrived(*waiting.popleft())
+
+
+def _arrived(start: int, coming: Callable[[], Array]) -> tuple[int, Array]:
+    return start, coming()
+
+
+def _parts(host: np.ndarray, most: int) -> Iterator[tuple[int, np.ndarray]]:
+    """The array in parts of at most `most` rows, each with where it begins."""
+    return ((at, host[at : at + most]) for at in range(0, len(host), most))
