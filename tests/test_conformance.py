@@ -207,14 +207,20 @@ def test_top_states_and_reconstruction_are_those_of_the_definition(make_discrete
     np.testing.assert_allclose(post.reconstruction, q @ predict(model, params, s), atol=1e-8)
 
 
-def test_noisy_parameters_are_parameters(make):
+@pytest.mark.parametrize("scale", [0.5, 1e4])
+def test_noisy_parameters_are_parameters(make, scale):
+    """Each parameter alone, and all of them: changed, and in its domain."""
     model = make(False)
-    noise = {f"{name}_noise": 0.5 for name in model.shapes}
-    noisy = model.perturb(truth(model), noise, np.random.default_rng(0))
-    if "cov" not in model.shapes:  # there is no noise for covariances: see Annealing
+    names = [name for name in model.shapes if name != "cov"]
+    for chosen in ([], *([name] for name in names), names):
+        noise = {f"{name}_noise": scale for name in chosen}
+        noisy = model.perturb(truth(model), {"T": 2.0, **noise}, np.random.default_rng(0))
         model.check(noisy)
-    assert any(not np.array_equal(noisy[name], value) for name, value in truth(model).items())
-    np.testing.assert_array_equal(model.perturb(truth(model), {}, np.random.default_rng(0))["pi"], truth(model)["pi"])
+        for name, value in truth(model).items():
+            assert np.array_equal(noisy[name], value) == (name not in chosen)
+    if "cov" in model.shapes:
+        with pytest.raises(gem.ConfigError, match="cov_noise"):
+            model.perturb(truth(model), {"cov_noise": 0.1}, np.random.default_rng(0))
 
 
 def test_arguments_are_not_edited(make, backend):

@@ -155,6 +155,24 @@ def test_a_latent_that_is_never_active_keeps_its_field_and_says_so(case, backend
     assert "latent 5 was never active: its field was kept" in info.notes
 
 
+def test_a_latent_that_is_never_active_begins_anew_on_request(case):
+    _, params, Y = case
+    W = np.vstack([params["W"], np.zeros((1, 24))])
+    W[:, 5] = 0
+    W[-1, 5] = 1  # a dimension that is always zero
+    Y = np.hstack([Y, np.zeros((120, 1))])
+    model = SC(D=13, H=24)
+    kept, _ = gem.em_step(model, {**params, "W": W}, Y, backend="numpy")
+    new, info = gem.em_step(model, {**params, "W": W}, Y, backend="numpy", reseed=True)
+    assert info.notes[-1].startswith("latent 5 was dead and re-seeded beside latent ")
+    others = np.arange(24) != 5
+    np.testing.assert_array_equal(new["W"][:, others], kept["W"][:, others])
+    np.testing.assert_allclose(new["W"][:, 5] @ new["W"][:, int(info.notes[-1].split()[-1])], np.sqrt(0.5), rtol=1e-9)
+    np.testing.assert_allclose(np.linalg.norm(new["W"], axis=0), 1, rtol=1e-12)
+    _, info = gem.em_step(model, new, Y, backend="numpy", reseed=True)
+    assert not info.notes
+
+
 def test_nan_is_refused_with_row_and_column(case, backend):
     _, params, Y = case
     Y = Y.copy()

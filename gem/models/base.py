@@ -18,6 +18,7 @@ from gem.statistics import Layout, Statistics
 
 Params = dict[str, np.ndarray]
 MIN_PROBABILITY = 1e-10  # a prior of 0 or 1 could never change again
+MOST_NOISE = 300.0  # on a logarithmic scale: no factor leaves the range of a float
 TINY = float(np.finfo(np.float64).tiny)
 DOMAINS = {  # lowest and highest value
     "real": (-np.inf, np.inf),
@@ -165,23 +166,31 @@ class Model(ABC):
         return copies
 
     def perturb(self, params: Params, noise: Mapping[str, float], rng: np.random.Generator) -> Params:
-        """Parameters with annealing noise (`W_noise`, `pi_noise`, `sigma_noise`): each stays in its domain.
+        """Parameters with annealing noise, `<name>_noise` of each that `noise` names: each stays in its domain.
 
         A real parameter gets noise of that standard deviation added, and so does a non-negative one, reflected
         at 0; a positive one is multiplied by its exponential, and a probability moved on the logit scale; those of
         a distribution are then brought to the sum 1.
+
+        Raises
+        ------
+        ConfigError
+            If there is to be noise on covariances.
         """
         out = dict(params)
         for name in self.shapes:
             scale = noise.get(f"{name}_noise", 0.0)
             if scale == 0:
                 continue
+            if name == "cov":
+                raise ConfigError("cov_noise must be 0: a covariance with noise on it may be none")
             e = scale * rng.standard_normal(params[name].shape)
             if self.domains[name] == "positive":
-                out[name] = params[name] * np.exp(e)
+                out[name] = np.clip(params[name] * np.exp(np.clip(e, -MOST_NOISE, MOST_NOISE)), TINY, 1 / TINY)
             elif self.domains[name] in ("probability", "distribution"):
                 p = np.clip(params[name], MIN_PROBABILITY, 1 - MIN_PROBABILITY)
-                out[name] = 1 / (1 + np.exp(-(np.log(p) - np.log1p(-p) + e)))
+                moved = 1 / (1 + np.exp(-np.clip(np.log(p) - np.log1p(-p) + e, -MOST_NOISE, MOST_NOISE)))
+                out[name] = np.clip(moved, MIN_PROBABILITY, 1 - MIN_PROBABILITY)
             else:
                 out[name] = params[name] + e
             if self.domains[name] == "nonnegative":

@@ -10,7 +10,7 @@ import numpy as np
 
 from gem.backends.base import Array, Backend, Kernel
 from gem.errors import ConfigError, DataError
-from gem.models.base import Model, Params, Posterior, Step, shard_and_moments, subsample, whole_number
+from gem.models.base import TINY, Model, Params, Posterior, Step, shard_and_moments, subsample, whole_number
 from gem.philox import generator
 from gem.statistics import Layout, Statistics
 
@@ -190,6 +190,20 @@ class SC(Model):
         W = turned_fields(stats["ys"], stats["ss"], params["W"])
         notes = [f"latent {h} was never active: its field was kept" for h in np.flatnonzero(np.diag(stats["ss"]) == 0)]
         return {"W": W, "sigma": params["sigma"], "b": params["b"]}, notes
+
+    def reseed(self, new: Params, stats: Statistics) -> tuple[Params, list[str]]:
+        """Turn fields that were never used 45° away from that of the most active latent, each its own way."""
+        used = np.diag(stats["ss"])
+        big, dead = int(np.argmax(used)), np.flatnonzero(used == 0)
+        if not used[big]:
+            return new, []
+        W = new["W"].copy()
+        for h in dead:
+            aside = generator(int(h), "reseed").standard_normal(self.D)
+            aside -= (aside @ W[:, big]) * W[:, big]
+            turned = W[:, big] + aside / max(float(np.linalg.norm(aside)), TINY)
+            W[:, h] = turned / np.linalg.norm(turned)
+        return {**new, "W": W}, [f"latent {h} was dead and re-seeded beside latent {big}" for h in dead]
 
 
 def turned_fields(ys: np.ndarray, ss: np.ndarray, W: np.ndarray) -> np.ndarray:
