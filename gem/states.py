@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import combinations
-from math import lgamma
+from math import comb, lgamma
 
 import numpy as np
 
 from gem.errors import ConfigError
 
 MAX_HPRIME = 32  # a state is the bit mask of an unsigned 32-bit integer
-MAX_STATES = 1 << 22
+MAX_BYTES = (
+    1 << 29
+)  # of the matrix that the numpy kernels make of a table, in float64; while it is made, four times that
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,34 +65,45 @@ def state_table(Hprime: int, gamma: int) -> StateTable:
     Raises
     ------
     ConfigError
-        If gamma > H', H' > 32, or the table would hold more than 2²² states.
+        If gamma > H', H' > 32, or the states are so many that their tables would not fit `MAX_BYTES`.
     """
     if not 1 <= gamma <= Hprime:
         raise ConfigError(f"gamma = {gamma} must lie between 1 and H' = {Hprime}: at most H' latents can be active")
     if Hprime > MAX_HPRIME:
         raise ConfigError(f"H' = {Hprime} is more than {MAX_HPRIME}: choose fewer candidates per data point")
-    sizes = [round(np.exp(log_binomial(Hprime, g))) for g in range(2, gamma + 1)]
-    if sum(sizes) > MAX_STATES:
+    S = sum(comb(Hprime, g) for g in range(2, gamma + 1))
+    size = 8 * S * (Hprime + comb(Hprime, 2))
+    if size > MAX_BYTES:
         raise ConfigError(
-            f"H' = {Hprime}, gamma = {gamma} give {sum(sizes):,} states per data point: lower one of them"
+            f"H' = {Hprime}, gamma = {gamma} give {S:,} states per data point, whose tables take {size / 1e9:,.1f} GB; "
+            f"the limit is {MAX_BYTES / 1e9:.1f} GB: lower gamma or H'"
         )
-    sets = [c for g in range(2, gamma + 1) for c in combinations(range(Hprime), g)]
-    index = {c: n for n, c in enumerate(sets)} | {(i,): -1 - i for i in range(Hprime)}
-    active = np.zeros((len(sets), Hprime), dtype=bool)
-    for n, c in enumerate(sets):
-        active[n, list(c)] = True
-    bits = np.left_shift(np.uint64(1), np.arange(Hprime, dtype=np.uint64))
-    table = StateTable(
-        Hprime=Hprime,
-        gamma=gamma,
-        active=active,
-        masks=(active @ bits if sets else np.zeros(0)).astype(np.uint32),
-        parent=np.array([index[c[:-1]] for c in sets], dtype=np.int32),
-        last=np.array([c[-1] for c in sets], dtype=np.int32),
-    )
+    masks, parent, last = _grown(Hprime, gamma)
+    active = masks[:, None] >> np.arange(Hprime, dtype=np.uint32) & np.uint32(1) == 1
+    table = StateTable(Hprime=Hprime, gamma=gamma, active=active, masks=masks, parent=parent, last=last)
     for array in (table.active, table.masks, table.parent, table.last):
         array.setflags(write=False)
     return table
+
+
+def _grown(Hprime: int, gamma: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Masks, parents and last members, size after size: a state has a child for every candidate above its last one."""
+    last = np.arange(Hprime, dtype=np.int32)
+    masks, rows = np.left_shift(np.uint32(1), last.astype(np.uint32)), -1 - last
+    levels, total = [], 0
+    for _ in range(2, gamma + 1):
+        children = Hprime - 1 - last
+        of = np.repeat(np.arange(len(last)), children)
+        begins = np.cumsum(children) - children
+        parent = rows[of]
+        last = (last[of] + 1 + np.arange(len(of)) - begins[of]).astype(np.int32)
+        masks = masks[of] | np.left_shift(np.uint32(1), last.astype(np.uint32))
+        rows = np.arange(total, total + len(of), dtype=np.int32)
+        levels.append((masks, parent, last))
+        total += len(of)
+    empty = (np.zeros(0, np.uint32), np.zeros(0, np.int32), np.zeros(0, np.int32))
+    whole = [np.concatenate(arrays) for arrays in zip(*levels, strict=True)] or list(empty)
+    return whole[0], whole[1], whole[2]
 
 
 @lru_cache(maxsize=4)

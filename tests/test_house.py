@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tracemalloc
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -115,14 +117,35 @@ def test_state_table(Hprime, gamma):
         assert parent < n
         assert int(table.masks[n]) == above | 1 << last
         assert above < 1 << last
+    sets = [c for g in range(2, gamma + 1) for c in combinations(range(Hprime), g)]  # by size, then lexicographic
+    assert [tuple(np.flatnonzero(row)) for row in table.active] == sets
+    assert table.masks.tolist() == [sum(1 << i for i in c) for c in sets]
     assert table.indicators("float32").shape == (Hprime + Hprime * (Hprime - 1) // 2, len(masks))
 
 
 def test_state_table_serves_32_candidates_and_refuses_more():
     assert state_table(32, 2).masks[-1] == 0b11 << 30
-    for Hprime, gamma, match in ((33, 2, "more than 32"), (4, 5, "gamma = 5"), (32, 16, "states per data point")):
+    refused = (
+        (33, 2, "more than 32"),
+        (4, 5, "gamma = 5"),
+        (32, 5, r"242,792 states per data point, whose tables take 1\.0 GB; the limit is 0\.5 GB: lower gamma or H'"),
+        (32, 16, "states per data point"),
+    )
+    tracemalloc.start()
+    for Hprime, gamma, match in refused:
         with pytest.raises(gem.ConfigError, match=match):
             state_table(Hprime, gamma)
+    assert tracemalloc.get_traced_memory()[1] < 1e6  # before anything is made
+    state_table(32, 4)
+    assert tracemalloc.get_traced_memory()[1] < 1e7
+    tracemalloc.stop()
+
+
+def test_32_candidates_go_through_a_step():
+    model = BSC(D=4, H=32, Hprime=32, gamma=3)
+    Y = np.random.default_rng(0).standard_normal((4, 4))
+    assert model.states.S == 5456
+    assert np.isfinite(gem.em_step(model, model.init_params(Y), Y)[1].free_energy)
 
 
 def test_statistics_are_one_buffer():
