@@ -3,12 +3,14 @@
     python -m benchmarks.growth [MODEL ...] [--backend numpy] [--dtype float32] [--factor 1] [--output FILE]
 
 One size varies, the others stay. The exponents are slopes of log against log over the same points: of the time, of the
-flops in benchmarks/cases.py, of the peak memory beyond the data, and of what the model says it needs for a batch.
+flops in benchmarks/cases.py, of the peak memory beyond the data (numpy alone: a device tells Python nothing),
+and of what the model says it needs for a batch.
 """
 
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +22,7 @@ import numpy as np
 
 from benchmarks import results
 from benchmarks.cases import MEDIUM, ROWS, Case, Size
+from benchmarks.machine import machine
 from benchmarks.timing import BREATH, interleaved
 from gem.backends import select
 from gem.em import local_shard, run_step
@@ -27,7 +30,6 @@ from gem.errors import GemError
 from gem.models import MODELS, Model, Step
 from gem.parallel import Serial
 from gem.statistics import Statistics
-from gem.store import environment
 
 Record = dict[str, Any]
 BASE = replace(MEDIUM, name="growth", N=32_000, D=128, H=128, Hprime=8, gamma=3, K=32)
@@ -39,7 +41,7 @@ VALUES = {  # a size → what it takes, the others at BASE
     "gamma": (2, 3, 4, 5),
     "K": (16, 32, 64, 128),
 }
-COLUMNS = ("case", "size", "over", "time", "flops", "memory", "batch on paper")
+COLUMNS = ("case", "backend", "size", "over", "time", "flops", "time − flops", "memory", "batch on paper")
 WARM_UP = 1
 
 
@@ -55,10 +57,11 @@ def sweeps(model: str) -> list[str]:
 
 
 class _Subject(NamedTuple):
-    """A step to run, its data points and flops, and the bytes that its batches and sums take on paper."""
+    """A step to run, its data points, settings and flops, and the bytes that its batches and sums take on paper."""
 
     step: Callable[[], None]
     N: int
+    settings: dict[str, Any]
     flops: float
     batch: int
 
@@ -66,12 +69,14 @@ class _Subject(NamedTuple):
 def grow(name: str, over: str, backend_name: str, dtype: str, repeats: int, factor: float) -> Record:
     """One model over one size."""
     subjects = {value: _subject(name, over, value, backend_name, dtype, factor) for value in VALUES[over]}
-    memory = [_peak(subject.step) for subject in subjects.values()]
+    measurable = backend_name.partition(":")[0] == "numpy"
+    memory = [_peak(subject.step) for subject in subjects.values()] if measurable else None
     steps = {str(value): subject.step for value, subject in subjects.items()}
     times = interleaved(steps, repeats, WARM_UP, dict.fromkeys(steps, BREATH))
     seconds = [float(np.median(t)) for t in times.values()]
     flops = [subject.flops for subject in subjects.values()]
     batch = [subject.batch for subject in subjects.values()]
+    base = {"N": next(iter(subjects.values())).N, **next(iter(subjects.values())).settings}
     values = [subject.N if over == "N" else value for value, subject in subjects.items()]
     return {
         "kind": "growth",
@@ -80,6 +85,7 @@ def grow(name: str, over: str, backend_name: str, dtype: str, repeats: int, fact
         "values": values,
         "backend": backend_name,
         "dtype": dtype,
+        "base": {size: value for size, value in base.items() if size != over},
         "seconds": seconds,
         "flops": flops,
         "memory": memory,
@@ -87,7 +93,7 @@ def grow(name: str, over: str, backend_name: str, dtype: str, repeats: int, fact
         "exponents": {
             "time": exponent(values, seconds),
             "flops": exponent(values, flops),
-            "memory": exponent(values, memory),
+            "memory": exponent(values, memory) if memory else None,
             "batch": exponent(values, batch),
         },
     }
@@ -103,13 +109,14 @@ def _subject(name: str, over: str, value: int, backend_name: str, dtype: str, fa
     backend = select(backend_name, dtype)
     comm = Serial()
     shard = local_shard(model, Y, backend, comm, None)
-    batches, settings, checked = backend.load(shard), Step(dtype=dtype), model.check(params)
+    batches, options, checked = backend.load(shard), Step(dtype=dtype), model.check(params)
 
     def step() -> None:
-        run_step(model, checked, batches, backend, comm, settings)
+        run_step(model, checked, batches, backend, comm, options)
         backend.synchronize()
 
-    return _Subject(step, case.N, case.N * case.row.flops(model), _on_paper(model, backend, shard.batch))
+    settings = {size: setting for size, setting in model.settings().items() if size in asdict(BASE)}
+    return _Subject(step, case.N, settings, case.N * case.row.flops(model), _on_paper(model, backend, shard.batch))
 
 
 def _without(settings: dict[str, Any], name: str) -> dict[str, Any]:
@@ -135,13 +142,13 @@ def _peak(step: Callable[[], None]) -> int:
 
 def growth(models: Sequence[str], backend: str, dtype: str, repeats: int, factor: float) -> Iterator[Record]:
     """A record for each model and size."""
-    yield {"kind": "machine", "profile": "growth", **environment()}
+    yield machine("growth")
     for name in models:
         for over in sweeps(name):
             try:
                 yield grow(name, over, backend, dtype, repeats, factor)
-            except GemError as error:
-                reason = f"over {over}: {error}"
+            except Exception as error:  # one that does not fit costs no other its result
+                reason = f"over {over}: {type(error).__name__}: {error}"
                 yield {"kind": "skip", "case": name, "backend": backend, "dtype": dtype, "reason": reason}
 
 
@@ -149,7 +156,15 @@ def row(record: Record) -> list[str]:
     """A record as cells under COLUMNS."""
     values = ", ".join(f"{v:,}" for v in record["values"])
     told = record["exponents"]
-    return [record["case"], record["over"], values, *(f"{told[k]:.2f}" for k in ("time", "flops", "memory", "batch"))]
+    cells = [f"{told['time']:.2f}", f"{told['flops']:.2f}", f"{told['time'] - told['flops']:+.2f}"]
+    memory = "not measured" if told["memory"] is None else f"{told['memory']:.2f}"
+    where = f"{record['backend']}, {record['dtype']}"
+    return [record["case"], where, record["over"], values, *cells, memory, f"{told['batch']:.2f}"]
+
+
+def base(record: Record) -> str:
+    """The sizes that stayed, of a record."""
+    return ", ".join(f"{name} = {value:,}" for name, value in record["base"].items())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -173,8 +188,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     models = args.models or [name for name in ("bsc", "mog-diag", "mca") if name in known]
     records = []
     try:
-        with args.output.open("w", encoding="utf-8") as file:
+        with results.create(args.output) as file:
             for record in growth(models, args.backend, args.dtype, args.repeats, args.factor):
+                if record["kind"] == "machine":
+                    given = sys.argv[1:] if arguments is None else arguments
+                    record["command"] = shlex.join(["python", "-m", "benchmarks.growth", *given])
                 results.write_line(file, record)
                 records.append(record)
     except GemError as error:

@@ -41,8 +41,8 @@ def main() -> None:
     D = 64
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "data.h5"
+        before = peak()  # before anything is written: buffers of the writing are memory too
         write(path, args.N, D)
-        before = peak()
         model = BSC(D=D, H=100, Hprime=8, gamma=4)
         anneal = gem.Annealing(steps=args.steps, Ncut=[(0, 0.0), (1.0, 1.0)])
         gem.EM(model, f"{path}:/Y", anneal, backend=args.backend, output=Path(folder) / "run.h5").run(progress=True)

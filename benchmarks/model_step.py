@@ -92,7 +92,9 @@ def main() -> None:
     if unknown:
         parser.error(f"there is no row {unknown[0]!r}: {', '.join(SETTINGS)}")
     other = {name: getattr(args, name) for name in ("Hprime", "gamma") if getattr(args, name)}
-    print(f"N = {args.N}, backend {args.backend}, T = {args.T:g}, Ncut = {args.Ncut:g}", flush=True)
+    about = gem.backends.select(args.backend, "float32").describe()
+    device = ", ".join(str(about[name]) for name in ("backend", "device", "platform") if name in about)
+    print(f"N = {args.N}, backend {device}, T = {args.T:g}, Ncut = {args.Ncut:g}", flush=True)
     for row in args.models or SETTINGS:
         name, settings = SETTINGS[row]
         model = make(name, {"D": args.D, "H": args.H, **settings, **other})
