@@ -69,20 +69,23 @@ def scaling(measured: Sequence[Record], simulated: Sequence[Record], path: Path)
         shares = [part / r["step"] for part, r in zip(parts, here, strict=True)]
         for part, marker, filled in ((here, "o", True), ([r for r in here if r["ranks"] > r["cores"]], "o", False)):
             fill = colour if filled else "white"
-            label = f"{mode}: measured, {here[0]['cores']} cores (open: shared)" if filled and here else None
+            N = f"N = {here[0]['N']:,}" + (" a rank" if mode == "weak" else "") if here else ""
+            label = f"{mode}, {N}: measured, {here[0]['cores']} cores (open: shared)" if filled and here else None
             x = [r["ranks"] for r in part]
             left.plot(x, [r["efficiency"] for r in part], marker, color=colour, mfc=fill, label=label, zorder=3)
             right.plot(x, [shares[ranks.index(n)] for n in x], marker, color=colour, mfc=fill, zorder=3)
         if not as_is:
             continue
-        times = np.array([step_time(r, mode) for r in as_is])
-        many = np.array([r["ranks"] for r in as_is])
-        alone = times[0] - as_is[0]["communication"]
-        alone = alone if as_is[0]["ranks"] == 1 else step_time({**as_is[0], "ranks": 1, "communication": 0}, mode)
-        ideal = alone / many if mode == "strong" else alone
-        label = f"{mode}: simulated, {as_is[0]['cluster']}"
-        left.plot(many, ideal / times, "-", color=colour, label=label)
-        right.plot(many, [r["communication"] / t for r, t in zip(as_is, times, strict=True)], "-", color=colour)
+        small = here[0]["N"] if here and mode == "strong" else None
+        of_lines = {as_is[0]["points" if mode == "strong" else "weak_points"]: "-"} | ({small: "--"} if small else {})
+        for points, dashes in of_lines.items():
+            times = np.array([step_time(r, mode, points) for r in as_is])
+            many = np.array([r["ranks"] for r in as_is])
+            alone = step_time({**as_is[0], "ranks": 1, "communication": 0}, mode, points)
+            ideal = alone / many if mode == "strong" else alone
+            label = f"{mode}, N = {points:,}{' a rank' if mode == 'weak' else ''}: simulated"
+            left.plot(many, ideal / times, dashes, color=colour, label=label)
+            right.plot(many, [r["communication"] / t for r, t in zip(as_is, times, strict=True)], dashes, color=colour)
         at = tenth(as_is, mode)
         if at:
             right.axvline(at, color=colour, linestyle=":", linewidth=1)
@@ -92,6 +95,8 @@ def scaling(measured: Sequence[Record], simulated: Sequence[Record], path: Path)
     right.set(xscale="log", yscale="log", xlabel="ranks", ylabel="share of communication in a step", ylim=(1e-4, 1))
     _plain(left.xaxis, right.xaxis, right.yaxis)
     left.legend(frameon=False, fontsize=8)
+    if as_is:
+        right.set_title(f"simulated: {as_is[0]['cluster']}", loc="left", fontsize=9)
     figure.savefig(path, dpi=DPI)
 
 

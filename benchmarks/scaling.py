@@ -1,10 +1,11 @@
 """Strong and weak scaling over MPI ranks, measured here from the runtime trace, and simulated past this machine.
 
-    python -m benchmarks.scaling [--ranks 1 2 4] [--simulate 1 8 64 512 5000] [--output FILE]
+    python -m benchmarks.scaling [--ranks 1 2 4] [--simulate 1 8 64 512 5000 10000] [--output FILE]
 
 Each rank is bound to one core, as on a cluster; more ranks than cores share them (it says so). Strong: N data points
 in all. Weak: N on each rank. The simulation (SimGrid's SMPI, benchmarks/simulation) takes the computation measured on
-one rank, one Allreduce of the real size, and the small ones of the data selection.
+one rank (at N and N / 4: what does not shrink with the data is told apart), one Allreduce of the real size, and the
+small collectives of the data selection.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -23,25 +25,34 @@ from typing import Any
 import numpy as np
 
 from benchmarks import results
+from benchmarks.machine import machine
 from benchmarks.simulation import smpi
 from gem.errors import ConfigError, GemError
-from gem.store import environment
 from gem.trace import read_spans
 
 Record = dict[str, Any]
-SMALL = 66  # reductions of a selection: the number of points, 64 halvings (gem.parallel.largest), the ties
+SMALL = 65  # reductions of a selection: the number of points, 64 halvings (gem.parallel.largest); then the ties
 LIBRARIES = {"ompi": "Open MPI", "mpich": "MPICH", "mvapich2": "MVAPICH2", "impi": "Intel MPI"}
 WARM_UP = 2  # steps that compile, and touch memory for the first time
 TENTH = 0.1  # of a step: the share of the communication that is asked for
 FOLDER = Path(__file__).parent.parent
 AS_IS = "as it is"
-VARIANTS = {  # what would move the tenth: name → bytes and small reductions, from D, H
-    AS_IS: lambda D, H: (statistics_bytes(D, H), SMALL),
-    "float32 on the wire": lambda D, H: (statistics_bytes(D, H) // 2, SMALL),
-    "Σ⟨ssᵀ⟩ by its upper half": lambda D, H: (statistics_bytes(D, H) - 4 * H * (H - 1), SMALL),
-    "selection by 16 counts at a time": lambda D, H: (statistics_bytes(D, H), 2 + 16),
-    "no data selection": lambda D, H: (statistics_bytes(D, H), 0),
+VARIANTS = {  # what would move the tenth: name → bytes, small reductions, bytes gathered; from D, H
+    AS_IS: lambda D, H: (statistics_bytes(D, H), SMALL, 0),
+    "float32 on the wire": lambda D, H: (statistics_bytes(D, H) // 2, SMALL, 0),
+    "Σ⟨ssᵀ⟩ by its upper half": lambda D, H: (statistics_bytes(D, H) - 4 * H * (H - 1), SMALL, 0),
+    "reduce-scatter, then an allgather of W": lambda D, H: (statistics_bytes(D, H), SMALL, 8 * D * H),
+    "selection by 16 counts at a time": lambda D, H: (statistics_bytes(D, H), 2 + 16, 0),
+    "no data selection": lambda D, H: (statistics_bytes(D, H), 0, 0),
 }
+ASSUMPTIONS = (
+    "only the network is simulated; all ranks compute equally long (no stragglers, no noise of a system)",
+    "one rank a node while there are nodes enough, then as many more on each",
+    "links at their nominal bandwidth and latency (SMPI's factors, made for TCP, are set to 1)",
+    "adding up what arrives costs nothing",
+    "an E-step takes the fixed part measured on one rank, and the rest in proportion to its data",
+    "the ties' allgather by Bruck's algorithm, whatever the library would choose",
+)
 
 
 def statistics_bytes(D: int, H: int) -> int:
@@ -53,11 +64,15 @@ def statistics_bytes(D: int, H: int) -> int:
 
 
 def measured(args: argparse.Namespace) -> Iterator[Record]:
-    """A record for each mode and number of ranks, the first of each mode its reference."""
+    """One rank on a quarter of the data; then a record for each mode and number of ranks, the first its reference."""
+    from gem.models import BSC
+
     launcher = mpiexec()
     with TemporaryDirectory() as name:
         folder = Path(name)
         make_data(folder, args, max(args.ranks))
+        few = max(1, args.N // 4)
+        yield {"kind": "few", "N": few, "per_rank": split(read_spans(launch(launcher, folder, 1, few, args)))[1]}
         for mode in ("strong", "weak"):
             reference = None
             for ranks in args.ranks:
@@ -67,6 +82,10 @@ def measured(args: argparse.Namespace) -> Iterator[Record]:
                 speed = reference[1] / step
                 yield {
                     "kind": "scaling",
+                    "model": repr(BSC(args.D, args.H)),
+                    "backend": args.backend,
+                    "dtype": args.dtype,
+                    "bytes": statistics_bytes(args.D, args.H),
                     "mode": mode,
                     "ranks": ranks,
                     "cores": len(os.sched_getaffinity(0)),
@@ -161,19 +180,30 @@ def split(spans: Sequence[Record]) -> tuple[float, list[dict[str, float]]]:
 # -- simulated ------------------------------------------------------------------------------------------------
 
 
-def simulated(args: argparse.Namespace, one: Record) -> Iterator[Record]:
-    """Communication of a step on a cluster, from the computation that `one` rank measured."""
+def pace(few: Record, one: Record) -> tuple[float, float]:
+    """Data points per second of one rank's E-step, and the seconds that do not shrink with the data."""
+    (n, a), (N, b) = ((r["N"], r["per_rank"][0]["E-step"]) for r in (few, one))
+    if n >= N or b <= a:  # too few to tell: all of it in proportion
+        return N / b, 0.0
+    per_point = min((b - a) / (N - n), b / N)
+    return 1 / per_point, b - N * per_point
+
+
+def simulated(args: argparse.Namespace, few: Record, one: Record) -> Iterator[Record]:
+    """Communication of a step on a cluster, from what one rank measured, on few data points and on all."""
     if reason := smpi.available():
         yield {"kind": "skip", "case": "simulation", "backend": "", "dtype": "", "reason": reason}
         return
     cluster = smpi.Cluster()
     parts = one["per_rank"][0]
     seconds = parts["E-step"] + parts["M-step"]
+    rate, fixed = pace(few, one)
     common = {
         "kind": "simulated",
         "cluster": cluster.name,
         "library": LIBRARIES[args.library],
-        "points_per_second": one["N"] / parts["E-step"],
+        "points_per_second": rate,
+        "fixed": fixed,
         "M-step": parts["M-step"],
         "points": args.points,
         "weak_points": one["N"],
@@ -182,12 +212,12 @@ def simulated(args: argparse.Namespace, one: Record) -> Iterator[Record]:
         folder = Path(name)
         smpi.prepare(folder, cluster)
         smaller = [ranks for ranks in args.simulate if ranks <= args.variants_at]
-        variants = {name: (*sizes(args.D, args.H), args.library) for name, sizes in VARIANTS.items()}
+        variants = {variant: (*sizes(args.D, args.H), args.library) for variant, sizes in VARIANTS.items()}
         for library in sorted(LIBRARIES.keys() - {args.library}):
             variants[f"as {LIBRARIES[library]} reduces"] = (*VARIANTS[AS_IS](args.D, args.H), library)
-        for variant, (size, small, library) in variants.items():
+        for variant, (size, small, gathered, library) in variants.items():
             for ranks in args.simulate if variant == AS_IS else smaller[-1:]:
-                found = smpi.simulate(folder, cluster, ranks, seconds, size, small, library)
+                found = smpi.simulate(folder, cluster, ranks, seconds, size, small, gathered, library)
                 yield {
                     **common,
                     "variant": variant,
@@ -200,25 +230,34 @@ def simulated(args: argparse.Namespace, one: Record) -> Iterator[Record]:
                 }
 
 
-def step_time(record: Record, mode: str) -> float:
-    """Seconds of a simulated step: the E-step's share of this rank, the M-step, the communication."""
-    points = record["points"] / record["ranks"] if mode == "strong" else record["weak_points"]
-    return points / record["points_per_second"] + record["M-step"] + record["communication"]
+def step_time(record: Record, mode: str, points: int | None = None) -> float:
+    """Seconds of a simulated step: the E-step on a rank's share of the data, the M-step, the communication.
+
+    Strong scaling is that of `points` data points in all (default: the record's own).
+    """
+    share = (points or record["points"]) / record["ranks"] if mode == "strong" else record["weak_points"]
+    return share / record["points_per_second"] + record["fixed"] + record["M-step"] + record["communication"]
 
 
-def tenth(records: Sequence[Record], mode: str) -> float | None:
-    """The number of ranks where communication takes a tenth of a step, between the simulated ones; None: never."""
+def tenth(records: Sequence[Record], mode: str, part: str = "communication") -> float | None:
+    """The number of ranks where a part of a step takes a tenth of it, between the simulated ones; None: never.
+
+    Where it does so on the fewest ranks that were simulated, these.
+    """
     found = sorted((r for r in records if r["variant"] == AS_IS), key=lambda r: r["ranks"])
-    shares = [r["communication"] / step_time(r, mode) for r in found]
+    shares = [max(r[part] / step_time(r, mode), 1e-9) for r in found]
+    if shares and shares[0] >= TENTH:
+        return float(found[0]["ranks"])
     for low, high, a, b in zip(found, found[1:], shares, shares[1:], strict=False):
         if a < TENTH <= b:
-            exponent = np.log(max(TENTH / max(a, 1e-9), 1)) / np.log(b / max(a, 1e-9))
+            exponent = np.log(TENTH / a) / np.log(b / a)
             return float(low["ranks"] * (high["ranks"] / low["ranks"]) ** exponent)
     return None
 
 
 # -- the command ----------------------------------------------------------------------------------------------
 
+RANK_COLUMNS = ("mode", "ranks", "rank", "E-step", "selection", "reduction", "waiting", "M-step")
 COLUMNS = ("mode", "ranks", "N", "step, ms", "E-step", "selection", "reduction", "waiting", "M-step", "efficiency")
 SIMULATED_COLUMNS = ("variant", "ranks", "communication, ms", "of it the statistics", "share, strong", "share, weak")
 
@@ -229,6 +268,14 @@ def row(record: Record) -> list[str]:
     ranks = f"{record['ranks']}" + (" (sharing cores)" if record["ranks"] > record["cores"] else "")
     times = [f"{record['step'] * 1e3:.2f}", *parts]
     return [record["mode"], ranks, f"{record['N']:,}", *times, f"{record['efficiency']:.0%}"]
+
+
+def rank_rows(record: Record) -> list[list[str]]:
+    """The ranks of a measurement, each with its own parts in ms, under RANK_COLUMNS."""
+    return [
+        [record["mode"], str(record["ranks"]), str(rank), *(f"{parts[name] * 1e3:.2f}" for name in RANK_COLUMNS[3:])]
+        for rank, parts in enumerate(record["per_rank"])
+    ]
 
 
 def simulated_row(record: Record) -> list[str]:
@@ -242,7 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run; returns 0, or 1 where something was refused."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4], help="default: 1 2 4")
-    parser.add_argument("--simulate", type=int, nargs="*", default=[1, 2, 8, 64, 512, 2048, 5000], metavar="RANKS")
+    parser.add_argument("--simulate", type=int, nargs="*", default=[1, 8, 64, 512, 5000, 10_000], metavar="RANKS")
     parser.add_argument("--library", choices=tuple(LIBRARIES), default="ompi")
     parser.add_argument("--variants-at", type=int, default=512, help="most ranks that the variants are simulated on")
     parser.add_argument("--points", type=int, default=10_000_000, help="data points of the simulated strong scaling")
@@ -259,7 +306,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if min([*args.ranks, *args.simulate]) < 1 or args.ranks[0] != 1:
         parser.error("ranks are 1 or more, and --ranks begins with 1: the others are compared with it")
     try:
-        records = _all(args)
+        records = _all(args, sys.argv[1:] if arguments is None else arguments)
     except GemError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
@@ -267,20 +314,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _all(args: argparse.Namespace) -> list[Record]:
+def _all(args: argparse.Namespace, command: Sequence[str]) -> list[Record]:
     records: list[Record] = []
-    with args.output.open("w", encoding="utf-8") as file:
+    with results.create(args.output) as file:
 
         def keep(record: Record) -> None:
             results.write_line(file, record)
             records.append(record)
 
-        keep({"kind": "machine", "profile": "scaling", **environment()})
+        keep({**machine("scaling"), "command": shlex.join(["python", "-m", "benchmarks.scaling", *command])})
         for record in measured(args):
             keep(record)
         if args.simulate:
-            one = next(r for r in records if r["kind"] == "scaling")
-            for record in simulated(args, one):
+            few, one = results.of_kind(records, "few")[0], results.of_kind(records, "scaling")[0]
+            for record in simulated(args, few, one):
                 keep(record)
                 print(f"simulated: {record.get('variant', record.get('reason'))}, {record.get('ranks', '')} ranks")
     return records
@@ -288,7 +335,9 @@ def _all(args: argparse.Namespace) -> list[Record]:
 
 def show(records: Sequence[Record]) -> None:
     """Print the tables, and where communication takes a tenth."""
-    results.print_table("measured here", COLUMNS, [row(r) for r in results.of_kind(records, "scaling")])
+    measurements = results.of_kind(records, "scaling")
+    results.print_table("measured here", COLUMNS, [row(r) for r in measurements])
+    results.print_table("each rank, ms", RANK_COLUMNS, [cells for r in measurements for cells in rank_rows(r)])
     found = results.of_kind(records, "simulated")
     if found:
         title = f"simulated: {found[0]['cluster']}, collectives as {found[0]['library']} chooses them"
@@ -300,11 +349,20 @@ def show(records: Sequence[Record]) -> None:
 
 
 def tenth_sentence(found: Sequence[Record], mode: str) -> str:
-    """At how many ranks communication takes a tenth of the step."""
-    one, ranks = found[0], tenth(found, mode)
+    """At how many ranks the reduction takes a tenth of the step, and all communication."""
+    one, as_is = found[0], [r["ranks"] for r in found if r["variant"] == AS_IS]
+
+    def where(part: str) -> str:
+        ranks = tenth(found, mode, part)
+        if ranks is None:
+            return f"never, up to {max(as_is):,} ranks"
+        return f"from {'about ' if ranks > min(as_is) else 'at most '}{ranks:,.0f} ranks on"
+
     what = f"{one['points']:,} data points in all" if mode == "strong" else f"{one['weak_points']:,} on each rank"
-    where = f"from about {ranks:,.0f} ranks on" if ranks else f"never, up to {max(r['ranks'] for r in found):,} ranks"
-    return f"{mode} scaling ({what}): communication takes a tenth of the step {where} (simulated)"
+    return (
+        f"{mode} scaling ({what}): the reduction takes a tenth of the step {where('reduction')}; with the selection, "
+        f"communication does {where('communication')} (simulated)"
+    )
 
 
 if __name__ == "__main__":

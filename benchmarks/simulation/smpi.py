@@ -19,14 +19,16 @@ SOURCE = Path(__file__).with_name("em_step.c")
 INSTALL = "SimGrid is not installed (no smpirun on the PATH): apt-get install libsimgrid-dev brings smpicc and smpirun"
 
 
+ABOUT = (
+    "our own fat tree, as SimGrid's packages bring no description of a machine of this size. It has the published "
+    "sizes of Stampede (TACC): 6,400 nodes on FDR InfiniBand, 56 Gbit/s coded 64/66. The wiring is assumed: 20 nodes "
+    "on each of 320 leaf switches, 8 core switches, 16 links up for 20 down, 1.2 µs between nodes over four links."
+)
+
+
 @dataclass(frozen=True)
 class Cluster:
-    """A fat tree of two levels: nodes on leaf switches, leaf switches on core switches.
-
-    It has the 6,400 nodes of Stampede (TACC) on FDR InfiniBand, 56 Gbit/s coded 64/66. How they are wired here, 20 on
-    each of 320 leaf switches, 8 core switches, 16 links up for 20 down, and 1.2 µs from node to node over four links,
-    is our assumption, not checked against a description of that machine.
-    """
+    """A fat tree of two levels: nodes on leaf switches, leaf switches on core switches. ABOUT says whose."""
 
     name: str = "fat tree of 6,400 nodes, FDR InfiniBand"
     leaf: int = 20
@@ -86,7 +88,14 @@ def prepare(folder: Path, cluster: Cluster) -> None:
 
 
 def simulate(
-    folder: Path, cluster: Cluster, ranks: int, seconds: float, size: int, small: int, library: str = "ompi"
+    folder: Path,
+    cluster: Cluster,
+    ranks: int,
+    seconds: float,
+    size: int,
+    small: int,
+    gathered: int = 0,
+    library: str = "ompi",
 ) -> Simulated:
     """One step on so many ranks, one on each node while there are enough of them.
 
@@ -96,6 +105,7 @@ def simulate(
     seconds : of computation
     size : bytes of the statistics
     small : reductions of one count
+    gathered : bytes of parameters that ranks exchange after a reduce-scatter; 0: an Allreduce instead
     library : whose choice of algorithms ("ompi", "mpich", "mvapich2", "impi")
 
     Raises
@@ -114,7 +124,7 @@ def simulate(
         # SMPI's own exchange of who shares a node: linear by default, which takes most of a simulation's time
         "--cfg=smpi/bcast:binomial_tree", "--cfg=smpi/gather:ompi_binomial", "--cfg=smpi/allgather:bruck",
         "--cfg=smpi/privatization:no", "--cfg=contexts/stack-size:256", "--log=root.thres:critical",
-        "./em_step", f"{seconds:.9f}", str(size), str(small), "1",
+        "./em_step", f"{seconds:.9f}", str(size), str(small), str(gathered),
     ]  # fmt: skip
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     numbers = done.stdout.split()
