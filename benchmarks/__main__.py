@@ -2,6 +2,7 @@
 
     python -m benchmarks [--profile quick] [-k PATTERN] [--backend NAME] [--output FILE] [--compare OLD.jsonl]
     python -m benchmarks report RESULTS.jsonl ... [--output docs/benchmarks.md] [--readme README.md]
+    python -m benchmarks check RESULTS.jsonl    # whole, and shares that can be? Exit status 1 with the reasons if not
 
 A sweep prints a table and writes a JSON object a line: the machine, each device with its ceilings, each case with all
 its times, each case that could not be measured with the reason. Results of benchmarks.scaling and benchmarks.growth
@@ -11,14 +12,15 @@ can be reported beside it.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import results
+from benchmarks import check, results
 from benchmarks.cases import PROFILES
 from benchmarks.sweep import sweep
-from gem.errors import GemError
+from gem.errors import ConfigError, GemError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if given[:1] == ["report"]:
             return _report(given[1:])
+        if given[:1] == ["check"]:
+            return _check(given[1:])
         return _sweep(given)
     except GemError as error:
         print(f"benchmarks: {error}", file=sys.stderr)
@@ -44,19 +48,27 @@ def _sweep(given: list[str]) -> int:
     parser.add_argument("--compare", type=Path, metavar="OLD.jsonl", help="print each case's ratio to an earlier run")
     args = parser.parse_args(given)
     old = results.read([args.compare]) if args.compare else []
+    if args.compare and args.compare.resolve() == args.output.resolve():
+        raise ConfigError(f"{args.output} is what is compared with: name another file with --output")
     records = []
-    with args.output.open("w", encoding="utf-8") as file:
+    with results.create(args.output) as file:
         for record in sweep(args.profile, args.pattern, args.backend):
+            if record["kind"] == "machine":
+                record["command"] = shlex.join(["python", "-m", "benchmarks", *given])
             results.write_line(file, record)
             records.append(record)
             name = f"{record.get('size', '')} {record.get('case', '')} {record.get('backend', '')}"
             print(f"{record['kind']}: {name} {record.get('dtype', '')}", file=sys.stderr, flush=True)
+    records = results.settled(records)
     _print(records)
     if args.compare:
         rows = results.compared(old, records)
         results.print_table(f"against {args.compare}", results.COMPARE_COLUMNS, rows)
+        if not any(row[3] for row in rows):
+            print(f"nothing to compare: {args.compare} is of another machine, device, size, or of other settings")
     measured, failed = results.of_kind(records, "case"), [r for r in records if r.get("failed")]
-    print(f"{args.output}: {len(measured)} measurements, {len(failed)} failed")
+    took = records[-1]["seconds"]
+    print(f"{args.output}: {len(measured)} measurements, {len(failed)} failed, {took:.0f} s in all")
     if not measured:
         print(f"benchmarks: no case has {args.pattern!r} in its name, or none could run", file=sys.stderr)
     return 1 if failed or not measured else 0
@@ -68,6 +80,18 @@ def _print(records: list[results.Record]) -> None:
     results.print_table("cases", results.CASE_COLUMNS, [results.case_row(r) for r in cases])
     skips += results.peer_skips(records)
     results.print_table("skipped", results.SKIP_COLUMNS, [results.skip_row(r) for r in skips])
+
+
+def _check(given: list[str]) -> int:
+    parser = argparse.ArgumentParser("benchmarks check", description=check.__doc__)
+    parser.add_argument("results", type=Path)
+    args = parser.parse_args(given)
+    found = check.problems(results.read([args.results]))
+    for problem in found:
+        print(f"{args.results}: {problem}", file=sys.stderr)
+    if not found:
+        print(f"{args.results}: whole")
+    return 1 if found else 0
 
 
 def _report(given: list[str]) -> int:

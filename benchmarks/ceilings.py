@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from gem.data import ArraySource, Shard
 from gem.errors import BackendError
 
 SIDE = 512  # D and columns of the products that show a device's rate
-ROW = 64  # reals in a row of the buffers that are copied
+ROWS = (1 << 12, 1 << 16)  # reals in a row of the arrays that are streamed: GPUs want many, numpy long ones
 
 
 def devices(wanted: str | None = None) -> tuple[list[str], dict[str, str]]:
@@ -94,28 +94,24 @@ def products(backend: Backend, shard: Shard, W: np.ndarray) -> Callable[[], None
 
 
 def copy_rate(backend: Backend, size: int, repeats: int = 5) -> float:
-    """Bytes per second that are read and written where buffers of `size` bytes are scaled in place."""
-    N = max(1, size // (ROW * backend.dtype.itemsize))
-    shard = shard_of(backend, np.zeros((N, ROW)), ROW)
-    batches = backend.load(shard)
-    scale = backend.kernel("scale_rows", H=ROW)
-    buffers, ones = {}, {}
-    for start, stop in _bounds(shard):
-        buffers[start] = backend.to_device(np.zeros((stop - start, ROW)))
-        ones[start] = backend.to_device(np.ones(stop - start))
+    """Bytes per second that are read and written where `size` bytes are scaled in place: the best of several rows."""
+    return max(2 * size / best(scaling_of(backend, size, row), repeats) for row in ROWS)
+
+
+def scaling_of(backend: Backend, size: int, row: int) -> Callable[[], None]:
+    """A function that scales `size` bytes, an array for each thread of a backend that has them."""
+    threads = getattr(backend, "threads", 1)
+    shape = max(1, size // (threads * row * backend.dtype.itemsize)), row
+    scale, ones = backend.kernel("scale_rows", H=row), backend.to_device(np.ones(shape[0]))
+    arrays = [backend.to_device(np.ones(shape, backend.dtype)) for _ in range(threads)]
+    batches = backend.load(Shard(ArraySource(np.zeros((threads, 1))), 0, threads, dtype=backend.dtype, batch=1))
 
     def copy(start: int, Y: object) -> None:
-        first = start - start % shard.batch
-        scale(min(shard.batch, N - first), buffers[first], ones[first])
+        scale(shape[0], arrays[start], ones)
 
     def run() -> None:
         for _ in backend.map(copy, batches):
             pass
         backend.synchronize()
 
-    return 2 * N * ROW * backend.dtype.itemsize / best(run, repeats)
-
-
-def _bounds(shard: Shard) -> Iterator[tuple[int, int]]:
-    for start in range(0, shard.N, shard.batch):
-        yield start, min(shard.N, start + shard.batch)
+    return run

@@ -8,18 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REQUIRED, missing
+from conftest import REQUIRED, available, missing
 
-from benchmarks import growth, results, scaling
+from benchmarks import check, growth, results, scaling
 from benchmarks.__main__ import main
 from benchmarks.cases import MEDIUM, PROFILES, ROWS, Case, cases, without_a_line
 from benchmarks.floors import linear
-from benchmarks.peers import PEERS, Peer, sklearn_mixture
-from benchmarks.report import MARK, weakest
+from benchmarks.machine import machine
+from benchmarks.peers import PEERS, Peer, differs, sklearn_mixture
+from benchmarks.report import MARK, summary, weakest, why
 from benchmarks.simulation import smpi
-from benchmarks.sweep import sweep
+from benchmarks.sweep import REST, parts, sweep
 from gem.errors import DataError
-from gem.models import BSC, DSC, MODELS, MoG
+from gem.models import BSC, DSC, MODELS, MoG, MoP
 
 pytestmark = pytest.mark.serial
 
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.serial
 @pytest.fixture(scope="module")
 def swept():
     """Every case on every device, at the smallest size."""
-    return list(sweep("tiny"))
+    return results.settled(sweep("tiny"))
 
 
 def of_kind(records, kind):
@@ -61,7 +62,34 @@ def test_shares_and_times_can_be(swept):
         assert record["share"] == pytest.approx(record["floor"] / np.median(record["seconds"]))
         at_rates = {"flops": record["flops"] / record["rate"], "bytes": record["bytes"] / record["bandwidth"]}
         assert record["floor"] == max(at_rates.values()) == at_rates[record["bound"]]
-        assert sum(record["spent"].values()) > 0
+        assert min(record["spent"].values()) >= 0
+        assert "load data" not in record["spent"]
+
+
+def test_parts_of_a_step_make_its_wall_time():
+    """Two pool threads side by side, 3 s and 2 s of a step's 10 s; the main thread waits, then does the M-step."""
+
+    def span(thread, name, begin, end):
+        return {"pid": 0, "tid": thread, "name": name, "ts": 1e6 * begin, "dur": 1e6 * (end - begin)}
+
+    spans = [
+        span(0, "load data", 0, 5), span(0, "EM step", 10, 20), span(0, "E-step", 10, 18), span(0, "M-step", 18, 19),
+        span(1, "batch", 10, 17), span(1, "matmul", 11, 14), span(2, "batch", 10, 17), span(2, "mixture", 11, 13),
+    ]  # fmt: skip
+    assert parts(spans) == {"M-step": 1, "matmul": 1.5, "mixture": 1, REST: 6.5}
+
+
+def test_cases_stand_beside_the_best_that_a_device_showed():
+    """A device that was slower before the cases than after them: no share above 1."""
+    device = {"kind": "device", "backend": "numpy", "dtype": "float32", "product_rate": 1e9, "copy_rate": 2e9}
+    case = synthetic("a", [1.0, 1.0], flops=2e9, own_rate=1.0)
+    later = {**device, "product_rate": 4e9, "copy_rate": 1e9}
+    first, told = results.settled([device, case, later])
+    assert (first["product_rate"], first["copy_rate"]) == (4e9, 2e9)
+    assert (told["share"], told["rate"], told["bandwidth"]) == (0.5, 4e9, 2e9)
+    assert results.settled([device, case])[1]["share"] == 2
+    assert results.share(results.settled([device, case])[1]) == "200.0% (!)"
+    assert results.settled([first, told]) == [first, told]  # once more changes nothing
 
 
 def test_peers_count_only_where_their_likelihood_is_ours(swept):
@@ -76,7 +104,7 @@ def test_peers_count_only_where_their_likelihood_is_ours(swept):
 
 def test_a_peer_of_another_likelihood_does_not_count(monkeypatch):
     peers = (
-        Peer("wrong", "sklearn", lambda *a: (lambda: None, -1.0)),
+        Peer("wrong", "sklearn", lambda *a: lambda: {"likelihood": -1.0}),
         Peer("absent", "no_such_package", sklearn_mixture),
         Peer("broken", "sklearn", lambda *a: 1 / 0),
         Peer("right", "sklearn", sklearn_mixture),
@@ -85,10 +113,69 @@ def test_a_peer_of_another_likelihood_does_not_count(monkeypatch):
     records = list(sweep("tiny", "mog-diag", "numpy"))
     told = {peer["name"]: peer for peer in of_kind(records, "case")[0]["peers"]}
     assert "other likelihood: -1 per data point" in told["wrong"]["skipped"]
+    assert any("other likelihood" in problem for problem in check.problems(results.settled(records)))
     assert told["absent"]["skipped"] == "no_such_package is not installed"
     assert "ZeroDivisionError" in told["broken"]["skipped"]
     assert [name for name, peer in told.items() if "seconds" in peer] == ["right"]
     assert len(results.peer_skips(records)) == 3
+
+
+def test_what_a_peer_may_differ_by():
+    ours = {"likelihood": -100.0, "mu": np.array([2.0, 1.0])}
+    assert differs(ours, {"likelihood": -100.009}, "float64") is None
+    assert "other likelihood" in differs(ours, {"likelihood": -100.02}, "float64")
+    assert "other likelihood" in differs(ours, {"likelihood": np.nan}, "float64")
+    assert differs(ours, {"likelihood": -100.0, "mu": np.array([2.0, 1.001])}, "float32") is None
+    assert "other mu after the M-step" in differs(ours, {"likelihood": -100.0, "mu": np.array([2.0, 1.001])}, "float64")
+
+
+@pytest.mark.parametrize("where", ["data", "timed", "peer"])
+def test_an_error_anywhere_is_one_failed_record(monkeypatch, where):
+    """MemoryError where data are made, in a timed run, and in a peer's: the other cases are measured."""
+    calls, m_step = [], MoP.m_step
+
+    def fails(*arguments, **options):
+        calls.append(arguments)
+        if where == "data" or len(calls) > 3:  # a timed run: after the first step, and the traced one
+            raise MemoryError("none left")
+        return {"likelihood": -1.0} if where == "peer" else m_step(*arguments)
+
+    monkeypatch.setitem(PEERS, "mop", (Peer("p", "sklearn", lambda *a: fails),) if where == "peer" else ())
+    if where != "peer":
+        monkeypatch.setattr(MoP, "generate_data" if where == "data" else "m_step", fails)
+    records = results.settled(sweep("tiny", "mo", "numpy"))
+    failed = [r for r in records if r.get("failed")]
+    cases = {r["case"]: r for r in of_kind(records, "case")}
+    assert len(cases) == (5 if where == "peer" else 4)
+    assert records[-1]["kind"] == "end"
+    if where == "peer":
+        assert not failed
+        assert "MemoryError: none left" in cases["mop"]["peers"][0]["skipped"]
+    else:
+        assert [r["case"] for r in failed] == ["tiny/mop"]
+        assert "MemoryError: none left" in failed[0]["reason"]
+        assert any("failed: MemoryError" in problem for problem in check.problems(records))
+
+
+def test_the_check_finds_what_is_wrong(swept):
+    """A whole sweep passes; one that lacks a case, its end, or has a share that cannot be does not."""
+    assert check.problems(swept) == []
+    last = max(i for i, r in enumerate(swept) if r["kind"] == "case")
+    assert any("missing, without a reason" in p for p in check.problems(swept[:last] + swept[last + 1 :]))
+    assert check.problems(swept[:-1]) == ["the sweep did not come to its end"]
+    for share in (0.0, 1.06, np.nan):
+        spoilt = [*swept[:last], {**swept[last], "share": share}, *swept[last + 1 :]]
+        assert any("of its ceiling is no share" in p for p in check.problems(spoilt))
+    assert check.problems(made_up_scaling()) == ["these are not the results of one sweep"]
+
+
+def test_the_machine_is_described():
+    about = machine("quick")
+    assert about["caches"]
+    assert about["commit"]
+    assert about["memory"].endswith(" GB")
+    assert about["scikit-learn"]
+    assert "host" not in about
 
 
 def test_a_case_that_breaks_costs_no_other_its_result(monkeypatch):
@@ -161,11 +248,24 @@ def test_comparing_two_files(tmp_path):
         synthetic("came", [1.0]),
     )
     rows = {row[0]: row[3:] for row in results.compared(results.read([old]), results.read([new]))}
-    assert rows["medium/a"] == ["2.00", "1.83 to 2.19", "slower"]
-    assert rows["medium/b"][::2] == ["0.50", "faster"]
-    assert rows["medium/c"][2] == "no difference seen"
-    assert rows["medium/gone"][2] == "only before"
-    assert rows["medium/came"][2] == "only now"
+    assert rows["medium/a"] == ["2.00", "1.83 to 2.19", "2.00", "1.83 to 2.19", "slower"]
+    assert rows["medium/b"][::2] == ["0.50", "0.50", "faster"]
+    assert rows["medium/c"][4] == "no difference seen"
+    assert rows["medium/gone"][4] == "only before"
+    assert rows["medium/came"][4] == "only now"
+
+
+def test_comparing_tells_a_slower_machine_from_a_slower_step():
+    old = [synthetic("a", [1.0, 1.1, 1.2])]
+    new = [synthetic("a", [2.0, 2.2, 2.4], products=[1.0, 1.0, 1.0])]
+    (row,) = results.compared(old, new)
+    assert row[3::2] == ["2.00", "1.00", "slower in seconds, no difference seen in products"]
+
+
+@pytest.mark.parametrize("changed", [{"N": 11}, {"model": "A(D=3)"}, {"device": "another"}, {"machine": "another"}])
+def test_only_the_same_work_on_the_same_machine_is_compared(changed):
+    rows = results.compared([synthetic("a", [1.0])], [synthetic("a", [1.0], **changed)])
+    assert sorted(row[-1] for row in rows) == ["only before", "only now"]
 
 
 @pytest.mark.parametrize("line", ["{", "[]", "{}", "3"])
@@ -185,8 +285,10 @@ def test_the_command_writes_prints_and_compares(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "tiny/mog-diag" in out
     assert "against old.jsonl" in out
+    assert main(["check", "new.jsonl"]) == 0
     records = results.read(["new.jsonl"])
-    assert [r["kind"] for r in records if r["kind"] != "skip"] == ["machine", "device", "case"]
+    assert [r["kind"] for r in records if r["kind"] != "skip"] == ["machine", "device", "case", "end"]
+    assert records[0]["command"].startswith("python -m benchmarks --profile tiny -k mog-diag")
     assert records[0]["processor"]
 
 
@@ -197,6 +299,10 @@ def test_the_command_writes_prints_and_compares(tmp_path, monkeypatch, capsys):
         (["--profile", "tiny", "--backend", "abacus"], 1, "unknown backend 'abacus'"),
         (["--profile", "tiny", "--backend", "numpy", "-k", "nothing"], 1, "'nothing'"),
         (["--compare", "missing.jsonl"], 1, "cannot read the results missing.jsonl"),
+        (["--compare", "same.jsonl", "--output", "./same.jsonl"], 1, "name another file"),
+        (["--output", "nowhere/new.jsonl"], 1, "cannot write the results nowhere/new.jsonl"),
+        (["check", "missing.jsonl"], 1, "missing.jsonl"),
+        (["check", "empty.jsonl"], 1, "not the results of one sweep"),
         (["report"], 2, "results"),
         (["report", "missing.jsonl"], 1, "missing.jsonl"),
         (["report", "empty.jsonl"], 1, "no case"),
@@ -205,12 +311,14 @@ def test_the_command_writes_prints_and_compares(tmp_path, monkeypatch, capsys):
 def test_the_command_refuses(tmp_path, monkeypatch, capsys, arguments, status, said):
     monkeypatch.chdir(tmp_path)
     Path("empty.jsonl").touch()
+    write("same.jsonl", synthetic("a", [1.0]))
     if status == 2:
         with pytest.raises(SystemExit, match="2"):
             main(arguments)
     else:
         assert main(arguments) == status
     assert said in capsys.readouterr().err
+    assert results.read(["same.jsonl"]) == [synthetic("a", [1.0])]
 
 
 # -- the report ----------------------------------------------------------------------------------------------
@@ -224,8 +332,18 @@ def test_the_weakest_are_named_once_and_at_the_largest_size():
         synthetic("c", [1.0], share=0.01, size="small"),
         synthetic("c", [1.0], share=0.2),
         synthetic("d", [1.0], share=0.9),
+        synthetic("e", [1.0], share=0.15, size="small"),  # it was skipped at the larger size
     ]
-    assert [(r["case"], r["share"]) for r in weakest(records)] == [("a", 0.1), ("c", 0.2), ("b", 0.3)]
+    assert [(r["case"], r["share"]) for r in weakest(records)] == [("a", 0.1), ("e", 0.15), ("c", 0.2)]
+    skip = {"kind": "skip", "case": "medium/f", "backend": "numpy", "dtype": "float32", "reason": "too large"}
+    rows = {row[0]: row for row in summary([*records, skip])}
+    assert list(rows) == ["a", "b", "c", "d", "e", "f"]
+    assert rows["f"][3::3] == ["not measured", "too large"]
+
+
+def test_every_case_says_what_its_floor_leaves_out():
+    assert all(row.beyond for row in ROWS.values())
+    assert ROWS["sc"].beyond in why(synthetic("sc", [1.0]))
 
 
 def test_the_report_has_all_parts_and_pictures(swept, tmp_path, monkeypatch):
@@ -237,9 +355,10 @@ def test_the_report_has_all_parts_and_pictures(swept, tmp_path, monkeypatch):
     assert main(["report", "sweep.jsonl", "scaling.jsonl", "growth.jsonl", "--readme", "README.md"]) == 0
     page = Path("docs/benchmarks.md").read_text()
     sections = [line[3:] for line in page.splitlines() if line.startswith("## ")]
-    assert sections[:2] == ["Weak points first", "Summary"]
+    assert sections[:3] == ["Machine", "Weak points first", "Summary"]
     assert {"Every case", "Scaling over MPI ranks", "How cost grows", "Not measured"} <= set(sections)
     assert "(simulated)" in page
+    assert all(assumption in page for assumption in scaling.ASSUMPTIONS)
     pictures = {line.rpartition("(")[2].rstrip(")") for line in page.splitlines() if line.startswith("![")}
     devices = {r["backend"].replace(":", "-") for r in of_kind(swept, "device")}
     expected = {f"benchmarks-roofline-{d}.png" for d in devices} | {"benchmarks-scaling.png", "benchmarks-growth.png"}
@@ -259,14 +378,16 @@ def test_the_report_has_all_parts_and_pictures(swept, tmp_path, monkeypatch):
 
 
 def made_up_scaling() -> list[dict]:
+    about = {"kind": "scaling", "model": "BSC(D=2, H=3)", "backend": "numpy", "dtype": "float32", "bytes": 8}
     parts = {"E-step": 0.9, "selection": 0.01, "reduction": 0.02, "waiting": 0.05, "M-step": 0.02}
     measured = [
-        {"kind": "scaling", "mode": mode, "ranks": n, "cores": 2, "N": 100, "step": 1.0, "per_rank": [parts] * n,
+        {**about, "mode": mode, "ranks": n, "cores": 2, "N": 100, "step": 1.0, "per_rank": [parts] * n,
          "efficiency": 1 / n}
         for mode in ("strong", "weak") for n in (1, 2, 4)
     ]  # fmt: skip
     simulated = [
-        {"kind": "simulated", "cluster": "a cluster", "library": "mpich", "points_per_second": 1e4, "M-step": 0.0,
+        {"kind": "simulated", "cluster": "a cluster", "library": "mpich", "points_per_second": 1e4,
+         "fixed": 0.0, "M-step": 0.0,
          "points": 100_000, "weak_points": 10_000, "variant": variant, "ranks": n, "bytes": 8, "small": 66,
          "communication": 0.001 * n * scale, "selection": 0.0, "reduction": 0.0005 * n}
         for variant, scale, ranks in (("as it is", 1, (1, 10, 100)), ("float32 on the wire", 0.5, (10,))) for n in ranks
@@ -278,7 +399,7 @@ def made_up_growth() -> dict:
     x = [1.0, 2.0, 4.0]
     told = {"time": 1.0, "flops": 1.0, "memory": 1.0, "batch": 1.0}
     return {"kind": "growth", "case": "bsc", "over": "N", "values": [1, 2, 4], "backend": "numpy", "dtype": "float32",
-            "seconds": x, "flops": x, "memory": x, "batch": x, "exponents": told}  # fmt: skip
+            "base": {"D": 4}, "seconds": x, "flops": x, "memory": x, "batch": x, "exponents": told}  # fmt: skip
 
 
 def test_waiting_is_told_from_reducing():
@@ -309,6 +430,29 @@ def test_where_communication_takes_a_tenth():
     assert scaling.tenth(simulated, "weak") is None
     assert 25 < scaling.tenth(simulated, "strong") < 40
     assert "never, up to 100 ranks" in scaling.tenth_sentence(simulated, "weak")
+    # the reduction alone: 0.0005 n of 10 / n + 0.001 n: a tenth at n = 50
+    assert 40 < scaling.tenth(simulated, "strong", "reduction") < 60
+    many = [r for r in simulated if r["ranks"] == 100]  # at the first number of ranks it takes more already
+    assert scaling.tenth(many, "strong") == 100
+    assert "does from at most 100 ranks on" in scaling.tenth_sentence(many, "strong")
+
+
+def test_what_does_not_shrink_with_the_data_is_told_apart():
+    """An E-step of 1 s and 1 ms a data point."""
+    few, one = ({"N": N, "per_rank": [{"E-step": 1 + 0.001 * N}]} for N in (1000, 4000))
+    rate, fixed = scaling.pace(few, one)
+    assert (rate, fixed) == pytest.approx((1000, 1))
+    assert scaling.pace(one, one) == (4000 / 5, 0)
+    record = {
+        "points": 8000,
+        "ranks": 4,
+        "points_per_second": rate,
+        "fixed": fixed,
+        "M-step": 0.5,
+        "communication": 0.1,
+    }
+    assert scaling.step_time(record, "strong") == pytest.approx(2 + 1 + 0.5 + 0.1)
+    assert scaling.step_time(record, "strong", 4000) == pytest.approx(1 + 1 + 0.5 + 0.1)
 
 
 def test_scaling_on_this_machine(tmp_path, mpiexec, capsys):
@@ -336,7 +480,7 @@ def test_statistics_have_the_size_that_is_simulated():
 
 def test_simulating_a_cluster(tmp_path):
     if reason := smpi.available():
-        missing("smpi", reason)
+        missing("simgrid", reason)
     cluster = smpi.Cluster(leaf=4, leaves=4, cores=2, links=2)
     smpi.prepare(tmp_path, cluster)
     one, many = (smpi.simulate(tmp_path, cluster, n, 0.01, 100_000, 4) for n in (1, 8))
@@ -345,6 +489,11 @@ def test_simulating_a_cluster(tmp_path):
     least = 2 * 7 / 8 * 100_000 / cluster.bandwidth  # what leaves and enters a node, at least
     assert least < many.reduction < 20 * least
     assert 4 * 3 * 2 * cluster.latency < many.selection
+    assert smpi.simulate(tmp_path, cluster, 8, 0.01, 100_000, 0).selection < 1e-6
+    scattered = smpi.simulate(tmp_path, cluster, 8, 0.01, 100_000, 0, gathered=50_000)
+    assert 7 / 8 * 150_000 / cluster.bandwidth < scattered.reduction < many.reduction * 2
+    ties = [smpi.simulate(tmp_path, cluster, n, 0.01, 100_000, 1).selection for n in (8, 16)]
+    assert ties[1] > ties[0] > 3 * 3 * 2 * cluster.latency  # one reduction, two allgathers: three rounds of two links
     crowded = smpi.simulate(tmp_path, cluster, 32, 0.01, 100_000, 4)  # two ranks on each of 16 nodes
     assert crowded.step > many.step
 
@@ -353,7 +502,7 @@ def test_no_simulation_says_how_to_get_it(monkeypatch, tmp_path):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     assert "apt-get install libsimgrid-dev" in smpi.available()
     args = type("Args", (), {})()
-    record = next(scaling.simulated(args, {}))
+    record = next(scaling.simulated(args, {}, {}))
     assert (record["kind"], record["case"]) == ("skip", "simulation")
 
 
@@ -380,6 +529,25 @@ def test_growth(tmp_path, monkeypatch, capsys):
         assert record["exponents"]["flops"] == pytest.approx(1, abs=0.3)
         assert len(record["seconds"]) == len(record["memory"]) == 2
     assert found[0]["values"] == [32, 128]
+
+
+def test_memory_of_a_device_is_not_measured(monkeypatch):
+    """Python's own count sees nothing of it; an exponent would be one of the host's bookkeeping."""
+    if "unavailable" in available()["opencl"]:
+        missing("opencl", available()["opencl"]["unavailable"])
+    monkeypatch.setattr(growth, "VALUES", {"K": (4, 8)})
+    record = growth.grow("mop", "K", "opencl", "float32", 1, 0.002)
+    assert record["memory"] is None
+    assert growth.row(record)[-2] == "not measured"
+    assert record["base"] == {"N": 64, "D": 128}
+
+
+def test_a_model_that_does_not_fit_costs_no_other_its_growth(monkeypatch):
+    monkeypatch.setattr(growth, "VALUES", {"N": (16_000, 32_000), "K": (4, 8)})
+    monkeypatch.setattr(growth, "grow", lambda name, over, *rest: 1 / 0 if over == "N" else made_up_growth())
+    records = list(growth.growth(["mop"], "numpy", "float32", 1, 0.002))
+    assert [r["kind"] for r in records] == ["machine", "skip", "growth"]
+    assert "ZeroDivisionError" in records[1]["reason"]
 
 
 def test_exponents_of_powers():
