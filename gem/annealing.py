@@ -11,7 +11,8 @@ from gem.errors import ConfigError
 
 Schedule = float | Sequence[tuple[float, float]]
 
-DEFAULTS = {"T": 1.0, "Ncut": 0.0, "W_noise": 0.0, "pi_noise": 0.0, "sigma_noise": 0.0}
+DEFAULTS = {"T": 1.0, "Ncut": 0.0}
+NOISE = "_noise"  # ends the names of all others; 0 by default
 
 
 class Annealing:
@@ -27,7 +28,8 @@ class Annealing:
         Whether latents that explain less than one data point begin anew beside the most active one.
     **schedules : number or list of (position, value)
         A position is a step if it is an int, a fraction of the run (0 the first step, 1 the last) if it is a
-        float. Known names: T (temperature, ≥ 1), Ncut (data selection, 0 to 1), W_noise, pi_noise, sigma_noise.
+        float. Known names: T (temperature, ≥ 1), Ncut (data selection, 0 to 1), and the name of a model's parameter
+        with `_noise`: W_noise, pi_noise, mu_noise, ... (see `Model.perturb`; `EM` checks that the model has it).
 
     Raises
     ------
@@ -44,9 +46,12 @@ class Annealing:
     def __init__(self, steps: int, *, anneal_prior: bool = True, reseed: bool = False, **schedules: Schedule):
         if not isinstance(steps, int | np.integer) or isinstance(steps, bool) or steps < 1:
             raise ConfigError(f"steps = {steps!r} must be a whole number, at least 1")
-        unknown = sorted(set(schedules) - set(DEFAULTS))
+        unknown = sorted(name for name in schedules if name not in DEFAULTS and not name.endswith(NOISE))
         if unknown:
-            raise ConfigError(f"unknown annealing parameter {unknown[0]!r}: choose among {', '.join(DEFAULTS)}")
+            raise ConfigError(
+                f"unknown annealing parameter {unknown[0]!r}: choose among {', '.join(DEFAULTS)}, and {NOISE} after "
+                f"the name of a model's parameter, as in W{NOISE}"
+            )
         self.steps = int(steps)
         self.anneal_prior, self.reseed = bool(anneal_prior), bool(reseed)
         self._schedules = {name: _points(name, s) for name, s in {**DEFAULTS, **schedules}.items()}
@@ -72,7 +77,12 @@ class Annealing:
 
     def ever(self, name: str) -> bool:
         """Whether the parameter leaves its default in this run."""
-        return bool(np.any(self._curves[name][1] != DEFAULTS[name]))
+        return name in self._curves and bool(np.any(self._curves[name][1] != DEFAULTS.get(name, 0.0)))
+
+    @property
+    def noisy(self) -> list[str]:
+        """The model's parameters that ever get noise."""
+        return [name.removesuffix(NOISE) for name in self._curves if name.endswith(NOISE) and self.ever(name)]
 
     def __len__(self) -> int:
         return self.steps

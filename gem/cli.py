@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gem._version import __version__
-from gem.annealing import DEFAULTS, Annealing
+from gem.annealing import DEFAULTS, NOISE, Annealing
 from gem.data import TABLE_FILE, open_data
 from gem.errors import ConfigError, GemError
 from gem.models import MODELS, make
@@ -20,6 +20,10 @@ from gem.parallel import Communicator, communicator, launched
 from gem.run import EM
 
 TERMINATED = 128 + 15  # the shell's exit status for a process that SIGTERM ended
+ANNEALED = [  # every parameter of a model may get noise, but a covariance, which would not stay one
+    *DEFAULTS,
+    *dict.fromkeys(f"{name}{NOISE}" for model in MODELS.values() for name in model.domains if name != "cov"),
+]
 # Tables of the configuration file: option → type. Flags set the same options; [model] has those of the model.
 OPTIONS: dict[str, dict[str, type]] = {
     "model": {
@@ -37,7 +41,7 @@ OPTIONS: dict[str, dict[str, type]] = {
         "iterations": int,
         "tol": float,
     },
-    "annealing": {"steps": int, "anneal_prior": bool, "reseed": bool, **dict.fromkeys(DEFAULTS, object)},
+    "annealing": {"steps": int, "anneal_prior": bool, "reseed": bool, **dict.fromkeys(ANNEALED, object)},
     "data": {"patch": int, "count": int, "whitening": bool, "onoff": bool},
     "run": {"backend": str, "dtype": str, "seed": int, "batch": int, "checkpoint": int},
 }
@@ -100,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
         "a number, or breakpoints POSITION=VALUE,...: whole positions are steps, others fractions of the run",
     )
     schedule.add_argument("--steps", type=int, help="EM steps (default: 100)")
-    for name in DEFAULTS:
+    for name in ANNEALED:
         schedule.add_argument(f"--{name.replace('_', '-')}", dest=name, type=_schedule, metavar="SCHEDULE")
     schedule.add_argument("--no-anneal-prior", dest="anneal_prior", action="store_false", default=None)
     schedule.add_argument("--reseed", action="store_true", default=None, help="dead latents begin anew")

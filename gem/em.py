@@ -16,6 +16,7 @@ from gem.data import Shard, open_data
 from gem.errors import BackendError, ConfigError, DataError
 from gem.models import Model, Posterior, Step
 from gem.models.base import Params
+from gem.models.mixtures import Mixture
 from gem.parallel import Communicator, communicator, largest
 from gem.statistics import Statistics
 from gem.trace import OFF, Trace
@@ -104,6 +105,7 @@ def em_step(
         chosen = select(backend, dtype, group)
         batches = chosen.load(local_shard(model, data, chosen, group, batch))
         step = Step(T, Ncut, anneal_prior, str(chosen.dtype), reseed)
+        check_options(model, Ncut > 0, reseed)
         new, info, _ = run_step(model, model.check(params), batches, chosen, group, step)
     return new, info
 
@@ -308,6 +310,24 @@ def _check(log_evidence: np.ndarray, model: Model, backend: Backend, Y: Any, sta
     model.check_data(backend.to_host(Y), start)
     row = start + int(np.argmin(np.isfinite(log_evidence)))
     raise DataError(f"the evidence of data point {row} is not finite: use dtype='float64', or rescale the data")
+
+
+def check_options(model: Model, selects: bool, reseed: bool) -> None:
+    """Refuse what a model could only ignore: data selection without a truncation, re-seeding of what never dies.
+
+    Raises
+    ------
+    ConfigError
+        With what the model does instead.
+    """
+    if selects and type(model).truncation is Model.truncation:
+        raise ConfigError(
+            f"Ncut > 0 selects the data points that truncated states explain; {model.name} truncates nothing, so all "
+            "points count: leave Ncut at 0"
+        )
+    if reseed and type(model).reseed is Model.reseed:
+        instead = "re-seeds its empty components by itself" if isinstance(model, Mixture) else "has no re-seeding"
+        raise ConfigError(f"reseed: {model.name} {instead}: leave it out")
 
 
 def local_shard(model: Model, data: Any, backend: Backend, comm: Communicator, batch: int | None) -> Shard:

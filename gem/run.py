@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from gem.annealing import DEFAULTS, Annealing
+from gem.annealing import NOISE, Annealing
 from gem.backends import select
 from gem.backends._traced import Traced
 from gem.data import Source, fingerprint, from_spec, open_data
-from gem.em import Info, local_shard, run_step
+from gem.em import Info, check_options, local_shard, run_step
 from gem.errors import ConfigError, RunFileError
 from gem.models import Model, Step, make
 from gem.parallel import communicator
@@ -89,11 +89,8 @@ class EM:
             raise ConfigError(f"EM(model, data, anneal) takes a Model and an Annealing, not {model!r} and {anneal!r}")
         if not isinstance(seed, int | np.integer) or not 0 <= seed < MAX_SEED:
             raise ConfigError(f"seed = {seed!r} must be a whole number, 0 to 2^63 - 1")
-        idle = [n for n in DEFAULTS if n.endswith("_noise") and anneal.ever(n) and n[:-6] not in model.shapes]
-        if idle:
-            raise ConfigError(
-                f"{idle[0]} has nothing to act on: {model.name} has the parameters {', '.join(model.shapes)}"
-            )
+        _check_noise(model, anneal.noisy)
+        check_options(model, anneal.ever("Ncut"), anneal.reseed)
         if not isinstance(checkpoint, int | np.integer) or checkpoint < 1:
             raise ConfigError(f"checkpoint = {checkpoint!r} must be a whole number of steps, at least 1")
         self.model, self.anneal, self.seed = model, anneal, int(seed)
@@ -294,6 +291,24 @@ def termination() -> Iterator[threading.Event]:
         yield asked
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _check_noise(model: Model, noisy: list[str]) -> None:
+    """Refuse noise of what the model does not have, or of what noise would spoil.
+
+    Raises
+    ------
+    ConfigError
+        With the names of what it has.
+    """
+    able = ", ".join(name for name in model.shapes if name != "cov")
+    for name in noisy:
+        if name not in model.shapes:
+            raise ConfigError(f"{name}{NOISE} has nothing to act on: {model.name} has the parameters {able}")
+        if name == "cov":
+            raise ConfigError(
+                f"cov{NOISE}: a covariance with noise on it may be none; of {model.name} {able} may have it"
+            )
 
 
 def _refuse_own_data(output: Any, spec: Any) -> None:

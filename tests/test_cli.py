@@ -237,6 +237,25 @@ def test_every_annealed_parameter_has_a_flag(gem_):
     }
 
 
+@pytest.mark.parametrize(
+    ("model", "flags"),
+    [
+        ("mog --K 3", "--pi-noise 0.1 --mu-noise 0.2 --var-noise 0=0.3,1.0=0"),
+        ("gsc --H 4", "--W-noise 0.1 --mu-noise 0.2 --psi-noise 0.3 --sigma-noise 0.1 --pi-noise 0.1"),
+        ("sc --H 4", "--b-noise 0.1"),
+    ],
+)
+def test_every_parameter_of_a_model_may_have_noise(gem_, model, flags):
+    status, _, err = gem_(f"fit {model.replace(' ', ' x.npy ', 1)} --steps 2 --backend numpy --dtype float64 {flags}")
+    assert status == 0, err
+    noisy = read_run("run.h5")
+    gem_(f"fit {model.replace(' ', ' x.npy ', 1)} --steps 2 --backend numpy --dtype float64 -o plain.h5")
+    assert {n for n in noisy.config["annealing"] if n.endswith("_noise")} == {
+        word[2:].replace("-", "_") for word in flags.split() if word.startswith("--")
+    }
+    assert any(not np.array_equal(noisy.params[n], value) for n, value in read_run("plain.h5").params.items())
+
+
 CONFIG = """
 [model]
 H = 6
@@ -261,7 +280,7 @@ def test_config(gem_):
     run = read_run("run.h5")
     assert run.config["settings"] == {"D": D, "H": 6, "Hprime": 3, "gamma": 2}
     annealing = {"steps": 4, "anneal_prior": False, "T": [[0, 3.0], [0.5, 1.0]], "W_noise": 1, "Ncut": 0.0}
-    assert run.config["annealing"] == annealing | {"pi_noise": 0.0, "sigma_noise": 0.0}
+    assert run.config["annealing"] == annealing
     assert (run.seed, run.config["checkpoint"], run.config["dtype"]) == (9, 2, "float64")
 
 
@@ -279,7 +298,7 @@ def test_flags_win_over_config(gem_):
     run = read_run("run.h5")
     assert run.config["settings"] == {"D": 16, "H": 6, "Hprime": 4, "gamma": 2}
     annealing = {"steps": 3, "anneal_prior": False, "T": 2.0, "W_noise": 0.5, "Ncut": 0.0}
-    assert run.config["annealing"] == annealing | {"pi_noise": 0.0, "sigma_noise": 0.0}
+    assert run.config["annealing"] == annealing
     assert (run.seed, run.config["checkpoint"], run.config["dtype"]) == (1, 2, "float32")
     data = {name: run.config["data"][name] for name in ("patch", "count", "whitening", "seed")}
     assert data == {"patch": 4, "count": 30, "whitening": False, "seed": 1}
@@ -464,6 +483,11 @@ def test_refused_fit(gem_, arguments, words):
         ("fit mog x.npy --H 6", "mog has no option 'H': there are K, covariance, reg"),
         ("fit mog x.npy --K 3 --covariance round", "covariance = 'round': choose among diag"),
         ("fit mog x.npy --K 61", "60 data points cannot start K = 61"),
+        ("fit mog x.npy --K 2 --W-noise 1", "W_noise has nothing to act on: MoG has the parameters pi, mu, var"),
+        ("fit bsc x.npy --H 2 --lam-noise 1", "lam_noise has nothing to act on: BSC has the parameters W, pi, sigma"),
+        ("fit mog x.npy --K 2 --Ncut 0.5", "MoG truncates nothing, so all points count: leave Ncut at 0"),
+        ("fit sc x.npy --H 2 --Ncut 0=0,1.0=1", "SC truncates nothing"),
+        ("fit mog x.npy --K 2 --reseed", "reseed: MoG re-seeds its empty components by itself"),
     ],
 )
 def test_refused_mixture(gem_, arguments, words):

@@ -332,8 +332,8 @@ def test_a_step_without_gaps_is_the_step_of_complete_data(gaps, backend):
     settings = {name: value for name, value in model.settings().items() if name != "missing"}
     complete = type(model)(**settings)
     params = complete.init_params(whole, seed=2)
-    expected, before = gem.em_step(complete, params, whole, backend=backend, dtype="float64", T=1.5, Ncut=0.5)
-    found, after = gem.em_step(model, params, whole, backend=backend, dtype="float64", T=1.5, Ncut=0.5)
+    expected, before = gem.em_step(complete, params, whole, backend=backend, dtype="float64", T=1.5)
+    found, after = gem.em_step(model, params, whole, backend=backend, dtype="float64", T=1.5)
     np.testing.assert_allclose(after.free_energy, before.free_energy, rtol=1e-12)
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-8, atol=1e-9, err_msg=name)

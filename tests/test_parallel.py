@@ -25,9 +25,9 @@ from gem.models import BSC, MoG
 from gem.parallel import communicator
 comm = communicator("world")
 out = {}
-for model in (BSC(D=10, H=7, Hprime=5, gamma=3), MoG(D=10, K=3, covariance="full")):
+for model, Ncut in ((BSC(D=10, H=7, Hprime=5, gamma=3), 1.0), (MoG(D=10, K=3, covariance="full"), 0.0)):
     Y = np.random.default_rng(0).standard_normal((500, 10)) + 3 * (np.random.default_rng(1).random((500, 10)) < 0.3)
-    schedules = dict(T=[(0, 2.0), (0.5, 1.0)], Ncut=[(0, 0.0), (0.5, 1.0)], pi_noise=[(0, 0.1), (0.8, 0.0)])
+    schedules = dict(T=[(0, 2.0), (0.5, 1.0)], Ncut=[(0, 0.0), (0.5, Ncut)], pi_noise=[(0, 0.1), (0.8, 0.0)])
     anneal = gem.Annealing(steps=20, **schedules)
     em = gem.EM(model, Y, anneal, dtype="float64", comm=comm, seed=3).run()
     out[model.name] = {k: v.ravel().tolist() for k, v in em.params.items()} | {"F": em.history["free_energy"].tolist()}

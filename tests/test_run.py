@@ -25,7 +25,7 @@ from gem.backends import select
 from gem.data import ArraySource, Shard
 from gem.em import Info
 from gem.errors import ConfigError, DataError, RunFileError
-from gem.models import BSC, MoG
+from gem.models import BSC, SC, MoG
 from gem.philox import generator
 from gem.run import run_step, termination
 from gem.store import load_params, read_run
@@ -157,12 +157,46 @@ def test_other_models_run(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("model", "option", "words"),
+    [
+        (MoG(D=9, K=2), {"Ncut": 0.5}, "MoG truncates nothing"),
+        (SC(D=9, H=3), {"Ncut": 0.5}, "SC truncates nothing"),
+        (MoG(D=9, K=2), {"reseed": True}, "reseed: MoG re-seeds its empty components by itself"),
+    ],
+)
+def test_a_step_refuses_what_a_model_could_only_ignore(model, option, words):
+    with pytest.raises(ConfigError, match=words):
+        em_step(model, model.init_params(points()), points(), **option)
+
+
+@pytest.mark.parametrize("name", ["pi", "mu", "var"])
+def test_noise_of_any_parameter(name):
+    model, start = MoG(D=9, K=2), {"seed": 5}
+    noisy, plain = (
+        fit(points(), Annealing(steps=1, **noise), model, **start).run().params
+        for noise in ({f"{name}_noise": 0.1}, {})
+    )
+    assert not np.array_equal(noisy[name], plain[name])
+
+
+@pytest.mark.parametrize(
     ("wrong", "words"),
     [
         ({"seed": 1.5}, r"seed = 1\.5 must be a whole number"),
         ({"seed": "a"}, "seed = 'a'"),
         ({"seed": 2**63}, "seed = 9223372036854775808"),
-        ({"model": MoG(D=9, K=2)}, "W_noise has nothing to act on"),
+        ({"model": MoG(D=9, K=2)}, "W_noise has nothing to act on: MoG has the parameters pi, mu, var"),
+        (
+            {"model": MoG(D=9, K=2, covariance="full"), "anneal": Annealing(steps=1, cov_noise=0.1)},
+            "may be none; of MoG pi, mu may have it",
+        ),
+        ({"anneal": Annealing(steps=1, V_noise=0.1)}, "V_noise has nothing to act on: BSC has the parameters W, pi"),
+        ({"model": MoG(D=9, K=2), "anneal": Annealing(steps=1, Ncut=0.1)}, "MoG truncates nothing"),
+        ({"model": SC(D=9, H=2), "anneal": Annealing(steps=1, Ncut=0.1)}, "SC truncates nothing"),
+        (
+            {"model": MoG(D=9, K=2), "anneal": Annealing(steps=1, reseed=True)},
+            "reseed: MoG re-seeds its empty .* by it",
+        ),
         ({"checkpoint": 0}, "checkpoint = 0 .*at least 1"),
         ({"checkpoint": "a"}, "checkpoint = 'a'"),
         ({"batch": 0}, "batch = 0"),
