@@ -173,6 +173,46 @@ def test_fit_mixture(gem_):
     assert found.params["cov"].shape == (3, D, D)
 
 
+CAUSES = "--H 4 --Hprime 3 --gamma 2 --Ncut 0.5 --reseed"
+EVERY_MODEL = {  # the data, and flags of whatever a model has
+    "bsc": ("x", f"{CAUSES} --missing"),
+    "tsc": ("x", f"{CAUSES} --missing"),
+    "dsc": ("x", f"{CAUSES} --values 0,1,2"),
+    "mog": ("x", "--K 2 --covariance tied --reg 1e-4 --missing"),
+    "mop": ("counts", "--K 2 --reg 1e-4 --missing"),
+    "gsc": ("x", f"{CAUSES} --missing"),
+    "sc": ("x", "--H 4 --penalty 0.5 --iterations 20 --tol 0.01 --reseed"),
+    "mca": ("x", f"{CAUSES} --rho anneal"),
+    "mmca": ("x", f"{CAUSES} --rho 21 --missing"),
+    "noisyor": ("binary", f"{CAUSES} --missing"),
+    "pmca": ("counts", f"{CAUSES} --background 0.2 --missing"),
+}
+
+
+def test_every_model_is_fitted_somewhere():
+    assert set(EVERY_MODEL) == set(gem.models.MODELS)
+
+
+@pytest.mark.parametrize("name", EVERY_MODEL)
+def test_every_model_is_fitted_with_its_own_options(gem_, name):
+    kind, flags = EVERY_MODEL[name]
+    rng = np.random.default_rng(0)
+    Y = {"x": table(), "counts": rng.poisson(3, (N, D)), "binary": rng.random((N, D)) < 0.3}[kind].astype(float)
+    if "--missing" in flags:
+        Y[rng.random(Y.shape) < 0.1] = np.nan
+    np.save("data.npy", Y)
+    status, _, err = gem_(f"fit {name} data.npy {flags} --T 2 --steps 2 --backend numpy -q")
+    assert (status, err) == (0, "")
+    run = read_run("run.h5")
+    assert (run.model.lower(), run.step, run.finished) == (name, 2, True)
+    assert all(np.all(np.isfinite(value)) for value in run.params.values())
+    assert run.config["annealing"].get("reseed", False) == ("--reseed" in flags)
+    for word, value in re.findall(r"--(\w+) ([^- ]\S*)", flags):
+        if word != "Ncut":
+            plain = [float(v) for v in value.split(",")] if re.match(r"\d", value) else [value]
+            assert np.atleast_1d(run.config["settings"][word]).tolist() == plain
+
+
 def test_an_unfinished_run_is_continued(gem_, fitted):
     model = make("bsc", read_run(fitted).config["settings"])
     run = gem.EM(model, "x.npy", gem.Annealing(steps=5), backend="numpy", output="part.h5")

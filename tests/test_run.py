@@ -273,6 +273,18 @@ def test_resumed_run_has_the_numbers_of_one_in_a_piece(world, folder, dtype, ste
             np.testing.assert_array_equal(ours, theirs, err_msg=name)
 
 
+def test_resumed_run_has_the_numbers_of_one_in_a_piece_on_every_backend(backend, tmp_path):
+    """Batches are given: a device's own choice is that of the machine."""
+    for dtype in ("float32", "float64"):
+        options = {"backend": backend, "dtype": dtype, "batch": 70, "checkpoint": 3}
+        whole = fit(points(), **options).run()
+        run = fit(points(), output=tmp_path / "run.h5", overwrite=True, **options)
+        die_after(7, run, tmp_path / "run.h5", tmp_path / "copy.h5")
+        resumed = EM.resume(tmp_path / "copy.h5", points())
+        assert resumed.step == 6
+        assert_same(resumed.run(), whole)
+
+
 def test_resumed_again_and_again(tmp_path):
     whole = fit(points()).run()
     path = tmp_path / "0.h5"
