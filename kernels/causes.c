@@ -289,7 +289,7 @@ KERNEL void causes(int N, GLOBAL const real *RESTRICT Y, GLOBAL const real *REST
                 p.A[k][i] = p.Ay[k][i] = (vec)(0);
         }
         for (int h = 0; h < H; h++)
-            activity[h] = row[h] = weight * scale * single.at[h];
+            activity[h] = row[h] = SETTLED(weight * scale * single.at[h]);
         if (RECONSTRUCT)
             for (int i = 0; i < CHUNKS; i++)
                 p.mean[i] = zero_weight > 0 ? zero_weight * scale * value(p.c[0][i], p.y[i], setting) : (vec)(0);

@@ -11,7 +11,11 @@ from typing import Any
 
 import numpy as np
 
-TILE_ELEMENTS = 1 << 16  # of points × D that are worked on at once: some such arrays stay in the cache
+from gem.kernels import winners
+from gem.kernels.weights import settled_exp
+
+TILE_ELEMENTS = 1 << 15  # of points × D that are worked on at once: those of all candidates stay in the cache
+MANY_ROWS = 16  # for one place: more are summed first
 SKIP = {"float64": 1e-30, "float32": 1e-12}  # states of less weight do not enter ⟨A⟩: see causes.c
 
 
@@ -78,7 +82,7 @@ def causes(
         part = slice(start, min(N, start + tile))
         y, chosen = Y[part], candidates[part]
         seen = observed[part] if MISSING else None
-        points = _Points(y, seen, [fields[chosen[:, k]] for k in range(chosen.shape[1])])
+        points = _Points(y, seen, fields, [fields[chosen[:, k]] for k in range(chosen.shape[1])])
         zero, multi = _energies(wanted, points, prior[chosen])
         single = b[part] + offset
         moved = shift[chosen] @ states.active.T.astype(b.dtype)
@@ -90,7 +94,8 @@ def causes(
         if RECONSTRUCT:
             reconstruction[part] = _simple_means(wanted, y, zero, single, fields)
         if STATS or RECONSTRUCT:
-            _collect(wanted, points, multi, chosen, weights[part], reconstruction[part], sums)
+            collect = _collect_winners if fragment.EXCLUSIVE and states.Hprime <= winners.MAX_HPRIME else _collect
+            collect(wanted, points, multi, chosen, weights[part], reconstruction[part], sums)
 
 
 @dataclass(frozen=True)
@@ -107,10 +112,11 @@ class _Wanted:
 
 @dataclass(frozen=True)
 class _Points:
-    """Data points, and the fields of their candidates one after the other."""
+    """Data points, all fields (H, D), and those of the points' candidates one after the other."""
 
     y: np.ndarray
     observed: np.ndarray | None
+    table: np.ndarray
     fields: list[np.ndarray]
 
 
@@ -119,9 +125,13 @@ def _energies(wanted: _Wanted, points: _Points, prior: np.ndarray) -> tuple[np.n
     f, setting, states, y = wanted.fragment, wanted.setting, wanted.states, points.y
     out = np.empty((len(y), states.S), y.dtype)
 
+    ones = np.ones(y.shape[1], y.dtype)
+
     def log_likelihood(c: np.ndarray) -> np.ndarray:
         terms = f.term(y, c, setting)
-        return setting[0] * (terms if points.observed is None else terms * points.observed).sum(axis=1)
+        if points.observed is not None:
+            return setting[0] * np.einsum("nd,nd->n", terms, points.observed)
+        return setting[0] * (terms @ ones)  # three times as fast as the sum of a row
 
     def descend(c: np.ndarray, rows: list[int]) -> None:
         for row in rows:
@@ -168,7 +178,7 @@ def _softmax(*parts: np.ndarray) -> np.ndarray:
     top = np.max([a.max(axis=1) for a in parts if a.shape[1]], axis=0)
     for a in parts:
         np.subtract(a, top[:, None], out=a)
-        np.exp(a, out=a)
+        settled_exp(a)
     total = np.sum([a.sum(axis=1) for a in parts], axis=0)
     for a in parts:
         np.divide(a, total[:, None], out=a)
@@ -189,6 +199,35 @@ def _simple_means(
     return np.asarray(out)
 
 
+def _collect_winners(
+    wanted: _Wanted,
+    points: _Points,
+    multi: np.ndarray,
+    chosen: np.ndarray,
+    weights: np.ndarray,
+    reconstruction: np.ndarray,
+    sums: np.ndarray,
+) -> None:
+    """As `_collect`, where one cause alone is seen: it has all of A, and the combined value is its own."""
+    f, setting, y = wanted.fragment, wanted.setting, points.y
+    first = f.start(y, setting)
+    rest = multi.sum(axis=1)[:, None]  # the weight of the states in which none is seen
+    shares = winners.won(multi, wanted.states, [f.size(w) for w in points.fields])
+    for h, w, share in zip(chosen.T, points.fields, shares, strict=True):
+        alone = f.combine(first, w, y, setting)
+        A = share * f.share(w, alone, y, setting)  # nothing where less than no cause at all is seen
+        if wanted.reconstruct:
+            reconstruction += A * f.value(alone, y, setting)
+            rest = rest - A
+        if wanted.stats:
+            A *= weights[:, None].astype(y.dtype)
+            seen = points.observed
+            expected = y if seen is None else y + (1 - seen) * f.value(alone, y, setting)
+            _add_rows(h, (sums[0, 0], A), (sums[0, 1], A * expected))
+    if wanted.reconstruct:
+        reconstruction += rest * f.value(first, y, setting)
+
+
 def _collect(
     wanted: _Wanted,
     points: _Points,
@@ -198,53 +237,83 @@ def _collect(
     reconstruction: np.ndarray,
     sums: np.ndarray,
 ) -> None:
-    """⟨A⟩, ⟨A y⟩ and the mean of `value` over the states of several causes: of each the points where it counts."""
-    f, setting, states = wanted.fragment, wanted.setting, wanted.states
+    """⟨A⟩, ⟨A y⟩ and the mean of `value` over the states of several causes: of each the points where it counts.
+
+    These pairs of a state and a point are listed, those with as many causes together, and taken a tile at a time.
+    """
     n, D = points.y.shape
-    A = np.zeros((states.Hprime, n, D), points.y.dtype)
-    Ay = np.zeros_like(A) if wanted.missing and f.IMPUTED else A
-    for s in range(states.S):
-        live = np.flatnonzero(multi[:, s] > SKIP[str(points.y.dtype)])
-        if not len(live):
-            continue
-        y, q = points.y[live], multi[live, s, None]
-        active = np.flatnonzero(states.active[s])
-        field = {k: points.fields[k][live] for k in active}
-        c = f.start(y, setting)
-        for k in active:
-            c = f.combine(c, field[k], y, setting)
-        if wanted.reconstruct:
-            reconstruction[live] += q * f.value(c, y, setting)
-        if not wanted.stats:
-            continue
-        left = np.broadcast_to(q * weights[live, None].astype(y.dtype), y.shape)
-        if wanted.missing and not f.IMPUTED:
-            left = left * points.observed[live]  # type: ignore[index]  # there is a mask
-        expected = y
-        if Ay is not A:
-            expected = y + (1 - points.observed[live]) * f.value(c, y, setting)  # type: ignore[index]
-        for k in active:
-            given = left * f.share(field[k], c, y, setting)
-            A[k, live] += given
-            if Ay is not A:
-                Ay[k, live] += given * expected
-            if f.EXCLUSIVE:
-                left = left - given
+    Hprime, active = wanted.states.Hprime, wanted.states.active
+    least = SKIP[str(multi.dtype)]
+    which, rows = np.nonzero(np.greater(multi.T, least))
+    size = active.sum(axis=1)
+    A = np.zeros((n * Hprime, D), points.y.dtype)  # of each point's candidates
+    Ay = np.zeros_like(A) if wanted.missing and wanted.fragment.IMPUTED else A
+    tile = max(1, TILE_ELEMENTS // D)
+    for k in np.unique(size[which]):
+        of_size = np.flatnonzero(size == k)
+        members = np.nonzero(active[of_size])[1].reshape(-1, k)
+        listed = np.flatnonzero(size[which] == k)
+        for start in range(0, len(listed), tile):
+            pair = listed[start : start + tile]
+            state, row = which[pair], rows[pair]
+            q, places = multi[row, state], row * Hprime + members[state - of_size[0]].T
+            _collect_pairs(wanted, points, row, places, chosen.ravel()[places], q, weights, reconstruction, A, Ay)
     if wanted.stats:
-        several = multi @ states.active.astype(multi.dtype) > 0
-        for i in range(states.Hprime):
-            rows = np.flatnonzero(several[:, i])
-            _add_rows(sums[0, 0], chosen[rows, i], A[i, rows].astype(np.float64))
-            product = Ay[i, rows] if Ay is not A else A[i, rows] * points.y[rows]
-            _add_rows(sums[0, 1], chosen[rows, i], product.astype(np.float64))
+        seen = np.unique((rows[:, None] * Hprime + np.arange(Hprime))[active[which]])
+        product = Ay[seen] if Ay is not A else A[seen] * points.y[seen // Hprime]
+        _add_rows(chosen.ravel()[seen], (sums[0, 0], A[seen]), (sums[0, 1], product))
 
 
-def _add_rows(out: np.ndarray, where: np.ndarray, rows: np.ndarray) -> None:
-    """out[where[i]] += rows[i], of equal places all: sorted by place, a run at a time."""
-    if len(where):
-        order = np.argsort(where, kind="stable")
-        places, first = np.unique(where[order], return_index=True)
-        out[places] += np.add.reduceat(rows[order], first, axis=0)
+def _collect_pairs(
+    wanted: _Wanted,
+    points: _Points,
+    row: np.ndarray,
+    places: np.ndarray,
+    latents: np.ndarray,
+    q: np.ndarray,
+    weights: np.ndarray,
+    reconstruction: np.ndarray,
+    A: np.ndarray,
+    Ay: np.ndarray,
+) -> None:
+    """The same of pairs of a state of k causes and a point `row`: which latents, (k, pairs), and their rows of A."""
+    f, setting, y = wanted.fragment, wanted.setting, points.y[row]
+    field = [points.table[h] for h in latents]
+    c = f.start(y, setting)
+    for w in field:
+        c = f.combine(c, w, y, setting)
+    if wanted.reconstruct:
+        _add_rows(row, (reconstruction, q[:, None] * f.value(c, y, setting)))
+    if not wanted.stats:
+        return
+    seen = None if points.observed is None else points.observed[row]
+    left = np.broadcast_to((q * weights[row].astype(q.dtype))[:, None], y.shape)
+    if seen is not None and not f.IMPUTED:
+        left = left * seen
+    expected = y if Ay is A or seen is None else y + (1 - seen) * f.value(c, y, setting)
+    for place, w in zip(places, field, strict=True):
+        given = left * f.share(w, c, y, setting)
+        _add_rows(place, (A, given), *([] if Ay is A else [(Ay, given * expected)]))
+        if f.EXCLUSIVE:
+            left = left - given
+
+
+def _add_rows(where: np.ndarray, *sums: tuple[np.ndarray, np.ndarray]) -> None:
+    """out[where[i]] += rows[i], for pairs (out, rows): of equal places the first together, then the second ones, ...
+
+    Those of a place that has many are summed first.
+    """
+    order = np.argsort(where, kind="stable")
+    places, first, counts = np.unique(where[order], return_index=True, return_counts=True)
+    for n in range(min(MANY_ROWS, counts.max(initial=0))):
+        some = n < counts
+        to, of = places[some], order[first[some] + n]
+        for out, rows in sums:
+            out[to] += rows[of]
+    for place, start, count in zip(*(a[counts > MANY_ROWS] for a in (places, first, counts)), strict=True):
+        of = order[start + MANY_ROWS : start + count]
+        for out, rows in sums:
+            out[place] += rows[of].sum(axis=0, dtype=out.dtype)
 
 
 def walks(cpu: bool, D: int, H: int, STATS: int, **_: int) -> int:

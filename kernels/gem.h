@@ -93,6 +93,15 @@ typedef GEM_ACC acc; /* for sums over many */
 #define REAL_EXP(x) exp((real)(x))
 #define REAL_LOG(x) log((real)(x))
 
+/* What is added up is at least this, or 0: a CPU takes a hundred times as long for a product with less than a normal
+ * number, and no sum of weights is changed by one that small. */
+#if GEM_REAL == 64
+#define REAL_LEAST ((real)1e-290)
+#else
+#define REAL_LEAST ((real)1e-30)
+#endif
+#define SETTLED(x) (fabs(x) < REAL_LEAST ? (real)0 : (x))
+
 /* ------------------------------------------------------- lanes of a data point: elements of a vector */
 #if WIDTH > 1
 

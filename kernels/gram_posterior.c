@@ -290,13 +290,18 @@ KERNEL void gram_posterior(int N, GLOBAL real *RESTRICT b, GLOBAL const real *RE
         const size_t n = start + r;
         GLOBAL const int *chosen = candidates + n * HPRIME;
         log_evidence[n] = evidence.at[r];
-        for (int h = 0; h < H; h++)
-            b[n * H + h] *= UNIT * scale.at[r];
+        for (int h = 0; h < H; h++) {
+            const real mean = UNIT * scale.at[r] * b[n * H + h];
+            b[n * H + h] = SETTLED(mean);
+        }
         for (int p = 0; p < PAIRS; p++)
             pairs[n * PAIRS + p] = UNIT * UNIT * many.pair[p].at[r] * scale_many.at[r];
-        for (int i = 0; i < HPRIME; i++)
+        for (int i = 0; i < HPRIME; i++) {
+            real mean = b[n * H + chosen[i]];
             for (int v = 0; v < VALUES; v++)
-                b[n * H + chosen[i]] += UNIT * VALUE(v) * many.single[i][v].at[r] * scale_many.at[r];
+                mean += UNIT * VALUE(v) * many.single[i][v].at[r] * scale_many.at[r];
+            b[n * H + chosen[i]] = SETTLED(mean);
+        }
         if (VALUES > 1) {
             for (int h = 0; h < H; h++)
                 squares[n * H + h] *= scale.at[r];

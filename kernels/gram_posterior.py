@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from gem.kernels.weights import settled_exp
+
 TILE_ELEMENTS = 1 << 18  # energies held at once: N × |K_n| is never formed
 
 
@@ -145,7 +147,7 @@ def _weigh(single: np.ndarray, multi: np.ndarray) -> tuple[np.ndarray, np.ndarra
         np.maximum(top, multi.max(axis=1), out=top)
     for energies in (single.reshape(len(single), -1), multi):
         np.subtract(energies, top[:, None], out=energies)
-        np.exp(energies, out=energies)
+        settled_exp(energies)
     total = single.sum(axis=(1, 2)) + multi.sum(axis=1) + np.exp(-top)
     return total, np.log(total) + top
 

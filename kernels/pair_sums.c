@@ -27,8 +27,11 @@ KERNEL void pair_sums(int N, GLOBAL const int *RESTRICT candidates, GLOBAL const
         GLOBAL const real *pair = pairs + (size_t)n * (HPRIME * (HPRIME - 1) / 2);
         for (int i = 0; i < HPRIME - 1; pair += HPRIME - 1 - i, i++)
             if (mine[chosen[i]])
-                for (int j = i + 1; j < HPRIME; j++)
-                    sums[(size_t)chosen[i] * H + chosen[j]] += fixed_point(weights[n] * pair[j - i - 1]);
+                for (int j = i + 1; j < HPRIME; j++) {
+                    const int64 sum = fixed_point(weights[n] * pair[j - i - 1]);
+                    if (sum != 0)
+                        sums[(size_t)chosen[i] * H + chosen[j]] += sum;
+                }
     }
 }
 

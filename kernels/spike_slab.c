@@ -283,13 +283,15 @@ KERNEL void spike_slab(int N, GLOBAL real *RESTRICT b, GLOBAL const real *RESTRI
             const vec u = variance * (load(COUNT(h), 0, row + h) + about);
             const vec q = scale.at[r] * load(COUNT(h), 0, mean + n * H + h);
             store(q, COUNT(h), mean + n * H + h);
-            store(q * u * load(COUNT(h), 0, spread + h), COUNT(h), row + h);
+            const vec product = q * u * load(COUNT(h), 0, spread + h);
+            store(fabs(product) < REAL_LEAST ? (vec)(0) : product, COUNT(h), row + h);
             store(q * (variance + (u - about) * (u - about)), COUNT(h), square + n * H + h);
         }
         for (int i = 0; i < HPRIME; i++) {
             const int h = candidates[n * HPRIME + i];
             mean[n * H + h] += many.mean[i].at[r] * scale_many.at[r];
-            row[h] += many.product[i].at[r] * scale_many.at[r] * spread[h];
+            const real product = row[h] + many.product[i].at[r] * scale_many.at[r] * spread[h];
+            row[h] = SETTLED(product);
             square[n * H + h] += many.square[i].at[r] * scale_many.at[r];
         }
         for (int p = 0; p < PAIRS; p++)

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from gem.kernels.weights import settled_exp
+
 TILE_ELEMENTS = 1 << 16  # energies held at once: N × |K_n| is never formed
 CHUNK = 32  # states whose strengths a GPU holds in local memory
 
@@ -190,7 +192,7 @@ def _weigh(single: np.ndarray, several: np.ndarray) -> tuple[np.ndarray, np.ndar
     single -= top[:, None]
     several -= top
     for energies in (single, several):
-        np.exp(energies, out=energies)
+        settled_exp(energies)
     total = single.sum(axis=1) + several.sum(axis=0) + np.exp(-top)
     return total, np.log(total) + top
 

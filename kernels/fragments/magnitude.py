@@ -4,7 +4,7 @@ import numpy as np
 
 from gem.kernels.fragments.maximum import EXCLUSIVE, IMPUTED, RELATIVE, share, start, term, value
 
-__all__ = ["EXCLUSIVE", "IMPUTED", "RELATIVE", "combine", "share", "start", "term", "value"]
+__all__ = ["EXCLUSIVE", "IMPUTED", "RELATIVE", "combine", "share", "size", "start", "term", "value"]
 
 
 def combine(c: np.ndarray, w: np.ndarray, y: np.ndarray, setting: np.ndarray) -> np.ndarray:
@@ -12,3 +12,7 @@ def combine(c: np.ndarray, w: np.ndarray, y: np.ndarray, setting: np.ndarray) ->
     out = w * larger  # faster than np.where, and as exact: the other term is 0
     out += c * ~larger
     return out
+
+
+def size(w: np.ndarray) -> np.ndarray:
+    return np.abs(w)

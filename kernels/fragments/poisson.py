@@ -31,3 +31,7 @@ def share(w: np.ndarray, c: np.ndarray, y: np.ndarray, setting: np.ndarray) -> n
 
 def value(c: np.ndarray, y: np.ndarray, setting: np.ndarray) -> np.ndarray:
     return c
+
+
+def size(w: np.ndarray) -> np.ndarray:
+    return w

@@ -1,0 +1,55 @@
+"""Weights: those too small to matter are 0 before a product meets them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import gem
+from gem.kernels.weights import LEAST, settled_exp
+from gem.kernels.winners import won
+from gem.models import make
+from gem.states import state_table
+
+
+@pytest.mark.serial
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_exponentials_are_right_or_zero(dtype):
+    energies = -np.geomspace(1e-3, 1e4, 1000).astype(dtype)
+    found = energies.copy()
+    settled_exp(found)
+    least = LEAST[dtype]
+    exact = np.exp(energies.astype(np.float64))
+    assert np.all(found[exact < least] == 0)
+    large = exact > 1e10 * least
+    np.testing.assert_allclose(found[large], exact[large], rtol=4e-6 if dtype == "float32" else 1e-13)
+    assert np.all((found == 0) | (found >= np.finfo(dtype).tiny))
+
+
+@pytest.mark.parametrize("name", ["bsc", "tsc", "gsc", "mca"])
+def test_no_code_is_below_the_normal_range(name, backend):
+    """Products with such numbers take a CPU a hundred times as long."""
+    model = make(name, {"D": 30, "H": 40, "Hprime": 6, "gamma": 3})
+    rng = np.random.default_rng(0)
+    params = {**model.init_params(rng.standard_normal((100, 30)), seed=0), "sigma": np.array(0.4)}
+    params["W"] = np.abs(rng.standard_normal((30, 40)))
+    Y, _ = model.generate_data({**params, "sigma": np.array(0.8)}, N=300, seed=1)
+    found = gem.posterior(model, params, Y, backend=backend, dtype="float32")
+    code = found.mean if found.product is None else found.product  # what meets the data in a product
+    assert np.all((code == 0) | (np.abs(code) >= np.finfo("float32").tiny))
+
+
+@pytest.mark.serial
+def test_the_weight_that_each_cause_wins_is_that_of_an_enumeration():
+    rng = np.random.default_rng(2)
+    states, n, D = state_table(5, 4), 7, 6
+    weights = rng.random((n, states.S)) * (rng.random((n, states.S)) < 0.5)
+    sizes = np.round(rng.random((5, n, D)), 1)  # many are equal
+    wanted = np.zeros((5, n, D))
+    for s, active in enumerate(states.active):
+        members = np.flatnonzero(active)
+        largest = members[np.argmax(sizes[members], axis=0)]  # the first of equals
+        for i in members:
+            wanted[i] += np.where(largest == i, weights[:, s, None], 0)
+    found = np.array(list(won(weights, states, list(sizes))))
+    np.testing.assert_allclose(found, wanted, rtol=1e-13, atol=1e-15)
