@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
+import tempfile
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -281,7 +283,7 @@ class InPlace:
 
 @lru_cache(maxsize=1)
 def devices() -> list[Any]:
-    """All OpenCL devices that compile and run a kernel, GPUs first, else in the order of their platforms.
+    """All OpenCL devices that compile and run a kernel: GPUs first, pocl last, else in the order of their platforms.
 
     A runtime can be installed and yet not know the processor it is on (pocl 3.0 from PyPI fails so on recent ones):
     each device shows once that it works.
@@ -293,7 +295,8 @@ def devices() -> list[Any]:
     """
     cl = _import_pyopencl()
     try:
-        platforms = cl.get_platforms()
+        with _runtimes():
+            platforms = cl.get_platforms()
     except cl.Error as error:
         raise BackendError(f"OpenCL finds no device ({error}): {INSTALL}") from error
     working, told = [], []
@@ -311,7 +314,8 @@ def devices() -> list[Any]:
                 told.append(f"{device.name.strip()} on {platform.name.strip()}: {answer}")
     if not working:
         raise BackendError(f"no OpenCL device works ({'; '.join(told) or 'there is none'}): {INSTALL}")
-    return sorted(working, key=lambda device: not device.type & cl.device_type.GPU)
+    # of two runtimes of one CPU pocl is the older: its wheel's compiler is of 2022
+    return sorted(working, key=lambda d: (not d.type & cl.device_type.GPU, "Portable" in d.platform.name))
 
 
 def _answer(cl: Any, device: Any) -> str:
@@ -332,9 +336,7 @@ def _answer(cl: Any, device: Any) -> str:
     return "works"
 
 
-@lru_cache(maxsize=1)
 def _import_pyopencl() -> Any:
-    _register_intel()
     try:
         import pyopencl
     except ImportError as error:
@@ -342,15 +344,26 @@ def _import_pyopencl() -> Any:
     return pyopencl
 
 
-def _register_intel() -> None:
-    """Let the loader find the runtime of the intel-opencl-rt wheel: it lies in this environment, unregistered.
+@contextmanager
+def _runtimes() -> Iterator[None]:
+    """Let the loader find the runtime of the intel-opencl-rt wheel beside all others: it lies here unregistered.
 
-    The loader reads one folder of .icd files; where the system has none, the library itself may stand for it.
+    The loader reads one folder of .icd files when it is first asked for platforms (PyOpenCL tells it of its own pocl).
+    For that moment it is shown one with the system's and Intel's; not where OCL_ICD_VENDORS says what a user wants.
     """
-    library = Path(sys.prefix) / "lib" / "libintelocl.so"
-    system = Path("/etc/OpenCL/vendors")
-    if library.exists() and not (system.is_dir() and any(system.iterdir())):
-        os.environ.setdefault("OCL_ICD_VENDORS", str(library))
+    intel = Path(sys.prefix) / "lib" / "libintelocl.so"
+    if "OCL_ICD_VENDORS" in os.environ or not intel.exists():
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for icd in sorted(Path("/etc/OpenCL/vendors").glob("*.icd")):
+            shutil.copy(icd, folder)
+        (Path(folder) / "intel-of-this-environment.icd").write_text(f"{intel}\n")
+        os.environ["OCL_ICD_VENDORS"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["OCL_ICD_VENDORS"]
 
 
 def _origin(error: BaseException) -> BaseException:
@@ -381,6 +394,9 @@ def _compile_matmul(queue: Any, dtype: np.dtype, a: tuple[int, ...], b: tuple[in
 
 
 def device_count() -> int:
-    """How many OpenCL devices there are of the first one's kind: ranks share these out among them."""
+    """How many OpenCL devices the first one's platform has of its kind: ranks share these out among them.
+
+    Other platforms may drive the same hardware once more.
+    """
     found = devices()
-    return sum(device.type == found[0].type for device in found)
+    return sum(d.type == found[0].type and d.platform == found[0].platform for d in found)
