@@ -95,11 +95,15 @@ def products(backend: Backend, shard: Shard, W: np.ndarray) -> Callable[[], None
 
 def copy_rate(backend: Backend, size: int, repeats: int = 5) -> float:
     """Bytes per second that are read and written where `size` bytes are scaled in place: the best of several rows."""
-    return max(2 * size / best(scaling_of(backend, size, row), repeats) for row in ROWS)
+    rates = []
+    for row in ROWS:
+        run, touched = scaling_of(backend, size, row)
+        rates.append(2 * touched / best(run, repeats))
+    return max(rates)
 
 
-def scaling_of(backend: Backend, size: int, row: int) -> Callable[[], None]:
-    """A function that scales `size` bytes, an array for each thread of a backend that has them."""
+def scaling_of(backend: Backend, size: int, row: int) -> tuple[Callable[[], None], int]:
+    """A function that scales an array for each thread of a backend that has them; how many bytes, about `size`."""
     threads = getattr(backend, "threads", 1)
     shape = max(1, size // (threads * row * backend.dtype.itemsize)), row
     scale, ones = backend.kernel("scale_rows", H=row), backend.to_device(np.ones(shape[0]))
@@ -114,4 +118,4 @@ def scaling_of(backend: Backend, size: int, row: int) -> Callable[[], None]:
             pass
         backend.synchronize()
 
-    return run
+    return run, threads * shape[0] * row * backend.dtype.itemsize

@@ -100,7 +100,7 @@ def why(record: Record) -> str:
     """What a step of a case is made of, the largest parts first, and what its floor leaves out."""
     spent = record["spent"]
     total = sum(spent.values())
-    first = sorted(spent, key=lambda name: -spent[name])[:NAMED]
+    first = [name for name in sorted(spent, key=lambda name: -spent[name])[:NAMED] if spent[name] > total / 200]
     parts = ", ".join(f"{name} {spent[name] / total:.0%}" for name in first)
     floor = f"{record['floor'] * 1e3:.3g} ms by {record['bound']}"
     median = float(np.median(record["seconds"])) * 1e3

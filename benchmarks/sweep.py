@@ -30,7 +30,7 @@ from gem.trace import Recording, account, read_spans
 
 Record = dict[str, Any]
 HOLDERS = ("EM step", "E-step", "batch")  # spans that hold others: what is left of them is the code between
-REST = "host code, waiting"
+REST = "host code and waiting"
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ python -m benchmarks.trace_cost [--backend numpy] [--N 20000] [--D 256] [--H 300
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,12 +18,12 @@ from benchmarks.timing import BREATH, interleaved, spread
 from gem.models import BSC
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--backend", default="numpy")
     for name, value in {"N": 20_000, "D": 256, "H": 300, "repeats": 15}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     model = BSC(args.D, args.H)
     params, Y = problem(model, args.N)
     y, anneal = Y.astype("float32"), gem.Annealing(steps=10**6)

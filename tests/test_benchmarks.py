@@ -10,16 +10,19 @@ import numpy as np
 import pytest
 from conftest import REQUIRED, available, missing
 
-from benchmarks import check, growth, results, scaling
+from benchmarks import check, growth, pictures, results, scaling
 from benchmarks.__main__ import main
 from benchmarks.cases import MEDIUM, PROFILES, ROWS, Case, cases, without_a_line
+from benchmarks.ceilings import scaling_of
 from benchmarks.floors import linear
 from benchmarks.machine import machine
 from benchmarks.peers import PEERS, Peer, differs, sklearn_mixture
 from benchmarks.report import MARK, summary, weakest, why
 from benchmarks.simulation import smpi
 from benchmarks.sweep import REST, parts, sweep
+from gem.backends import NumpyBackend
 from gem.errors import DataError
+from gem.kernels import scale_rows
 from gem.models import BSC, DSC, MODELS, MoG, MoP
 
 pytestmark = pytest.mark.serial
@@ -184,6 +187,18 @@ def test_a_case_that_breaks_costs_no_other_its_result(monkeypatch):
     assert {r["case"] for r in of_kind(records, "case")} == {"mop"} if "mop" in MODELS else set()
     assert all("ZeroDivisionError" in r["reason"] for r in records if r.get("failed"))
     assert sum(bool(r.get("failed")) for r in records) == 4
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_streaming_takes_one_long_array_for_each_thread(monkeypatch, threads):
+    """All bytes that are counted are touched, by as many threads as the backend has."""
+    touched = []
+    monkeypatch.setattr(scale_rows, "scale_rows", lambda N, X, weights: touched.append((X.shape, X.nbytes)))
+    backend = NumpyBackend("float32", threads)
+    run, size = scaling_of(backend, 3 << 20, 1 << 12)
+    run()
+    assert sum(each for _, each in touched) == size == 3 << 20
+    assert [shape for shape, _ in touched] == [(3 * 64 // threads, 1 << 12)] * threads
 
 
 # -- on paper ------------------------------------------------------------------------------------------------
@@ -434,7 +449,26 @@ def test_where_communication_takes_a_tenth():
     assert 40 < scaling.tenth(simulated, "strong", "reduction") < 60
     many = [r for r in simulated if r["ranks"] == 100]  # at the first number of ranks it takes more already
     assert scaling.tenth(many, "strong") == 100
-    assert "does from at most 100 ranks on" in scaling.tenth_sentence(many, "strong")
+    assert "to all communication from at most 100 ranks on" in scaling.tenth_sentence(many, "strong")
+
+
+def test_the_picture_says_of_how_many_data_points_each_line_is(tmp_path, monkeypatch):
+    """What is measured has a line of its own N beside that of the simulated one."""
+    made, figure = [], pictures._figure
+    monkeypatch.setattr(pictures, "_figure", lambda *a: made.append(figure(*a)) or made[-1])
+    records = made_up_scaling()
+    pictures.scaling(of_kind(records, "scaling"), of_kind(records, "simulated"), tmp_path / "x.png")
+    labels = made[0][1][0].get_legend_handles_labels()[1]
+    assert {label.rpartition(": simulated")[0] for label in labels if "simulated" in label} == {
+        "strong, N = 100,000", "strong, N = 100", "weak, N = 10,000 a rank",
+    }  # fmt: skip
+    assert "strong, N = 100: measured, 2 cores (open: shared)" in labels
+
+
+def test_each_rank_has_its_own_parts():
+    last = of_kind(made_up_scaling(), "scaling")[2]
+    assert [row[2] for row in scaling.rank_rows(last)] == ["0", "1", "2", "3"]
+    assert scaling.rank_rows(last)[0] == ["strong", "4", "0", "900.00", "10.00", "20.00", "50.00", "20.00"]
 
 
 def test_what_does_not_shrink_with_the_data_is_told_apart():

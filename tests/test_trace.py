@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import gem
+from benchmarks import trace_cost
 from gem import trace as tracing
 from gem.backends._traced import Traced
 from gem.cli import main
@@ -216,6 +217,15 @@ def test_parts_of_steps_count_once():
     assert found.outside == {"load data": 1, "copy to device": 1}
     assert found.pool == {"batch": 9, "matmul": 3}
     assert found.threads == 2
+
+
+@pytest.mark.serial
+def test_what_tracing_costs_is_printed(capfd):
+    trace_cost.main(["--N", "50", "--D", "9", "--H", "8", "--repeats", "2"])
+    out, err = capfd.readouterr()
+    assert "a step takes" in out
+    assert "trace on: " in out
+    assert err == ""
 
 
 # -- the command line, and what it refuses ------------------------------------------------------------------
