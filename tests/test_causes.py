@@ -57,11 +57,14 @@ def updated(model, params, Y, T=1.0):
     states, seen = all_states(model.H), np.isfinite(Y)
     mean, A = shares(model, params["W"], states)
     gap = np.where(seen[:, None], Y[:, None] - mean, 0)
-    joint = -np.sum(gap**2, axis=2) / (2 * params["sigma"] ** 2) + model.log_prior(params, states)
+    terms = -(gap**2) / (2 * params.get("sigma", 1) ** 2)
+    if isinstance(model, PMCA):
+        terms = np.where(seen[:, None], np.nan_to_num(Y)[:, None] * np.log(mean) - mean, 0)
+    joint = terms.sum(axis=2) + model.log_prior(params, states)
     q = np.exp(joint / T - np.logaddexp.reduce(joint / T, axis=1)[:, None])
     y = np.where(seen[:, None], Y[:, None], mean)
     W = np.einsum("ns,sdh,nsd->dh", q, A, y) / np.einsum("ns,sdh->dh", q, A)
-    squares = np.sum(q[:, :, None] * np.where(seen[:, None], gap**2, params["sigma"] ** 2))
+    squares = np.sum(q[:, :, None] * np.where(seen[:, None], gap**2, params.get("sigma", 1) ** 2))
     return W, squares / Y.size, q @ mean[:, :] if seen.all() else np.einsum("ns,sd->nd", q, mean)
 
 
@@ -76,6 +79,18 @@ def test_a_step_is_that_of_the_definition(kind, rho, gaps, T, backend):
     new, _ = gem.em_step(model, params, Y, backend=backend, dtype="float64", T=T)
     np.testing.assert_allclose(new["W"], np.maximum(W, 0) if kind is MCA else W, rtol=1e-8, atol=1e-8)
     np.testing.assert_allclose(new["sigma"] ** 2, variance, rtol=1e-8)
+    post = gem.posterior(model, params, Y, backend=backend, dtype="float64", T=T, reconstruct=True)
+    np.testing.assert_allclose(post.reconstruction, mean, atol=1e-8)
+
+
+@pytest.mark.parametrize("T", [1.0, 2.5])
+@pytest.mark.parametrize("gaps", [0.0, 0.4])
+def test_a_step_of_poisson_causes_is_that_of_the_definition(gaps, T, backend):
+    model = PMCA(D=7, H=4, Hprime=4, gamma=4, missing=gaps > 0, background=0.1)
+    params, Y = problem(model, gaps=gaps)
+    W, _, mean = updated(model, params, Y, T)
+    new, _ = gem.em_step(model, params, Y, backend=backend, dtype="float64", T=T)
+    np.testing.assert_allclose(new["W"], np.maximum(W, 0.1), rtol=1e-8)
     post = gem.posterior(model, params, Y, backend=backend, dtype="float64", T=T, reconstruct=True)
     np.testing.assert_allclose(post.reconstruction, mean, atol=1e-8)
 
@@ -121,22 +136,25 @@ def test_the_first_of_equal_causes_has_it_all(backend):
     np.testing.assert_allclose(new["W"], expected, rtol=1e-9)
 
 
-def test_noisy_or_does_not_count_what_is_missing(backend):
-    model = NoisyOR(D=7, H=4, Hprime=4, gamma=4, missing=True)
-    params, Y = problem(model, gaps=0.3)
+@pytest.mark.parametrize("T", [1.0, 2.5])
+@pytest.mark.parametrize("gaps", [0.0, 0.3])
+def test_a_step_of_noisy_or_is_that_of_the_definition(gaps, T, backend):
+    """What is missing does not count."""
+    model = NoisyOR(D=7, H=4, Hprime=4, gamma=4, missing=gaps > 0)
+    params, Y = problem(model, gaps=gaps)
     states, W = all_states(4), params["W"]
     P = np.prod(1 - W * states[:, None, :], axis=2)
     seen, y = np.isfinite(Y), np.nan_to_num(Y)
     with np.errstate(all="ignore"):
         terms = np.where(y[:, None] > 0, np.log(1 - P), np.log(P))
     joint = np.where(seen[:, None], terms, 0).sum(axis=2) + model.log_prior(params, states)
-    q = np.exp(joint - np.logaddexp.reduce(joint, axis=1)[:, None])
+    q = np.exp(joint / T - np.logaddexp.reduce(joint / T, axis=1)[:, None])
     f = 1 - W
     with np.errstate(all="ignore"):
         B = np.where(states[:, None, :], 1 / (f * (1 - P)[..., None]), 0)
         C = np.where(states[:, None, :], P[..., None] / (f**2 * (1 - P)[..., None]), 0)
     wanted = 1 + np.einsum("ns,sdh,nd->dh", q, B, seen * (y - 1)) / np.einsum("ns,sdh,nd->dh", q, C, seen)
-    new, info = gem.em_step(model, params, Y, backend=backend, dtype="float64")
+    new, info = gem.em_step(model, params, Y, backend=backend, dtype="float64", T=T)
     np.testing.assert_allclose(new["W"], np.clip(wanted, 1e-5, 1 - 1e-5), atol=1e-9)
     np.testing.assert_allclose(new["pi"], (q @ states).mean(axis=0), rtol=1e-9)
     np.testing.assert_allclose(info.free_energy, np.logaddexp.reduce(joint, axis=1).sum(), rtol=1e-10)

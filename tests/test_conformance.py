@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import combinations, product
 
 import numpy as np
@@ -416,6 +417,54 @@ def test_truncation_masses_by_brute_force():
     p = 0.2**size * 0.8 ** (9 - size)
     A, B = model.truncation({"pi": np.array(0.2)})
     np.testing.assert_allclose([A, B], [p[size <= 3].sum(), (p * size)[size <= 3].sum()], rtol=1e-12)
+
+
+NOTHING = np.zeros((40, 3))  # data that no cause is needed for
+NOISE = np.random.default_rng(0).standard_normal((40, 3))
+TWO = {"D": 3, "H": 2, "Hprime": 2, "gamma": 2}
+FAR = 60 * np.eye(3, 2)
+EXACTLY = (np.random.default_rng(0).random((60, 2)) < 0.5) @ FAR.T  # data without noise
+CONSTRAINTS = {  # a model, its parameters and data that drive one of them beyond its bound; what is to be said of it
+    "bsc-pi": (BSC(**TWO), {"W": FAR, "pi": 0.1, "sigma": 1}, NOISE, r"pi = \S+ was held at 1e-10"),
+    "tsc-pi": (TSC(**TWO), {"W": FAR, "pi": 0.1, "sigma": 1}, NOISE, r"pi = \S+ was held at 1e-10"),
+    "dsc-pi": (
+        DSC(**TWO, values=(0, 1, 2)), {"W": FAR, "pi": [0.8, 0.1, 0.1], "sigma": 1}, NOISE, r"2 of 3 pi were held",
+    ),
+    "gsc-pi": (
+        GSC(**TWO), {"W": FAR / 20, "pi": [1e-10, 1e-10], "mu": [1, 1], "psi": [0.1, 0.1], "sigma": 1}, NOISE,
+        r"2 of 2 pi were held in \[1e-10, 1\]",
+    ),
+    "mca-pi": (MCA(**TWO), {"W": FAR, "pi": 0.1, "sigma": 1}, NOISE, r"pi = \S+ was held at 1e-10"),
+    "mmca-pi": (MMCA(**TWO), {"W": FAR, "pi": 0.1, "sigma": 1}, NOISE, r"pi = \S+ was held at 1e-10"),
+    "pmca-pi": (PMCA(**TWO), {"W": 60 * np.ones((3, 2)), "pi": 0.1}, NOTHING, r"pi = \S+ was held at 1e-10"),
+    "noisyor-pi": (NoisyOR(**TWO), {"W": np.full((3, 2), 0.9999), "pi": [1e-9, 0.1]}, NOTHING, "2 of 2 pi were held"),
+    "mca-W": (MCA(**TWO), {"W": np.ones((3, 2)), "pi": 0.5, "sigma": 1}, NOTHING - 1, r"W were held in \[0, inf\]"),
+    "pmca-W": (PMCA(**TWO), {"W": np.ones((3, 2)), "pi": 0.5}, NOTHING, r"W were held in \[0.1, inf\]"),
+    "noisyor-W": (NoisyOR(**TWO), {"W": np.full((3, 2), 2e-5), "pi": [0.5, 0.5]}, NOTHING, "6 of 6 W were held"),
+    "bsc-sigma": (BSC(**TWO), {"W": FAR, "pi": 0.5, "sigma": 0.1}, EXACTLY, "sigma was held"),
+    "tsc-sigma": (TSC(**TWO), {"W": FAR, "pi": 0.5, "sigma": 0.1}, EXACTLY, "sigma was held"),
+    "dsc-sigma": (DSC(**TWO, values=(0, 1)), {"W": FAR, "pi": [0.5, 0.5], "sigma": 0.1}, EXACTLY, "sigma was held"),
+    "gsc-sigma": (
+        GSC(**TWO), {"W": FAR, "pi": [0.5, 0.5], "mu": [1, 1], "psi": [1e-9, 1e-9], "sigma": 1e-3}, EXACTLY,
+        "sigma was held",
+    ),
+    "gsc-psi": (
+        GSC(**TWO), {"W": FAR, "pi": [0.5, 0.5], "mu": [1, 1], "psi": [1e-9, 1e-9], "sigma": 1e-3}, EXACTLY,
+        "2 of 2 psi were held at the resolution",
+    ),
+    "mca-sigma": (MCA(**TWO), {"W": FAR, "pi": 0.5, "sigma": 0.1}, EXACTLY, "sigma was held"),
+    "mmca-sigma": (MMCA(**TWO), {"W": FAR, "pi": 0.5, "sigma": 0.1}, EXACTLY, "sigma was held"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONSTRAINTS)
+def test_an_active_constraint_is_held_and_reported(name):
+    model, params, Y, says = CONSTRAINTS[name]
+    new, info = gem.em_step(model, params, Y, backend="numpy", dtype="float32")
+    assert any(re.search(says, note) for note in info.notes), info.notes
+    model.check(new)
+    again, _ = gem.em_step(model, new, Y, backend="numpy", dtype="float32")  # goes on from there
+    model.check(again)
 
 
 def test_a_dead_latent_keeps_its_field_and_says_so(backend):
