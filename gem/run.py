@@ -236,7 +236,7 @@ class EM:
     def _advance(self, asked: Callable[[], bool]) -> Info:
         now = self.anneal[self.step]
         span = self._trace.span("EM step", step=self.step + 1, T=now["T"], Ncut=now["Ncut"])
-        with span, self.comm.guard(), self._saving():  # saving comes first: the guard ends the job
+        with self.comm.guard(), self._saving(), span:  # saving comes first: the guard ends the job
             noisy = self.model.perturb(self.params, now, generator(self.seed, "noise", self.step))
             settings = Step(
                 now["T"], now["Ncut"], self.anneal.anneal_prior, str(self.backend.dtype), self.anneal.reseed

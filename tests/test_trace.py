@@ -17,11 +17,11 @@ from gem import trace as tracing
 from gem.backends._traced import Traced
 from gem.cli import main
 from gem.errors import ConfigError, DataError
-from gem.models import MoG
+from gem.models import BSC
 from gem.parallel import Serial
 from gem.trace import OFF, Recording, account, read_notes, read_spans
 
-MODEL = MoG(D=3, K=4)
+MODEL = BSC(D=3, H=4, Hprime=3, gamma=2)
 ANNEAL = gem.Annealing(steps=3, T=[(0, 2.0), (1.0, 1.0)], Ncut=0.5)
 STEP = ("E-step", "reduction", "M-step")
 
@@ -62,7 +62,14 @@ def test_every_step_of_every_rank_has_its_phases_in_order(path, world, backend):
             selections = [s for s in mine if s["name"] == "selection" and inside(s, phases[0])]
             assert len(selections) == 1
         names = {s["name"] for s in mine}
-        assert {"load data", "read batch", "copy to device", "copy to host", "initialisation", "mixture"} <= names
+        assert {
+            "load data",
+            "read batch",
+            "copy to device",
+            "copy to host",
+            "initialisation",
+            "gram_posterior",
+        } <= names
 
 
 def test_spans_of_a_thread_nest(path, world, backend):
@@ -171,12 +178,18 @@ def test_a_run_that_fails_leaves_its_trace(tmp_path, monkeypatch, error):
         steps.append(step)
         return m_step(self, stats, params, step)
 
-    steps, m_step = [], MoG.m_step
-    monkeypatch.setattr(MoG, "m_step", fails)
+    def kept(self):
+        stored.append([s["name"] for s in self._spans])
+        write_alone(self)
+
+    steps, stored, m_step, write_alone = [], [], BSC.m_step, Recording.write_alone
+    monkeypatch.setattr(Recording, "write_alone", kept)
+    monkeypatch.setattr(BSC, "m_step", fails)
     with pytest.raises(error, match="broken"):
         run(tmp_path / "trace.json", None)
     names = [s["name"] for s in read_spans(tmp_path / "trace.json")]
     assert names.count("EM step") == names.count("M-step") == 3
+    assert stored[0].count("EM step") == 3  # at once, before other ranks are told: they end this one
 
 
 def test_a_rank_that_fails_asks_no_other(tmp_path):
