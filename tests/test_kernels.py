@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from dataclasses import dataclass, field
+from math import comb
 from pathlib import Path
 from typing import Any
 
@@ -345,6 +347,22 @@ def test_an_array_of_another_backend_is_refused(kind):
     kernel = device(kind, "float32").kernel("scale_rows", H=4)
     with pytest.raises(BackendError, match="argument 0 of kernel scale_rows"):
         kernel(3, np.zeros((3, 4), np.float32), np.ones(3, np.float32))
+
+
+def test_what_docs_say_of_local_memory():
+    """The largest γ for which half of 48 KiB holds a data point in float32."""
+    text = (Path(__file__).parent.parent / "docs" / "kernels.md").read_text()
+    sizes = [int(h) for h in re.findall(r"H' = (\d+)", re.search(r"\| kernel \|( H' = \d+ \|)+", text)[0])]
+    rows = re.findall(r"\| (gram_posterior|spike_slab|causes)(?:, VALUES = (\d))? \|((?: \d+ \|)+)\n", text)
+    assert len(rows) == 5
+    for name, values, numbers in rows:
+
+        def taken(Hprime, gamma, name=name, V=int(values or 1)):
+            many = sum(comb(Hprime, g) for g in range(2, gamma + 1))
+            return 4 * source.twin(name).local_reals(HPRIME=Hprime, GAMMA=gamma, VALUES=V, D=256, MANY=many)
+
+        wanted = [max(g for g in range(1, h + 1) if taken(h, g) <= 24 * 1024) for h in sizes]
+        assert [int(x) for x in numbers.split("|")[:-1]] == wanted, (name, values)
 
 
 def test_tables_of_states_in_c():
