@@ -239,6 +239,29 @@ def test_what_is_dead_does_not_depend_on_the_size_of_the_values(values):
     assert not info.notes
 
 
+def test_a_dead_latent_leaves_the_probabilities_of_values_alone():
+    """As many values as latents: `pi` is none of theirs."""
+    model = DSC(D=6, H=3, Hprime=3, gamma=2, values=(0, 1, 2))
+    params = {"W": 9 * np.eye(6, 3), "pi": np.array([0.6, 0.3, 0.1]), "sigma": np.array(0.5)}
+    Y, _ = model.generate_data(params, 200, seed=1)
+    params["W"][:, 2] = 1e4
+    kept, _ = gem.em_step(model, params, Y, backend="numpy", dtype="float64")
+    new, info = gem.em_step(model, params, Y, backend="numpy", dtype="float64", reseed=True)
+    assert info.notes[-1].startswith("latent 2 was dead and re-seeded")
+    np.testing.assert_array_equal(new["pi"], kept["pi"])
+
+
+@pytest.mark.parametrize("values", [(0, 1), (0, 1e-3, 10)])
+def test_two_steps_from_the_same_start_give_the_same_bits(values, backend):
+    model = DSC(D=8, H=6, Hprime=5, gamma=3, values=values)
+    W = np.random.default_rng(2).standard_normal((8, 6))
+    params = {"W": W, "pi": np.full(len(values), 1 / len(values)), "sigma": np.array(0.5)}
+    Y, _ = model.generate_data(params, 300, seed=2)
+    one, other = (gem.em_step(model, params, Y, backend=backend, batch=64)[0] for _ in range(2))
+    for name, value in one.items():
+        np.testing.assert_array_equal(other[name], value)
+
+
 def test_listing_states_takes_bounded_memory():
     """Of 1,000 data points, 121 singletons and 256 dimensions at once it would be 250 MB."""
     model = DSC(D=256, H=60, Hprime=4, gamma=2, values=(0, 1, 2))

@@ -120,7 +120,8 @@ class Truncated(Model):
         dead = np.flatnonzero(used < min(1.0, used[big]))
         moved = dict(new)
         for name, value in new.items():
-            if dead.size and value.shape[-1:] == (self.H,):
+            of_latents = value.shape[-1:] == (self.H,) and self.domains[name] != "distribution"  # over values, of DSC
+            if dead.size and of_latents:
                 moved[name] = value.copy()
                 moved[name][..., dead] = value[..., big, None]
         notes = [f"latent {h} was dead and re-seeded beside latent {big}" for h in dead]
