@@ -1,24 +1,31 @@
 """For people who write kernels.
 
 python -m gem.kernels                 list the kernels, with twin, tests and sizes
-python -m gem.kernels --check         compile all for every CUDA architecture, print the resource table
+python -m gem.kernels --check         compile all for every CUDA architecture, variants for two of them
 python -m gem.kernels --show NAME     print the joined source with its defines
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import product
+from typing import Any
 
 from gem.backends._cuda import SHARED_BYTES
 from gem.backends._device import Schedule, schedule
-from gem.errors import GemError
+from gem.errors import BackendError, GemError
 from gem.kernels import resources, source
 from gem.states import state_table
 
-FRAGMENTS = {"causes": "maximum"}  # where a kernel asks for a model's own lines
+FRAGMENTS = {  # where a kernel asks for a model's own lines: all that there are, the example's first
+    "causes": ("maximum", "smooth_maximum", "magnitude", "noisyor", "poisson"),
+}
 UNITS = 132  # multiprocessors of an H100: only the number of groups depends on it
-EXAMPLES: dict[str, dict[str, int]] = {  # the sizes that --check and --show compile
+EXAMPLES: dict[str, dict[str, int]] = {  # the sizes of a large model
     "cause_scores": {"D": 256, "H": 300, "MISSING": 0},
     "causes": {"D": 256, "H": 300, "HPRIME": 8, "GAMMA": 5, "MANY": 210}
     | {"ANNEAL": 1, "MISSING": 0, "STATS": 1, "RECONSTRUCT": 0},
@@ -37,27 +44,70 @@ EXAMPLES: dict[str, dict[str, int]] = {  # the sizes that --check and --show com
 }
 
 
+Sizes = dict[str, Any]  # "fragment" among them names one
+
+
+def _each(**values: tuple[Any, ...]) -> list[Sizes]:
+    """Every choice of these values."""
+    return [dict(zip(values, choice, strict=True)) for choice in product(*values.values())]
+
+
+PAIR = ("sm_75", "sm_90")  # what variants are compiled for: the oldest, and one with the most threads to keep busy
+WANTED = ({"STATS": 0, "RECONSTRUCT": 0}, {"STATS": 1, "RECONSTRUCT": 0}, {"STATS": 0, "RECONSTRUCT": 1})
+VARIANTS: dict[str, list[Sizes]] = {  # what models build besides the example: how it differs from that
+    "cause_scores": _each(MISSING=(1,)),
+    "causes": [
+        {"fragment": fragment, "ANNEAL": anneal, "MISSING": anneal ^ flip, **wanted}  # every pair of values is there
+        for fragment in FRAGMENTS["causes"]
+        for anneal in (0, 1)
+        for flip, wanted in zip((0, 0, 1), WANTED, strict=True)
+    ],
+    "gram_posterior": [
+        *_each(HPRIME=(12,), GAMMA=(4, 10), ANNEAL=(0, 1)),
+        *_each(HPRIME=(32,), GAMMA=(3,), ANNEAL=(0, 1)),
+        *_each(ANNEAL=(0, 1), MASKED=(0, 1)),
+        *_each(GAMMA=(3,), VALUES=(2, 4), ANNEAL=(0, 1), MASKED=(0, 1)),
+    ],
+    "linear_scores": _each(VALUES=(1, 2, 3), COSINE=(0, 1)),
+    "masked_gram": _each(HPRIME=(12, 32)),
+    "mixture": [
+        {"COVARIANCE": covariance, "MISSING": missing, "STORE": store}
+        for covariance, missing in ((0, 0), (1, 0), (2, 0), (3, 0), (0, 1), (3, 1))
+        for store in (0, 1)
+    ],
+    "pair_sums": _each(HPRIME=(12,)),
+    "preselect": _each(HPRIME=(8, 12), VALUES=(1, 2, 3)),
+    "spike_slab": _each(ANNEAL=(0, 1), MASKED=(0, 1)),
+    "spike_slab_scores": _each(MASKED=(1,)),
+    "shrink": _each(MOVE=(0,)),
+}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compile for every architecture")
     parser.add_argument("--show", metavar="NAME", choices=source.names(), help="print a kernel's program")
-    parser.add_argument("--real", type=int, choices=(32, 64), default=32, help="bits of a number (default: 32)")
+    parser.add_argument("--real", type=int, choices=(32, 64), help="bits of a number (--check: both, --show: 32)")
     parser.add_argument("--define", action="append", default=[], metavar="NAME=VALUE", help="another size")
     parser.add_argument("names", nargs="*", help="kernels to list or check (default: all)")
     args = parser.parse_args()
-    try:
-        sizes = {name: int(value) for name, _, value in (d.partition("=") for d in args.define)}
-    except ValueError:
-        parser.error(f"--define takes NAME=VALUE with a whole VALUE, not {args.define}")
     unknown = sorted(set(args.names) - set(source.names()))
     if unknown:
         parser.error(f"there is no kernel {unknown[0]}: {', '.join(source.names())}")
     names = args.names or source.names()
     try:
+        sizes = {name: int(value) for name, _, value in (d.partition("=") for d in args.define)}
+    except ValueError:
+        parser.error(f"--define takes NAME=VALUE with a whole VALUE, not {args.define}")
+    known = dict.fromkeys(size for name in ([args.show] if args.show else names) for size in EXAMPLES[name])
+    strange = sorted(set(sizes) - set(known))
+    if strange:
+        parser.error(f"--define {strange[0]}: no kernel here has this size; there are {', '.join(known)}")
+    try:
         if args.show:
-            _show(args.show, args.real, sizes)
+            _show(args.show, args.real or 32, sizes)
         elif args.check:
-            return _check(names, args.real, sizes)
+            return _check(names, (args.real,) if args.real else (32, 64), sizes)
         else:
             _list(names)
     except GemError as error:
@@ -75,39 +125,87 @@ def _list(names: list[str]) -> None:
         print(f"    sizes  {sizes} (an example)")
 
 
-def _program(name: str, real: int, sizes: dict[str, int]) -> tuple[str, dict[str, int], Schedule]:
+def variants(name: str) -> list[Sizes]:
+    """The example, and what models build besides it; none twice."""
+    example: Sizes = {**EXAMPLES[name], **({"fragment": FRAGMENTS[name][0]} if name in FRAGMENTS else {})}
+    return [{}, *(v for v in VARIANTS.get(name, []) if {**example, **v} != example)]
+
+
+def _program(name: str, real: int, sizes: Sizes) -> tuple[str, dict[str, int], Schedule]:
     """The text, the defines and the schedule of a kernel's CUDA build."""
     constants = {**EXAMPLES[name], **{k: v for k, v in sizes.items() if k in EXAMPLES[name]}}
     states = state_table(constants["HPRIME"], constants["GAMMA"]) if "GAMMA" in constants else None
+    if states is not None and "MANY" in constants:
+        constants["MANY"] = states.S
     plan = schedule(name, constants, real // 8, False, UNITS, SHARED_BYTES)
-    return source.program(name, states, FRAGMENTS.get(name)), {**constants, **plan.defines, "GEM_REAL": real}, plan
+    fragment = sizes.get("fragment", FRAGMENTS.get(name, (None,))[0])
+    return source.program(name, states, fragment), {**constants, **plan.defines, "GEM_REAL": real}, plan
 
 
-def _show(name: str, real: int, sizes: dict[str, int]) -> None:
+def _show(name: str, real: int, sizes: Sizes) -> None:
     text, defines, _ = _program(name, real, sizes)
     print("".join(f"#define {key} {value}\n" for key, value in defines.items()) + text)
 
 
-def check(name: str, real: int, sizes: dict[str, int]) -> list[tuple[resources.Resources, int]]:
+def check(
+    name: str, real: int, sizes: Sizes, architectures: tuple[str, ...] = resources.ARCHITECTURES
+) -> list[tuple[resources.Resources, int]]:
     """What a kernel's CUDA build takes on every architecture, and the size of its blocks."""
     text, defines, plan = _program(name, real, sizes)
     options = ["--std=c++17", *(f"-D{key}={value}" for key, value in defines.items())]
-    found = [resources.resources(text, arch, options, f"{name}.cu") for arch in resources.ARCHITECTURES]
+    found = [resources.resources(text, arch, options, f"{name}.cu") for arch in architectures]
     return [(record, plan.group) for records in found for record in records]
 
 
-def _check(names: list[str], real: int, sizes: dict[str, int]) -> int:
-    """Print the table; 1 if a float32 kernel spills, or leaves less than half of a multiprocessor's threads."""
-    poor = []
-    for name in names:
-        found = check(name, real, sizes)
-        records, block = [record for record, _ in found], found[0][1]
-        print(f"{name} {_program(name, real, sizes)[1]}\n{resources.table(records, block)}\n")
-        poor += [r for r in records if r.spill_stores + r.spill_loads or resources.occupancy(r, r.arch, block) < 0.5]
-    if poor and real == 32:
-        print(f"a float32 kernel spills, or its occupancy is below 50 %: {poor[0]}", file=sys.stderr)
-        return 1
-    return 0
+def poor(record: resources.Resources, block: int) -> bool:
+    """Whether a kernel spills registers, or leaves less than half of a multiprocessor's threads."""
+    return bool(record.spill_stores + record.spill_loads) or resources.occupancy(record, record.arch, block) < 0.5
+
+
+def _check(names: list[str], reals: tuple[int, ...], sizes: Sizes) -> int:
+    """Print the example in full, and of every variant the worse of two architectures; 1 if one in float32 is poor."""
+    failed = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for name in names:
+            builds = [(real, {**variant, **sizes}) for real in reals for variant in variants(name)]
+            found = list(pool.map(partial(_refused_or, name, sizes), builds))
+            for (real, build), records in zip(builds, found, strict=True):
+                said = " ".join(f"{k}={v}" for k, v in build.items() if k not in sizes)
+                if isinstance(records, str):
+                    print(f"float{real} {said}: {records}")
+                elif said:
+                    print(f"float{real} {said}: {_worst(records)}")
+                else:
+                    print(f"{name} {_program(name, real, build)[1]}")
+                    print(resources.table([record for record, _ in records], records[0][1]))
+                    print(f"variants on {' and '.join(PAIR)}:" if len(builds) > len(reals) else "")
+                if real == 32 and not isinstance(records, str):
+                    failed += [record for record, block in records if poor(record, block)]
+            print(flush=True)
+    if failed:
+        print(f"a float32 kernel spills, or its occupancy is below 50 %: {failed[0]}", file=sys.stderr)
+    return int(bool(failed))
+
+
+def _refused_or(name: str, sizes: Sizes, what: tuple[int, Sizes]) -> Any:
+    """What `check` gives of (bits of a number, build), or why no device could run a kernel of this size."""
+    real, build = what
+    try:
+        return check(name, real, build, resources.ARCHITECTURES if build == sizes else PAIR)
+    except BackendError as error:
+        if "local memory" not in str(error):
+            raise
+        return f"refused: {error}"
+
+
+def _worst(found: list[tuple[resources.Resources, int]]) -> str:
+    records = [record for record, _ in found]
+    spilled = max(r.spill_stores + r.spill_loads for r in records)
+    least = min(resources.occupancy(record, record.arch, block) for record, block in found)
+    return (
+        f"{max(r.registers for r in records)} registers, {spilled} bytes spilled, "
+        f"{max(r.shared for r in records)} shared, occupancy({found[0][1]}) {least:.0%}"
+    )
 
 
 if __name__ == "__main__":

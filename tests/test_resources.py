@@ -10,8 +10,9 @@ import pytest
 from gem.errors import BackendError, ConfigError
 from gem.kernels import resources as module
 from gem.kernels import source
-from gem.kernels.__main__ import EXAMPLES, check, main
+from gem.kernels.__main__ import EXAMPLES, FRAGMENTS, PAIR, check, main, poor, variants
 from gem.kernels.resources import Resources, compile_cubin, occupancy, resources, table
+from gem.models.mixtures import KERNEL_CODE
 
 REVERSE = r"""
 extern "C" __global__ void reverse(float* x) {
@@ -154,35 +155,31 @@ def test_the_table_has_a_row_per_record():
     assert lines[1].split() == ["k", "sm_90", "64", "8", "4", "4", "512", "1", "50%"]
 
 
-SIZES = {
-    **{name: [sizes] for name, sizes in EXAMPLES.items()},
-    "gram_posterior": [
-        {"H": 300, "HPRIME": Hprime, "GAMMA": gamma, "ANNEAL": anneal}
-        for Hprime, gamma in ((8, 5), (12, 4), (12, 10), (32, 3))
-        for anneal in (0, 1)
-    ]
-    + [
-        {"H": 300, "HPRIME": 8, "GAMMA": gamma, "ANNEAL": 1, "VALUES": values, "MASKED": masked}
-        for gamma, values, masked in ((5, 2, 0), (3, 2, 1), (3, 4, 1))
-    ],
-    "masked_gram": [{"D": 256, "HPRIME": Hprime} for Hprime in (8, 12, 32)],
-    "linear_scores": [{"H": 300, "VALUES": 2, "COSINE": cosine} for cosine in (0, 1)],
-    "mixture": [
-        {"D": 64, "K": 50, "COVARIANCE": covariance, "MISSING": missing, "STORE": store}
-        for covariance, missing in ((0, 0), (1, 0), (2, 0), (3, 0), (0, 1), (3, 1))
-        for store in (0, 1)
-    ],
-}
+@pytest.mark.usefixtures("nvrtc")
+@pytest.mark.parametrize("name", source.names())
+def test_our_kernels_spill_nothing_and_leave_half_the_threads(name):
+    """Rung 2: float32, the example on every architecture, what else models build on two."""
+    for sizes in variants(name):
+        for record, block in check(name, 32, sizes, PAIR if sizes else module.ARCHITECTURES):
+            assert not poor(record, block), (record, sizes)
 
 
 @pytest.mark.usefixtures("nvrtc")
 @pytest.mark.parametrize("name", source.names())
-def test_our_kernels_spill_nothing_and_leave_half_the_threads(name):
-    """Rung 2: float32, every architecture."""
-    for sizes in SIZES[name]:
-        for record, block in check(name, 32, sizes):
-            assert record.spill_stores == record.spill_loads == 0, (record, sizes)
-            assert occupancy(record, record.arch, block) >= 0.5, (record, sizes)
+def test_our_kernels_compile_in_float64(name):
+    assert check(name, 64, variants(name)[-1] if name == "causes" else {}, ("sm_90",))
+
+
+def test_what_a_kernel_has_variants_of():
+    assert set(FRAGMENTS["causes"]) == {path.stem for path in (source.FOLDER / "fragments").glob("*.h")}
+    assert {v.get("fragment", FRAGMENTS["causes"][0]) for v in variants("causes")} == set(FRAGMENTS["causes"])
+    for name, sizes in EXAMPLES.items():
+        assert all(set(v) <= {*sizes, "fragment"} for v in variants(name)), name
+    flags = {"ANNEAL", "MISSING", "MASKED", "STORE", "STATS", "RECONSTRUCT", "MOVE", "COSINE"}
+    for name, sizes in EXAMPLES.items():  # every flag is compiled on and off
+        for flag in flags & set(sizes):
+            assert {v.get(flag, sizes[flag]) for v in variants(name)} == {0, 1}, (name, flag)
+    assert {v.get("COVARIANCE", 0) for v in variants("mixture")} == set(KERNEL_CODE.values())
 
 
 def run_tool(monkeypatch, capsys, *arguments):
@@ -208,3 +205,21 @@ def test_the_tool_checks(monkeypatch, capsys):
     status, out = run_tool(monkeypatch, capsys, "--check", "scale_rows")
     assert status == 0
     assert all(arch in out for arch in module.ARCHITECTURES)
+
+
+@pytest.mark.usefixtures("nvrtc")
+def test_the_tool_compiles_variants_and_both_types(monkeypatch, capsys):
+    status, out = run_tool(monkeypatch, capsys, "--check", "shrink")
+    assert status == 0
+    assert "float32 MOVE=0: " in out
+    assert "float64 MOVE=0: " in out
+    _, out = run_tool(monkeypatch, capsys, "--check", "shrink", "--real", "32", "--define", "H=64")
+    assert "'H': 64" in out
+    assert "float64" not in out
+
+
+@pytest.mark.parametrize("arguments", [("--define", "HPRIM=12"), ("--show", "shrink", "--define", "HPRIME=12")])
+def test_a_size_that_no_kernel_has_is_refused(monkeypatch, capsys, arguments):
+    with pytest.raises(SystemExit):
+        run_tool(monkeypatch, capsys, *arguments)
+    assert f"--define {arguments[-1][:-3]}: no kernel here has this size; there are " in capsys.readouterr().err
