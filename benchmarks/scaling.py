@@ -1,6 +1,6 @@
 """Strong and weak scaling over MPI ranks, measured here from the runtime trace, and simulated past this machine.
 
-    python -m benchmarks.scaling [--ranks 1 2 4] [--simulate 1 2 8 64 512 5000 10000] [--output FILE]
+    python -m benchmarks.scaling [--ranks 1 2 4] [--simulate 1 2 8 64 512 5000 6400] [--output FILE]
 
 Each rank is bound to one core, as on a cluster; more ranks than cores share them (it says so). Strong: N data points
 in all. Weak: N on each rank. The simulation (SimGrid's SMPI, benchmarks/simulation) takes the computation measured on
@@ -289,7 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run; returns 0, or 1 where something was refused."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4], help="default: 1 2 4")
-    parser.add_argument("--simulate", type=int, nargs="*", default=[1, 2, 8, 64, 512, 5000, 10_000], metavar="RANKS")
+    parser.add_argument("--simulate", type=int, nargs="*", default=[1, 2, 8, 64, 512, 5000, 6400], metavar="RANKS")
     parser.add_argument("--library", choices=tuple(LIBRARIES), default="ompi")
     parser.add_argument("--variants-at", type=int, default=512, help="most ranks that the variants are simulated on")
     parser.add_argument("--points", type=int, default=10_000_000, help="data points of the simulated strong scaling")
