@@ -224,8 +224,9 @@ def _movers(simulated: Sequence[Record]) -> str:
     hidden = base["reduction"] / base["communication"]
     return (
         f"What would move it, as multiples of the communication at {ranks:,} ranks: {ratios}. The statistics' "
-        f"reduction is {hidden:.0%} of it: the most that overlapping it with computation could hide (not simulated: "
-        "SMPI's reductions that do not block send to all ranks, which no library does)."
+        f"reduction is {hidden:.0%} of it: the most that overlapping it with computation could hide (a bound, not "
+        f"simulated). A reduce-scatter would besides share out the M-step, {base['M-step'] * 1e3:.1f} ms on every rank "
+        "as it is (not counted)."
     )
 
 
