@@ -324,3 +324,15 @@ def test_generated_values_have_their_probabilities():
     params = {"W": np.ones((2, 3)), "pi": np.array([0.2, 0.5, 0.3]), "sigma": np.array(1.0)}
     _, s = model.generate_data(params, 20_000, seed=4)
     np.testing.assert_allclose([np.mean(s == v) for v in model.all_values], params["pi"], atol=0.01)
+
+
+def test_sums_over_many_points_keep_their_digits(backend):
+    """In float32, in one batch and in many: a device must not add up long columns in its own type."""
+    model = BSC(D=6, H=5, Hprime=5, gamma=3)
+    rng = np.random.default_rng(0)
+    params = {"W": 3 * rng.standard_normal((6, 5)), "pi": np.array(0.3), "sigma": np.array(1.0)}
+    Y, _ = model.generate_data(params, N=200_000, seed=0)
+    whole, _ = gem.em_step(model, params, Y, backend=backend, batch=200_000)
+    parts, _ = gem.em_step(model, params, Y, backend=backend, batch=1000)
+    for name, value in parts.items():
+        np.testing.assert_allclose(whole[name], value, rtol=1e-5, atol=1e-5 * np.abs(value).max())

@@ -20,6 +20,7 @@ Params = dict[str, np.ndarray]
 MIN_PROBABILITY = 1e-10  # a prior of 0 or 1 could never change again
 MOST_NOISE = 300.0  # on a logarithmic scale: no factor leaves the range of a float
 TINY = float(np.finfo(np.float64).tiny)
+PARTS = 16  # that a long column is summed in
 DOMAINS = {  # lowest and highest value
     "real": (-np.inf, np.inf),
     "nonnegative": (0.0, np.inf),
@@ -372,6 +373,18 @@ def squared_norms(backend: Backend, kernel: Kernel, rows: Array) -> np.ndarray:
     out = backend.empty((rows.shape[0],))
     kernel(rows.shape[0], rows, out)
     return backend.to_host(out).astype(np.float64)
+
+
+def column_sums(backend: Backend, rows: Array, keep: np.ndarray) -> np.ndarray:
+    """Σ_n keep_n rows_n of a device array (n, H), (H,) float64 on the host.
+
+    A device sums long columns in its own type and loses digits: it sums PARTS of them, the host adds these up.
+    """
+    n = len(keep)
+    parts = np.zeros((n, PARTS))
+    parts[np.arange(n), np.arange(n) * PARTS // n] = keep
+    sums = backend.to_host(backend.matmul(rows, backend.to_device(parts), transpose_a=True))
+    return sums.sum(axis=1, dtype=np.float64)
 
 
 def whole_number(name: str, value: Any, least: int = 1) -> int:

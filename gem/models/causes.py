@@ -13,7 +13,7 @@ import numpy as np
 
 from gem.backends.base import Array, Backend, Kernel
 from gem.errors import ConfigError, DataError
-from gem.models.base import MIN_PROBABILITY, Params, Posterior, Step, squared_norms
+from gem.models.base import MIN_PROBABILITY, Params, Posterior, Step, column_sums, squared_norms
 from gem.models.observed import split_missing
 from gem.models.truncated import Truncated, held, noise_level
 from gem.philox import generator
@@ -257,9 +257,9 @@ class Causes(Truncated):
     def statistics(self, t: Tables, found: Expectation, keep: np.ndarray) -> dict[str, Any]:
         """Σ⟨A⟩ and Σ⟨A y⟩: the kernel's sums over states of several causes, and two products for the singletons."""
         device, known = t.backend, t.likelihood
-        ones = device.to_device(np.ones((1, len(keep))))
+        ones = np.ones(len(keep))
         several = device.to_host(found.sums).astype(np.float64).sum(axis=0)
-        seen = count = device.to_host(device.matmul(ones, found.single)).astype(np.float64)
+        seen = count = column_sums(device, found.single, ones)
         if self.missing:
             seen = device.to_host(device.matmul(found.observed, found.single, transpose_a=True)).astype(np.float64)
         alone = device.to_host(device.matmul(found.Y, found.single, transpose_a=True)).astype(np.float64)
@@ -268,7 +268,7 @@ class Causes(Truncated):
         return {
             "A": several[0].T + known.share * seen,
             "Ay": several[1].T + known.share * alone,
-            "s": device.to_host(device.matmul(ones, found.mean))[0],
+            "s": column_sums(device, found.mean, ones),
         }
 
     @property

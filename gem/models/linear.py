@@ -12,7 +12,7 @@ import numpy as np
 
 from gem.backends.base import Array, Backend, Kernel
 from gem.errors import ConfigError
-from gem.models.base import MIN_PROBABILITY, Params, Posterior, Step, squared_norms
+from gem.models.base import MIN_PROBABILITY, Params, Posterior, Step, column_sums, squared_norms
 from gem.models.imputation import impute
 from gem.models.observed import ObservedGram, split_missing
 from gem.models.truncated import Truncated, held, noise_level, pieces
@@ -224,12 +224,10 @@ class LinearSuperposition(Truncated):
 
     def _latent_sums(self, t: Tables, posterior: Posterior, keep: np.ndarray) -> dict[str, np.ndarray]:
         """Σ⟨s_h²⟩, and how many latents had each value; where there is one value, ⟨s⟩ says both."""
-        column = t.backend.to_device(keep[:, None])
         if len(self.values) > 1:
             squares, counts = posterior.rest["squares"], t.backend.to_host(posterior.rest["counts"])
-            total = t.backend.to_host(t.backend.matmul(squares, column, transpose_a=True))[:, 0]
-            return {"squares": total, "counts": keep @ counts}
-        total = t.backend.to_host(t.backend.matmul(posterior.mean, column, transpose_a=True))[:, 0]
+            return {"squares": column_sums(t.backend, squares, keep), "counts": keep @ counts}
+        total = column_sums(t.backend, posterior.mean, keep)
         value = self.values[0]
         return {"squares": value * total, "counts": total.sum(dtype=np.float64, keepdims=True) / value}
 

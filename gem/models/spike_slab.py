@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gem.backends.base import Array, Backend, Kernel
-from gem.models.base import MIN_PROBABILITY, TINY, Params, Posterior, Step, squared_norms
+from gem.models.base import MIN_PROBABILITY, TINY, Params, Posterior, Step, column_sums, squared_norms
 from gem.models.imputation import impute
 from gem.models.linear import pair_moments, residual_noise, solve_fields, symmetric
 from gem.models.observed import ObservedGram, split_missing
@@ -180,11 +180,7 @@ class GSC(Truncated):
             device_keep = t.backend.to_device(keep)
             for rows in moments.values():
                 t.scale_rows(n, rows, device_keep)
-        ones = t.backend.to_device(np.ones((1, n)))
-        columns = {
-            name: t.backend.to_host(t.backend.matmul(ones, rows))[0].astype(np.float64)
-            for name, rows in moments.items()
-        }
+        columns = {name: column_sums(t.backend, rows, np.ones(n)) for name, rows in moments.items()}
         yy = posterior.rest["yy"] @ keep
         ys = t.backend.to_host(t.backend.matmul(posterior.rest["Y"], posterior.product, transpose_a=True))
         if self.missing:
