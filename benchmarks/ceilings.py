@@ -93,7 +93,7 @@ def products(backend: Backend, shard: Shard, W: np.ndarray) -> Callable[[], None
     return run
 
 
-def copy_rate(backend: Backend, size: int, repeats: int = 5) -> float:
+def copy_rate(backend: Backend, size: int, repeats: int = 25) -> float:
     """Bytes per second that are read and written where `size` bytes are scaled in place: the best of several rows."""
     rates = []
     for row in ROWS:

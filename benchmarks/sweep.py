@@ -89,7 +89,7 @@ def ceilings(backend: Backend, plan: Profile) -> Record:
         "dtype": str(backend.dtype),
         "about": backend.describe(),
         "product_rate": product_rate(backend, max(256, plan.copy_bytes >> 14), plan.repeats),
-        "copy_rate": copy_rate(backend, plan.copy_bytes, plan.repeats),
+        "copy_rate": copy_rate(backend, plan.copy_bytes),
         "copy_bytes": plan.copy_bytes,
     }
 
