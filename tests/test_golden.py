@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
-from conftest import GOLDEN
+from conftest import GOLDEN, available, missing
 
 import gem
+from gem.backends import _opencl
 from gem.models import MODELS, make
 
 TOLERANCE = {"bsc": {"float64": 1e-8, "float32": 2e-4}, "mog": {"float64": 1e-8, "float32": 2e-4}}
@@ -38,9 +42,42 @@ def test_every_case_is_there():
     assert len(NAMES) == 48
 
 
+def further_devices():
+    """The OpenCL devices that "opencl" alone does not choose, as another runtime of the same processor."""
+    return [f"opencl:{index}" for index in range(1, len(_opencl.devices()))]
+
+
 @pytest.mark.parametrize("dtype", OTHERS)
 @pytest.mark.parametrize("name", NAMES)
 def test_golden(name, dtype, backend, world):
+    check(name, dtype, backend, world)
+
+
+@pytest.mark.serial
+@pytest.mark.parametrize("name", [name for name in NAMES if "_T1." in name and ("Hprime5" in name or name[:2] == "mo")])
+def test_golden_on_every_further_opencl_device(name):
+    if "unavailable" in available()["opencl"]:
+        missing("opencl", available()["opencl"]["unavailable"])
+    for device in further_devices():
+        for dtype in OTHERS:
+            check(name, dtype, device, None)
+
+
+@pytest.mark.serial
+def test_pocl_is_found_beside_another_runtime():
+    """What gem-em[opencl] brings must not be hidden by what gem-em[opencl-intel] adds."""
+    if "unavailable" in available()["opencl"]:
+        missing("opencl", available()["opencl"]["unavailable"])
+    pyopencl = pytest.importorskip("pyopencl")  # it is there
+    bundled = list((Path(pyopencl.__file__).parent / ".libs").glob("pocl.icd"))
+    environment = dict(os.environ)
+    names = {device.platform.name for device in _opencl.devices()}
+    assert not bundled or "Portable Computing Language" in names
+    assert dict(os.environ) == environment
+
+
+def check(name, dtype, backend, comm):
+    """One EM step and the posterior of a case against the reference."""
     with np.load(GOLDEN / name) as file:
         case = dict(file)
     model, params = model_of(name.removesuffix(".npz"), case)
@@ -56,7 +93,7 @@ def test_golden(name, dtype, backend, world):
     if "Esz" in case:
         close(post.product, case["Esz"], tolerance)
 
-    new, info = gem.em_step(model, params, case["Y"], backend=backend, dtype=dtype, T=T, comm=world)
+    new, info = gem.em_step(model, params, case["Y"], backend=backend, dtype=dtype, T=T, comm=comm)
     assert set(new) == {key[4:] for key in case if key.startswith("new_")}
     if name.split("_")[0] in BOUNDS:
         case["new_W"] = np.clip(case["new_W"], *BOUNDS[name.split("_")[0]])
