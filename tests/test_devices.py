@@ -376,6 +376,17 @@ def test_opencl_takes_gpus_first_and_shares_devices_of_one_kind(monkeypatch):
     assert _opencl.device_count() == 2
 
 
+@pytest.mark.serial
+def test_opencl_device_without_64_bit_atomics():
+    if "unavailable" in gem.backends.available()["opencl"]:
+        missing("opencl", gem.backends.available()["opencl"]["unavailable"])
+    backend = _opencl.OpenCLBackend("float32", vectors=False)
+    backend._device = SimpleNamespace(name="Old GPU", extensions="cl_khr_fp64")
+    text = "__kernel void pair_sums(__global long *x) { ATOMIC_ADD(x, 1); }"
+    with pytest.raises(BackendError, match=r"Old GPU .*cl_khr_int64_base_atomics.*pair_sums.c.* another device"):
+        backend.build("pair_sums", text, {})
+
+
 def test_opencl_float64_of_a_device_without_it(monkeypatch):
     monkeypatch.setattr(_opencl, "_import_pyopencl", SimpleNamespace)
     monkeypatch.setattr(_opencl, "devices", lambda: [SimpleNamespace(name="Small GPU", double_fp_config=0)])

@@ -30,6 +30,7 @@ INSTALL = (
     'pip install "gem-em[opencl]" brings PyOpenCL and pocl, a runtime for CPUs; '
     'for processors newer than that, pip install "gem-em[opencl-intel]"'
 )
+ATOMICS = "cl_khr_int64_base_atomics"
 BATCH_BYTES = {True: 48 << 20, False: 256 << 20}  # CPU device: threads are worth waking; GPU: enough to fill it
 LOCAL_BYTES = 48 << 10  # what every GPU gives a group
 SPARE_BYTES = 256 << 20  # of memory that is kept for the next batch, on a CPU device
@@ -123,13 +124,18 @@ class OpenCLBackend(DeviceBackend):
         return DeviceArray(buffer, host.shape, host.dtype)
 
     def load(self, shard: Any) -> Batches:
-        return InPlace(self, shard) if self._cpu else super().load(shard)
+        if not self._cpu:
+            return super().load(shard)
+        where = "stay in the host's memory, where it" if shard.resident else "are read at each step; it"
+        log.info("%s is a CPU: data %s works on them in place", self.name, where)
+        return InPlace(self, shard)
 
     def prefetch(self, host: np.ndarray) -> Callable[[], DeviceArray]:
         """Copy on a queue of its own, while kernels run on the other."""
         host = np.ascontiguousarray(host, dtype=self.dtype)
         array = self.empty(host.shape)
         event = self._cl.enqueue_copy(self._copying, array.buffer, host, is_blocking=False)
+        self._copying.flush()  # or a driver may begin only when it is waited for
 
         def finish() -> DeviceArray:
             event.wait()
@@ -226,6 +232,11 @@ class OpenCLBackend(DeviceBackend):
             with _quiet():
                 return self._cl.Kernel(self._compiled(text, options), name)
         except self._cl.RuntimeError as error:
+            if "ATOMIC_ADD" in str(error) and ATOMICS not in self._device.extensions:
+                raise BackendError(
+                    f"{self._device.name.strip()} adds no 64-bit integers atomically ({ATOMICS}), kernels/{name}.c "
+                    "needs that: choose another device"
+                ) from error
             raise BackendError(f"kernels/{name}.c does not build with {' '.join(options)}:\n{error}") from error
 
     def _compiled(self, text: str, options: list[str]) -> Any:
