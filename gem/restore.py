@@ -347,8 +347,10 @@ def _start(model: Model, Y: np.ndarray, sigma: float, seed: int) -> Params:
     params = model.init_params(Y, seed)
     if isinstance(model, Truncated):
         energy = np.nansum(Y**2, axis=1) ** 2
-        rows = generator(seed, "fields").choice(len(Y), size=model.H, p=energy / energy.sum())
-        params["W"] = np.nan_to_num(Y[rows]).T.copy()
+        again = model.H > np.count_nonzero(energy)  # else no two fields are the same patch
+        rows = generator(seed, "fields").choice(len(Y), size=model.H, replace=again, p=energy / energy.sum())
+        fields = np.nan_to_num(Y[rows]).T
+        params["W"] = np.maximum(fields, 0) if model.domains["W"] == "nonnegative" else fields.copy()
     if "b" in params:  # σ²/b is the penalty: it stays
         params["b"] = sigma**2 * params["b"] / params["sigma"] ** 2
         params["sigma"] = np.array(sigma)

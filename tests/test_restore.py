@@ -10,7 +10,7 @@ import pytest
 import gem
 from gem.cli import main
 from gem.images import load_picture, save_picture
-from gem.models import MoG
+from gem.models import BSC, MoG
 from gem.restore import Cover, clean_patches, psnr, restore
 
 QUICK = {"backend": "numpy", "steps": 10, "patch": 4}
@@ -54,6 +54,21 @@ def test_denoising_gains(model, gain):
     assert done.psnr_before == pytest.approx(psnr(before, clean))
     assert done.psnr_after == pytest.approx(psnr(done.picture, clean))
     assert done.psnr_after - done.psnr_before > gain
+
+
+def test_fields_that_must_not_be_negative_on_a_dark_picture():
+    dark = stripes() - 60  # its noise goes below 0, and so does the noisy picture
+    done = restore(noisy(dark), "mca", sigma=20.0, H=16, **QUICK)
+    assert np.all(done.params["W"] >= 0)
+
+
+def test_no_two_fields_begin_as_the_same_patch():
+    from gem.restore import _start
+
+    model = BSC(D=16, H=40)
+    Y = np.random.default_rng(0).standard_normal((50, 16)) * np.geomspace(1, 100, 50)[:, None]
+    W = _start(model, Y, 1.0, seed=0)["W"]
+    assert len(np.unique(W, axis=1).T) == 40
 
 
 def test_denoising_on_every_backend(backend):
