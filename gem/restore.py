@@ -32,7 +32,7 @@ from gem.progress import Progress
 WHITE = 255.0
 BLOCK = 1 << 16  # patches whose estimates exist at once
 SURE = 1e-6  # responsibility below which a component is not asked
-LARGEST = {"gsc": 1024, "sc": 256, "mog": 40}  # H or K, if not given, where there are patches enough
+LARGEST = {"gsc": 2048, "sc": 256, "mog": 40}  # H or K, if not given, where there are patches enough
 CAUSES = 128  # of the other models
 POINTS_PER_FIELD = 10
 NO_RECIPE = {
@@ -117,7 +117,7 @@ def restore(
     sigma: float,
     patch: int = 6,
     stride: int = 1,
-    steps: int = 20,
+    steps: int = 30,
     rounds: int | None = None,
     count: int = 60000,
     seed: int = 0,
@@ -347,7 +347,7 @@ def _start(model: Model, Y: np.ndarray, sigma: float, seed: int) -> Params:
     params = model.init_params(Y, seed)
     if isinstance(model, Truncated):
         energy = np.nansum(Y**2, axis=1) ** 2
-        again = model.H > np.count_nonzero(energy)  # else no two fields are the same patch
+        again = bool(np.count_nonzero(energy) < model.H)  # else no two fields are the same patch
         rows = generator(seed, "fields").choice(len(Y), size=model.H, replace=again, p=energy / energy.sum())
         fields = np.nan_to_num(Y[rows]).T
         params["W"] = np.maximum(fields, 0) if model.domains["W"] == "nonnegative" else fields.copy()

@@ -13,20 +13,19 @@ DEVICE int64 fixed_point(real x)
 }
 
 #if WIDTH > 1
-/* Every work-group reads all data points and owns the rows i = GROUP_ID mod GROUPS: nothing is shared, no atomics.
- * Groups: one for each compute unit. */
+/* Every work-group reads all data points and owns some rows i, neighbours as the candidates are ascending: nothing is
+ * shared, no atomics. Of low rows there are more pairs i < j, and a group has fewer. Groups: one for each compute unit. */
 KERNEL void pair_sums(int N, GLOBAL const int *RESTRICT candidates, GLOBAL const real *RESTRICT pairs,
                       GLOBAL const real *RESTRICT weights, GLOBAL int64 *RESTRICT sums)
 {
-    char mine[H];
-    for (int h = 0; h < H; h++)
-        mine[h] = h % GROUPS == GROUP_ID;
+    const int first = (int)(H * (1 - sqrt(1 - (float)GROUP_ID / GROUPS)));
+    const int last = GROUP_ID + 1 < GROUPS ? (int)(H * (1 - sqrt(1 - (float)(GROUP_ID + 1) / GROUPS))) : H;
 
     for (int n = 0; n < N; n++) {
         GLOBAL const int *chosen = candidates + (size_t)n * HPRIME;
         GLOBAL const real *pair = pairs + (size_t)n * (HPRIME * (HPRIME - 1) / 2);
-        for (int i = 0; i < HPRIME - 1; pair += HPRIME - 1 - i, i++)
-            if (mine[chosen[i]])
+        for (int i = 0; i < HPRIME - 1 && chosen[i] < last; pair += HPRIME - 1 - i, i++)
+            if (chosen[i] >= first)
                 for (int j = i + 1; j < HPRIME; j++) {
                     const int64 sum = fixed_point(weights[n] * pair[j - i - 1]);
                     if (sum != 0)

@@ -47,14 +47,23 @@ def further_devices():
     return [f"opencl:{index}" for index in range(1, len(_opencl.devices()))]
 
 
-@pytest.mark.parametrize("dtype", OTHERS)
-@pytest.mark.parametrize("name", NAMES)
-def test_golden(name, dtype, backend, world):
-    check(name, dtype, backend, world)
+ONE_OF_EACH = [name for name in NAMES if "_T1." in name and ("Hprime5" in name or name[:2] == "mo")]
 
 
 @pytest.mark.serial
-@pytest.mark.parametrize("name", [name for name in NAMES if "_T1." in name and ("Hprime5" in name or name[:2] == "mo")])
+@pytest.mark.parametrize("dtype", OTHERS)
+@pytest.mark.parametrize("name", NAMES)
+def test_golden(name, dtype, backend):
+    check(name, dtype, backend, None)
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_golden_over_ranks(name, backend, world):
+    check(name, "float64", backend, world)
+
+
+@pytest.mark.serial
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_golden_on_every_further_opencl_device(name):
     if "unavailable" in available()["opencl"]:
         missing("opencl", available()["opencl"]["unavailable"])

@@ -336,3 +336,14 @@ def test_sums_over_many_points_keep_their_digits(backend):
     parts, _ = gem.em_step(model, params, Y, backend=backend, batch=1000)
     for name, value in parts.items():
         np.testing.assert_allclose(whole[name], value, rtol=1e-5, atol=1e-5 * np.abs(value).max())
+
+
+@pytest.mark.parametrize("H", [1, 64, 65, 200])
+def test_solved_by_blocks_of_the_cholesky_factor(H):
+    from gem.models.linear import cholesky_solve
+
+    rng = np.random.default_rng(H)
+    root = rng.standard_normal((H, 2 * H))
+    matrix, right = root @ root.T, rng.standard_normal((H, 7))
+    found = cholesky_solve(np.linalg.cholesky(matrix), right)
+    np.testing.assert_allclose(found, np.linalg.solve(matrix, right), rtol=1e-9, atol=1e-12)

@@ -22,6 +22,7 @@ from gem.statistics import Layout, Statistics
 FIXED_POINT = 2.0**40  # the scale of pair_sums: integers add up to the same bits in any order
 ROOM = 21  # sums of pairs stay below 2²¹ units of 2⁴⁰: a quarter of what 64 bits hold
 FLOAT_RANGE = 120  # exponents that a float32 holds with some to spare
+BLOCK = 64  # rows of a triangular matrix that are inverted at once
 
 
 @dataclass(frozen=True)
@@ -417,6 +418,18 @@ def residual_noise(
     return noise_level(variance, H * step.resolution * yy / (N * D), notes)
 
 
+def cholesky_solve(factor: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """x of L Lᵀ x = right, by blocks of L: numpy can solve with a matrix alone, which it would factor once more."""
+    x = right.copy()
+    blocks = [slice(i, i + BLOCK) for i in range(0, len(factor), BLOCK)]
+    inverses = [np.linalg.inv(factor[b, b]) for b in blocks]
+    for b, inverse in zip(blocks, inverses, strict=True):
+        x[b] = inverse @ (x[b] - factor[b, : b.start] @ x[: b.start])
+    for b, inverse in zip(reversed(blocks), reversed(inverses), strict=True):
+        x[b] = inverse.T @ (x[b] - factor[b.stop :, b].T @ x[b.stop :])
+    return x
+
+
 def solve_fields(ys: np.ndarray, ss: np.ndarray, W: np.ndarray) -> np.ndarray:
     """The minimiser of Σ⟨‖y − Ws‖²⟩, ys ss⁻¹; where the data leave it undetermined, the old W stays.
 
@@ -432,7 +445,7 @@ def solve_fields(ys: np.ndarray, ss: np.ndarray, W: np.ndarray) -> np.ndarray:
     except np.linalg.LinAlgError:
         well_posed = False
     if well_posed:
-        return np.linalg.solve(normal, (ys / scale).T).T / scale
+        return cholesky_solve(factor, (ys / scale).T).T / scale
     rest = (ys - W @ ss) / scale
     values, vectors = np.linalg.eigh(normal)
     sure = values > len(ss) * np.finfo(np.float64).eps * values[-1]
