@@ -38,7 +38,7 @@ def main() -> None:
             seconds = [info.seconds for info in em]
             print(
                 f"{model!r}, N = {args.count:,}, {em.backend.name} ({em.backend.describe()['device']}), float32: "
-                f"{np.min(seconds[1:] or seconds):.2f} s a step (all: {', '.join(f'{s:.2f}' for s in seconds)})",
+                f"{np.median(seconds[1:] or seconds):.2f} s a step (all: {', '.join(f'{s:.2f}' for s in seconds)})",
                 flush=True,
             )
 

@@ -166,7 +166,7 @@ def _add_restoring(commands: Any) -> None:
             command.add_argument(f"--{name}", type=int, metavar=name)
         command.add_argument("--patch", type=int, default=6, help="side of the patches (default: %(default)s)")
         command.add_argument("--stride", type=int, default=1, help="pixels between patches (default: %(default)s)")
-        command.add_argument("--steps", type=int, default=20, help="EM steps (default: %(default)s)")
+        command.add_argument("--steps", type=int, default=30, help="EM steps (default: %(default)s)")
         command.add_argument("--backend", default="auto", help='"numpy", "auto", ... (default: auto)')
         command.add_argument("--seed", type=int, default=0)
         command.add_argument(

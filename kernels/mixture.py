@@ -8,6 +8,8 @@ in, and the counts out.
 
 import numpy as np
 
+from gem.kernels.weights import settled_exp
+
 TILE_BYTES = 1 << 21  # features of the data points whose responsibilities exist at once: N × K is never formed
 DIAG, FULL, TIED, POISSON = 0, 1, 2, 3  # COVARIANCE, a number for the sake of C
 LOG_FACTORIALS = np.cumsum(np.log(np.maximum(1, np.arange(1024))))
@@ -110,7 +112,7 @@ def _softmax(
         joint += shift.astype(joint.dtype)[:, None]
     top = joint.max(axis=0)
     joint -= top
-    np.exp(joint, out=joint)
+    settled_exp(joint)
     total = joint.sum(axis=0)
     if not annealed:
         log_evidence[:] = top + np.log(total)

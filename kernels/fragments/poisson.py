@@ -17,7 +17,7 @@ def combine(c: np.ndarray, w: np.ndarray, y: np.ndarray, setting: np.ndarray) ->
 
 
 def term(y: np.ndarray, c: np.ndarray, setting: np.ndarray) -> np.ndarray:
-    most = np.maximum(y, setting[1])
+    most = np.broadcast_to(np.maximum(y, setting[1]), c.shape)
     above = c - most
     far = 2 * np.abs(above) >= most
     logs = np.log1p(np.where(far, 0, above / most))
