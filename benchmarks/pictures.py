@@ -26,11 +26,12 @@ def _figure(rows: int, columns: int, height: float) -> tuple[Any, np.ndarray]:
 
 
 def _plain(*axes: Any) -> None:
-    """Numbers 1, 2, 5, 10, ... as they are along logarithmic axes."""
+    """Numbers 1, 2, 5, 10, ... as they are along logarithmic axes; 1, 10, 100 where these would meet."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     for axis in axes:
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        low, high = axis.get_view_interval()
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 2000 * low else (1,)))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
         axis.set_minor_locator(NullLocator())
 
