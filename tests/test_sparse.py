@@ -143,13 +143,17 @@ def test_a_larger_penalty_is_sparser_and_annealing_the_likelihood_is_one(case, b
     np.testing.assert_allclose(mean[3.0], expected, atol=1e-9)
 
 
-def test_a_latent_that_is_never_active_keeps_its_field_and_says_so(case, backend):
-    model, params, Y = case
+def with_latent_5_never_active(params, Y):
+    """Its field is a dimension that is always zero."""
     W = np.vstack([params["W"], np.zeros((1, 24))])
     W[:, 5] = 0
-    W[-1, 5] = 1  # a dimension that is always zero
-    Y = np.hstack([Y, np.zeros((120, 1))])
-    model = SC(D=13, H=24)
+    W[-1, 5] = 1
+    return SC(D=13, H=24), W, np.hstack([Y, np.zeros((120, 1))])
+
+
+def test_a_latent_that_is_never_active_keeps_its_field_and_says_so(case, backend):
+    _, params, Y = case
+    model, W, Y = with_latent_5_never_active(params, Y)
     new, info = gem.em_step(model, {**params, "W": W}, Y, backend=backend)
     np.testing.assert_array_equal(new["W"][:, 5], W[:, 5])
     assert "latent 5 was never active: its field was kept" in info.notes
@@ -157,11 +161,7 @@ def test_a_latent_that_is_never_active_keeps_its_field_and_says_so(case, backend
 
 def test_a_latent_that_is_never_active_begins_anew_on_request(case):
     _, params, Y = case
-    W = np.vstack([params["W"], np.zeros((1, 24))])
-    W[:, 5] = 0
-    W[-1, 5] = 1  # a dimension that is always zero
-    Y = np.hstack([Y, np.zeros((120, 1))])
-    model = SC(D=13, H=24)
+    model, W, Y = with_latent_5_never_active(params, Y)
     kept, _ = gem.em_step(model, {**params, "W": W}, Y, backend="numpy")
     new, info = gem.em_step(model, {**params, "W": W}, Y, backend="numpy", reseed=True)
     assert info.notes[-1].startswith("latent 5 was dead and re-seeded beside latent ")
