@@ -21,7 +21,7 @@ from gem.parallel import Communicator, communicator, largest
 from gem.statistics import Statistics
 from gem.trace import OFF, Trace
 
-MAX_BATCH = 1 << 22  # the fixed-point sums of kernels/pair_sums.c hold twice as many points
+MAX_BATCH = 1 << 22  # data points at a time: kernels count them in 32 bits
 KEEP_BYTES = 64 << 20  # posteriors up to this size wait for the data selection; beyond it they are inferred again
 
 
