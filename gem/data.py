@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -19,12 +20,14 @@ from gem.errors import ConfigError, DataError, GemError
 from gem.images import Whitening, find_images, sample_patches, whiten
 
 BLOCK = 16 * 2**20  # bytes read at once: long enough to stream from disk, short enough to hold a few
+PIECE = 2**18  # bytes unpacked at once
 IMAGE_OPTIONS = ("patch", "count", "whitening", "onoff", "seed")
 NUMERIC = "buif"  # dtype kinds: bool, unsigned, integer, float
 TABLE_FILE = re.compile(r"(?P<path>.+?\.(?P<kind>npy|npz|h5|hdf5))(:(?P<name>.+))?", re.IGNORECASE)
 
 Spec = dict[str, Any]
 Form = tuple[tuple[int, ...], np.dtype]  # shape and dtype
+Header = tuple[tuple[int, ...], bool, np.dtype]  # shape, whether stored by column (Fortran order), dtype
 
 
 class Source(ABC):
@@ -91,21 +94,16 @@ class ArraySource(Source):
         return self._array[start:stop]
 
 
-class NpySource(Source):
-    """A .npy file, read by offset.
+class _LaidOut(Source):
+    """A table whose numbers lie as .npy has them: one after the other, by rows or by columns."""
 
-    Each `read` opens the file, reads its rows and closes it: threads share nothing, and there is no memory
-    map whose touched pages would let resident memory grow with the file, and a disk error kill the process.
-    """
-
-    def __init__(self, path: str):
-        with _reading(path), open(path, "rb") as file:
-            shape, self._by_column, dtype = _npy_header(file)
-            self._offset = file.tell()
-        super().__init__(shape, dtype, path, {"data": path})
-        needed, there = self._offset + self.shape[0] * self.shape[1] * dtype.itemsize, os.path.getsize(path)
+    def __init__(self, path: str, name: str, header: Header, offset: int, there: int):
+        shape, self._by_column, dtype = header
+        super().__init__(shape, dtype, name, {"data": name})
+        self._path, self._offset = path, offset
+        needed = offset + self.shape[0] * self.shape[1] * dtype.itemsize
         if there < needed:
-            raise DataError(f"{path} is cut short: {there} bytes of {needed}; copy or save it again")
+            raise DataError(f"{name} is cut short: {there} bytes of {needed}; copy or save it again")
 
     def read(self, start: int, stop: int) -> np.ndarray:
         N, D = self.shape
@@ -114,12 +112,80 @@ class NpySource(Source):
         return self._numbers(start * D, (stop - start) * D).reshape(-1, D)
 
     def _numbers(self, first: int, count: int) -> np.ndarray:
-        with _reading(self.name):
+        """So many of the numbers, in the order in which they are stored.
+
+        The file is opened, read and closed: threads share nothing, and there is no memory map whose touched
+        pages would let resident memory grow with the file, and a disk error kill the process.
+        """
+        with _reading(self._path):
             offset = self._offset + first * self.dtype.itemsize
-            numbers = np.fromfile(self.name, self.dtype, count, offset=offset)
+            numbers = np.fromfile(self._path, self.dtype, count, offset=offset)
         if numbers.size < count:
-            raise DataError(f"{self.name} became shorter while in use; start again with the whole file")
+            raise self._shorter()
         return numbers
+
+    def _shorter(self) -> DataError:
+        return DataError(f"{self._path} became shorter while in use; start again with the whole file")
+
+
+class NpySource(_LaidOut):
+    """A .npy file, read by offset."""
+
+    def __init__(self, path: str):
+        with _reading(path), open(path, "rb") as file:
+            header, offset = _npy_header(file), file.tell()
+            there = os.path.getsize(path)
+        super().__init__(path, path, header, offset, there)
+
+
+class NpzSource(_LaidOut):
+    """An array of a .npz file, by default its only 2-D numeric one; read by offset where it is not compressed.
+
+    A compressed one is unpacked up to the rows asked for, in small pieces that are dropped. The place is kept, so that
+    a pass over a slab in order unpacks once what lies before the slab's end; rows before the place begin the array
+    anew. Its checksum comes after the last row: only who reads that one checks it. One that is compressed and in
+    Fortran order is held whole.
+    """
+
+    def __init__(self, path: str, array: str | None = None):
+        self._stream: IO[bytes] | None = None  # where it is compressed; kept open
+        self._lock = Lock()  # there is one place in the stream
+        with _reading(path), zipfile.ZipFile(path) as archive:
+            arrays = _npz_arrays(archive)
+            if array is None or array not in arrays:
+                forms = {name: (shape, dtype) for name, (_, (shape, _, dtype), _) in arrays.items()}
+                array = _only_table(path, array, forms)
+            member, header, offset = arrays[array]
+            there = member.file_size
+            if member.compress_type != zipfile.ZIP_STORED:
+                self._stream = archive.open(member)  # outlives the archive
+            else:
+                begin = _begin_of(path, member)
+                offset, there = begin + offset, min(begin + there, os.path.getsize(path))
+        super().__init__(path, f"{path}:{array}", header, offset, there)
+        self._whole = None
+        if self._stream and self._by_column:
+            # each block of rows has a piece of every column, so it would unpack nearly all: once for all, then
+            self._whole = self._numbers(0, self.shape[0] * self.shape[1]).reshape(self.shape[::-1]).T
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return super().read(start, stop) if self._whole is None else self._whole[start:stop]
+
+    def _numbers(self, first: int, count: int) -> np.ndarray:
+        if self._stream is None:
+            return super()._numbers(first, count)
+        numbers = np.empty(count, self.dtype)
+        with self._lock, _reading(self._path):
+            try:
+                _fill(numbers, self._stream, self._offset + first * self.dtype.itemsize)
+            except EOFError as error:
+                raise self._shorter() from error
+        return numbers
+
+    def close(self) -> None:
+        with self._lock:
+            if self._stream:
+                self._stream.close()
 
 
 class HDF5Source(Source):
@@ -248,26 +314,12 @@ def from_spec(spec: Spec | None) -> Source:
 
 def _open_table(path: str, kind: str, name: str | None) -> Source:
     if kind == "npz":
-        return _open_npz(path, name)
+        return NpzSource(path, name)
     if kind == "npy":
         if name is not None:
             raise DataError(f"{path}:{name}: a .npy file holds one array without a name; use {path}")
         return NpySource(path)
     return HDF5Source(path, name)
-
-
-def _open_npz(path: str, name: str | None) -> Source:
-    with _reading(path), zipfile.ZipFile(path) as archive:
-        tables = {}
-        for member in archive.namelist():
-            with archive.open(member) as file:
-                shape, _, dtype = _npy_header(file)
-            tables[member.removesuffix(".npy")] = shape, dtype
-    if name not in tables:
-        name = _only_table(path, name, tables)
-    _check_form(*tables[name], f"{path}:{name}")
-    with _reading(path), np.load(path) as arrays:
-        return ArraySource(arrays[name], f"{path}:{name}", {"data": f"{path}:{name}"})
 
 
 def _from_memory(data: Any) -> Source:
@@ -281,12 +333,44 @@ def _from_memory(data: Any) -> Source:
     return ArraySource(np.asarray(data))
 
 
-def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, whether stored by column (Fortran order), dtype; leaves the file at the first number."""
+def _npy_header(file: IO[bytes]) -> Header:
+    """What a .npy file says of its array; leaves the file at the first number."""
     version = np.lib.format.read_magic(file)
     if version == (1, 0):
         return np.lib.format.read_array_header_1_0(file)
     return np.lib.format.read_array_header_2_0(file)
+
+
+def _npz_arrays(archive: zipfile.ZipFile) -> dict[str, tuple[zipfile.ZipInfo, Header, int]]:
+    """Every array's member, header, and offset of the first number within the member."""
+    arrays = {}
+    for member in archive.infolist():
+        with archive.open(member) as file:
+            arrays[member.filename.removesuffix(".npy")] = member, _npy_header(file), file.tell()
+    return arrays
+
+
+def _begin_of(path: str, member: zipfile.ZipInfo) -> int:
+    """Where a member's bytes begin: behind its local header, the last of which are of a length told there alone."""
+    with open(path, "rb") as file:
+        file.seek(member.header_offset)
+        header = file.read(30)
+    return member.header_offset + 30 + sum(struct.unpack("<HH", header[26:]))  # its name, and extra fields
+
+
+def _fill(numbers: np.ndarray, stream: IO[bytes], begin: int) -> None:
+    """Read `numbers` from the place `begin` of a compressed member on; EOFError where it ends before."""
+    if stream.tell() > begin:
+        stream.seek(0)
+    for place in range(stream.tell(), begin, PIECE):  # one far seek would unpack 16 MB at a time
+        stream.seek(min(place + PIECE, begin))
+    left = numbers.view(np.uint8)
+    while len(left):
+        piece = stream.read(min(PIECE, len(left)))
+        if not piece:
+            raise EOFError
+        left[: len(piece)] = np.frombuffer(piece, np.uint8)
+        left = left[len(piece) :]
 
 
 def _hdf5_tables(file: Any) -> dict[str, Form]:

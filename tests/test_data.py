@@ -7,6 +7,8 @@ import os
 import sys
 import threading
 import time
+import tracemalloc
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
@@ -58,6 +60,16 @@ def save_npz_with_one_table(folder: Path) -> str:
     return f"{folder}/x.npz"
 
 
+def save_npz_by_column(folder: Path) -> str:
+    np.savez(folder / "x.npz", first=TABLE + 1, Y=np.asfortranarray(TABLE))
+    return f"{folder}/x.npz:Y"
+
+
+def save_npz_compressed_by_column(folder: Path) -> str:
+    np.savez_compressed(folder / "x.npz", first=TABLE + 1, Y=np.asfortranarray(TABLE))
+    return f"{folder}/x.npz:Y"
+
+
 def save_hdf5(folder: Path) -> str:
     with h5py.File(folder / "x.h5", "w") as file:
         file["deep/Y"] = TABLE
@@ -88,6 +100,8 @@ SAVERS = [
     save_npy_big_endian,
     save_npz,
     save_npz_with_one_table,
+    save_npz_by_column,
+    save_npz_compressed_by_column,
     save_hdf5,
     save_hdf5_with_one_table,
     save_hdf5_link,
@@ -102,6 +116,7 @@ def path(request, tmp_path):
 @pytest.fixture
 def small_blocks(monkeypatch):
     monkeypatch.setattr(gem.data, "BLOCK", 1000)  # bytes: a few batches of the small table
+    monkeypatch.setattr(gem.data, "PIECE", 100)
 
 
 def save_image(path: Path, values: np.ndarray, **options) -> Path:
@@ -145,10 +160,11 @@ def test_source_and_one_element_list_pass_through(tmp_path):
     np.testing.assert_array_equal(open_data([TABLE]).read(0, N), TABLE)
 
 
-def test_closed_hdf5_cannot_be_read(tmp_path):
-    source = open_data(save_hdf5(tmp_path))
+@pytest.mark.parametrize("save", [save_hdf5, save_npz_with_one_table])
+def test_what_was_closed_cannot_be_read(tmp_path, save):
+    source = open_data(save(tmp_path))
     source.close()
-    with pytest.raises(DataError, match=r"x\.h5"):
+    with pytest.raises(DataError, match=r"x\.(h5|npz)"):
         source.read(0, 1)
 
 
@@ -221,6 +237,66 @@ def test_npy_that_shrinks_while_in_use_is_refused(tmp_path):
     os.truncate(path, 1000)
     with pytest.raises(DataError, match="shorter"):
         source.read(0, N)
+
+
+SAVE_NPZ = [np.savez, np.savez_compressed]
+
+
+@pytest.mark.parametrize("save", SAVE_NPZ)
+def test_npz_that_shrinks_while_in_use_is_refused(tmp_path, save):
+    large = np.random.default_rng(0).random((20_000, D))  # more than a buffer may have read ahead
+    save(tmp_path / "x.npz", Y=large)
+    with open_data(tmp_path / "x.npz") as source:
+        np.testing.assert_array_equal(source.read(0, 100), large[:100])
+        os.truncate(tmp_path / "x.npz", 100_000)
+        with pytest.raises(DataError, match=r"x\.npz became shorter"):
+            source.read(0, 20_000)
+        with pytest.raises(DataError, match=r"x\.npz became shorter"):
+            source.read(19_999, 20_000)
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_npz_of_an_array_cut_short_is_refused(tmp_path, compression):
+    bytes_of = Path(save_npy(tmp_path)).read_bytes()
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", compression) as archive:
+        archive.writestr("Y.npy", bytes_of[:-8])
+        archive.writestr("other.npy", bytes_of)
+    with pytest.raises(DataError, match=r"x\.npz:Y is cut short"):
+        open_data(tmp_path / "x.npz:Y")
+
+
+def test_damage_in_a_compressed_npz_is_noticed_at_its_end(tmp_path):
+    path = save_npz_with_one_table(tmp_path)
+    content = bytearray(Path(path).read_bytes())
+    content[3000] ^= 1
+    Path(path).write_bytes(content)
+    with open_data(path) as source, pytest.raises(DataError, match=r"x\.npz"):
+        source.read(N - 1, N)
+
+
+def test_a_pass_over_a_compressed_npz_unpacks_it_once(tmp_path, small_blocks, monkeypatch):
+    with open_data(save_npz_with_one_table(tmp_path)) as source:
+        sought, seek = [], source._stream.seek
+        monkeypatch.setattr(source._stream, "seek", lambda place: sought.append(place) or seek(place))
+        shard = Shard(source, 10, 100, "float64", batch=4, memory=0)
+        for begun_anew in (0, 1, 2):
+            np.testing.assert_array_equal(joined(shard), TABLE[10:100])
+            assert sought.count(0) == begun_anew
+
+
+@pytest.mark.parametrize("save", SAVE_NPZ)
+def test_npz_is_never_held_whole(tmp_path, monkeypatch, save):
+    """One rank's slab, streamed: what is before it is neither kept nor unpacked in one piece."""
+    monkeypatch.setattr(gem.data, "BLOCK", 2**19)
+    whole = np.arange(2**22, dtype="f4").reshape(-1, 64)  # 16 MB
+    save(tmp_path / "x.npz", labels=np.arange(5), Y=whole)
+    tracemalloc.start()
+    with open_data(tmp_path / "x.npz") as source:
+        for first, batch in Shard(source, 2**15, 2**16, "float32", 1024, memory=2**19).batches():
+            np.testing.assert_array_equal(batch, whole[first : first + 1024])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < whole.nbytes / 4
 
 
 def test_npy_of_objects_is_refused_unread(tmp_path):
