@@ -32,6 +32,7 @@ def linear(D: int, H: int, Hprime: int, gamma: int, values: int = 1) -> dict[str
             REAL * (2 * H + pairs + 1) + INDEX * Hprime,
         ),
         "squared_norms": (2 * D, REAL * (D + 1)),
+        "column_sums": (2 * H, REAL * (H + 1)),
         "pair_sums": (2 * pairs, REAL * (pairs + 1) + INDEX * Hprime),
         "cuBLAS: Yᵀ⟨s⟩": (2 * D * H, REAL * (D + H)),
     }

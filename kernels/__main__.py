@@ -29,6 +29,7 @@ EXAMPLES: dict[str, dict[str, int]] = {  # the sizes of a large model
     "cause_scores": {"D": 256, "H": 300, "MISSING": 0},
     "causes": {"D": 256, "H": 300, "HPRIME": 8, "GAMMA": 5, "MANY": 210}
     | {"ANNEAL": 1, "MISSING": 0, "STATS": 1, "RECONSTRUCT": 0},
+    "column_sums": {"H": 300},
     "gram_posterior": {"H": 300, "HPRIME": 8, "GAMMA": 5, "ANNEAL": 1, "VALUES": 1, "MASKED": 0},
     "linear_scores": {"H": 300, "VALUES": 2, "COSINE": 0},
     "masked_gram": {"D": 256, "HPRIME": 8},
@@ -40,6 +41,7 @@ EXAMPLES: dict[str, dict[str, int]] = {  # the sizes of a large model
     "spike_slab_scores": {"H": 300, "MASKED": 0},
     "split_missing": {"D": 256},
     "shrink": {"H": 300, "MOVE": 1},
+    "sparse_product": {"D": 256, "H": 300},
     "squared_norms": {"D": 256},
 }
 

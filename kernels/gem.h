@@ -102,6 +102,16 @@ typedef GEM_ACC acc; /* for sums over many */
 #endif
 #define SETTLED(x) (fabs(x) < REAL_LEAST ? (real)0 : (x))
 
+/* A posterior probability below this is 0, which the sums over the data can skip; float cannot tell it from that beside
+ * the probability of one. And the energy, from the largest on, of such a state. */
+#if GEM_REAL == 64
+#define REAL_FAINT REAL_LEAST
+#define FAINT_ENERGY ((real)-667.)
+#else
+#define REAL_FAINT ((real)1e-14)
+#define FAINT_ENERGY ((real)-32.)
+#endif
+
 /* ------------------------------------------------------- lanes of a data point: elements of a vector */
 #if WIDTH > 1
 
@@ -143,7 +153,30 @@ DEVICE void vstore_part(vec v, int count, GLOBAL real *p)
         p[i] = x.at[i];
 }
 
-/* Over the elements of a vector, always in the same order: their maximum, their sum, whether any holds. */
+#if WIDTH == 16
+#define NUMBERS (ivec)(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15) /* of the elements */
+#elif WIDTH == 8
+#define NUMBERS (ivec)(0, 1, 2, 3, 4, 5, 6, 7)
+#else
+#define NUMBERS (ivec)(0, 1, 2, 3)
+#endif
+
+/* As vload_part, at once where the array goes on for a whole vector (`more`). */
+DEVICE vec vload_end(int count, real fill, GLOBAL const real *p, int more)
+{
+    return more ? (NUMBERS < count ? VLOAD(p) : (vec)(fill)) : vload_part(count, fill, p);
+}
+
+/* As vstore_part; where the array goes on, what follows is written once more as it is. */
+DEVICE void vstore_end(vec v, int count, GLOBAL real *p, int more)
+{
+    if (more)
+        VSTORE(NUMBERS < count ? v : VLOAD(p), p);
+    else
+        vstore_part(v, count, p);
+}
+
+/* Over the elements of a vector, always in the same order: their maximum, their sum, all their bits. */
 #if WIDTH == 16
 #define HALVES(T, OP) const T##8 y = OP(x.lo, x.hi); const T##4 z = OP(y.lo, y.hi)
 #elif WIDTH == 8
@@ -157,11 +190,13 @@ DEVICE void vstore_part(vec v, int count, GLOBAL real *p)
 
 #if GEM_REAL == 64
 DEVICE real highest(vec x) { FOLD(double, VMAX); }
-DEVICE int somewhere(ivec x) { FOLD(long, OP_OR) != 0; }
+DEVICE int folded(ivec x) { FOLD(long, OP_OR); }
 #else
 DEVICE real highest(vec x) { FOLD(float, VMAX); }
-DEVICE int somewhere(ivec x) { FOLD(int, OP_OR) != 0; }
+DEVICE int folded(ivec x) { FOLD(int, OP_OR); }
 #endif
+#define SOMEWHERE(holds) (folded(holds) != 0)
+#define BITS(holds) folded((holds) & (ivec)(1) << NUMBERS) /* bit i: it holds for element i */
 #ifdef cl_khr_fp64
 DEVICE acc total(accs x) { FOLD(double, OP_ADD); }
 #else

@@ -158,34 +158,36 @@ typedef struct { /* as in superpositions, of one data point */
     real peak, peak1, weight1, weight[VALUES];
 } singletons;
 
-/* The end of a row is shorter than a vector. */
-DEVICE vec load_chunk(GLOBAL const real *row, int c)
+/* The end of a row is shorter than a vector; `more` rows of the tile follow it, or none. */
+DEVICE vec load_chunk(GLOBAL const real *row, int c, int more)
 {
-    return (c + 1) * WIDTH <= H ? VLOAD(row + c * WIDTH) : vload_part(H % WIDTH, 0, row + c * WIDTH);
+    const int inside = more * H >= WIDTH - H % WIDTH;
+    return (c + 1) * WIDTH <= H ? VLOAD(row + c * WIDTH) : vload_end(H % WIDTH, 0, row + c * WIDTH, inside);
 }
 
-DEVICE void store_chunk(vec x, GLOBAL real *row, int c)
+DEVICE void store_chunk(vec x, GLOBAL real *row, int c, int more)
 {
+    GLOBAL real *p = row + c * WIDTH;
     if ((c + 1) * WIDTH <= H)
-        VSTORE(x, row + c * WIDTH);
+        VSTORE(x, p);
     else
-        vstore_part(x, H % WIDTH, row + c * WIDTH);
+        vstore_end(x, H % WIDTH, p, more * H >= WIDTH - H % WIDTH);
 }
 
 /* The energies of a data point's singletons; what their weights add to <s> replaces its row of b, <s^2> the row of
  * squares. */
-DEVICE singletons weigh_singletons(GLOBAL real *row, GLOBAL const real *norms, GLOBAL real *squares,
+DEVICE singletons weigh_singletons(GLOBAL real *row, int more, GLOBAL const real *norms, GLOBAL real *squares,
                                    const chunks *slopes, const chunks *offsets, const real *values, real beta,
                                    const real *shift, chunks *energy)
 {
     singletons one;
     vec top = (vec)(0), top1 = (vec)(0), sum1 = (vec)(0), sum[VALUES];
     for (int c = 0; c < CHUNKS; c++) {
-        const vec x = load_chunk(row, c);
+        const vec x = load_chunk(row, c, more);
         for (int v = 0; v < VALUES; v++) {
             vec E = slopes[v].v[c] * x + offsets[v].v[c];
             if (MASKED)
-                E -= UNIT * VALUE(v) * UNIT * VALUE(v) / 2 * load_chunk(norms, c);
+                E -= UNIT * VALUE(v) * UNIT * VALUE(v) / 2 * load_chunk(norms, c, more);
             energy[v].v[c] = E;
             top = VMAX(ANNEALED(E, shift[v]), top);
             top1 = VMAX(E, top1);
@@ -198,16 +200,19 @@ DEVICE singletons weigh_singletons(GLOBAL real *row, GLOBAL const real *norms, G
     for (int c = 0; c < CHUNKS; c++) {
         vec first = (vec)(0), second = (vec)(0);
         for (int v = 0; v < VALUES; v++) {
-            const vec weight = vexp(ANNEALED(energy[v].v[c], shift[v]) - one.peak);
-            sum[v] += weight;
-            first += VALUE(v) * weight;
-            second += VALUE(v) * VALUE(v) * weight;
+            const vec E = ANNEALED(energy[v].v[c], shift[v]) - one.peak;
+            if (SOMEWHERE(E > FAINT_ENERGY)) {
+                const vec weight = vexp(E);
+                sum[v] += weight;
+                first += VALUE(v) * weight;
+                second += VALUE(v) * VALUE(v) * weight;
+            }
             if (ANNEAL)
                 sum1 += vexp(energy[v].v[c] - one.peak1);
         }
-        store_chunk(first, row, c);
+        store_chunk(first, row, c, more);
         if (VALUES > 1)
-            store_chunk(second, squares, c);
+            store_chunk(second, squares, c, more);
     }
     for (int v = 0; v < VALUES; v++)
         one.weight[v] = (real)total(VACC(sum[v]));
@@ -226,11 +231,12 @@ KERNEL void gram_posterior(int N, GLOBAL real *RESTRICT b, GLOBAL const real *RE
     const int start = GROUP_ID * WIDTH;
     const int count = N - start < WIDTH ? N - start : WIDTH;
 
-    real values[VALUES], shift[VALUES];
+    real values[VALUES], shift[VALUES], faint = 0; /* what counts as 0 of <s> */
     chunks slopes[VALUES], offsets[VALUES]; /* filled up to whole vectors with energies of -inf */
     for (int v = 0; v < VALUES; v++) {
         values[v] = all_values[v];
         shift[v] = all_shifts[v];
+        faint = REAL_MAX(faint, REAL_FAINT * fabs(values[v]));
         for (int c = 0; c < CHUNKS; c++) {
             const int h = c * WIDTH, left = H - h < WIDTH ? H - h : WIDTH;
             slopes[v].v[c] = values[v] * vload_part(left, 0, slope + h);
@@ -252,7 +258,7 @@ KERNEL void gram_posterior(int N, GLOBAL real *RESTRICT b, GLOBAL const real *RE
         const size_t n = start + r, row = n * H;
         GLOBAL const int *chosen = candidates + n * HPRIME;
         chunks energy[VALUES];
-        const singletons one = weigh_singletons(b + row, MASKED ? norms + row : norms,
+        const singletons one = weigh_singletons(b + row, count - 1 - r, MASKED ? norms + row : norms,
                                                 VALUES > 1 ? squares + row : squares, slopes, offsets, values, beta,
                                                 shift, energy);
         peak.at[r] = one.peak;
@@ -288,11 +294,14 @@ KERNEL void gram_posterior(int N, GLOBAL real *RESTRICT b, GLOBAL const real *RE
 
     for (int r = 0; r < count; r++) {
         const size_t n = start + r;
+        const int more = count - 1 - r;
         GLOBAL const int *chosen = candidates + n * HPRIME;
         log_evidence[n] = evidence.at[r];
-        for (int h = 0; h < H; h++) {
-            const real mean = UNIT * scale.at[r] * b[n * H + h];
-            b[n * H + h] = SETTLED(mean);
+        for (int c = 0; c < CHUNKS; c++) {
+            const vec mean = UNIT * scale.at[r] * load_chunk(b + n * H, c, more);
+            store_chunk(fabs(mean) < faint ? (vec)(0) : mean, b + n * H, c, more);
+            if (VALUES > 1)
+                store_chunk(scale.at[r] * load_chunk(squares + n * H, c, more), squares + n * H, c, more);
         }
         for (int p = 0; p < PAIRS; p++)
             pairs[n * PAIRS + p] = UNIT * UNIT * many.pair[p].at[r] * scale_many.at[r];
@@ -300,20 +309,16 @@ KERNEL void gram_posterior(int N, GLOBAL real *RESTRICT b, GLOBAL const real *RE
             real mean = b[n * H + chosen[i]];
             for (int v = 0; v < VALUES; v++)
                 mean += UNIT * VALUE(v) * many.single[i][v].at[r] * scale_many.at[r];
-            b[n * H + chosen[i]] = SETTLED(mean);
+            b[n * H + chosen[i]] = fabs(mean) < faint ? 0 : mean;
         }
-        if (VALUES > 1) {
-            for (int h = 0; h < H; h++)
-                squares[n * H + h] *= scale.at[r];
-            for (int v = 0; v < VALUES; v++) {
-                real sum = 0;
-                for (int i = 0; i < HPRIME; i++) {
-                    const real mean = many.single[i][v].at[r] * scale_many.at[r];
-                    squares[n * H + chosen[i]] += VALUE(v) * VALUE(v) * mean;
-                    sum += mean;
-                }
-                counts[n * VALUES + v] = weight[v].at[r] * scale.at[r] + sum;
+        for (int v = 0; v < (VALUES > 1 ? VALUES : 0); v++) {
+            real sum = 0;
+            for (int i = 0; i < HPRIME; i++) {
+                const real mean = many.single[i][v].at[r] * scale_many.at[r];
+                squares[n * H + chosen[i]] += VALUE(v) * VALUE(v) * mean;
+                sum += mean;
             }
+            counts[n * VALUES + v] = weight[v].at[r] * scale.at[r] + sum;
         }
     }
 }

@@ -214,7 +214,7 @@ DEVICE int members(const lanes *r, int *found)
 {
     int count = 0;
     for (int v = 0; v < VECTORS; v++)
-        if (somewhere(r[v].v != (vec)(0)))
+        if (SOMEWHERE(r[v].v != (vec)(0)))
             for (int i = 0; i < WIDTH; i++) {
                 found[count] = v * WIDTH + i;
                 count += r[v].at[i] != 0;

@@ -13,24 +13,43 @@ DEVICE int64 fixed_point(real x)
 }
 
 #if WIDTH > 1
-/* Every work-group reads all data points and owns some rows i, neighbours as the candidates are ascending: nothing is
- * shared, no atomics. Of low rows there are more pairs i < j, and a group has fewer. Groups: one for each compute unit. */
+#define PAIRS (HPRIME * (HPRIME - 1) / 2)
+#define ROW_OF_PAIRS(i) ((i) * (2 * HPRIME - (i) - 1) / 2) /* the number of the first pair with candidate i */
+
+/* Every work-group reads all data points and owns some rows of the sums, neighbours as the candidates are ascending:
+ * nothing is shared, no atomics. Of low rows there are more pairs i < j, and a group has fewer. Pairs that are never
+ * active together cost a look, a vector of them at a time. Groups: one for each compute unit. */
 KERNEL void pair_sums(int N, GLOBAL const int *RESTRICT candidates, GLOBAL const real *RESTRICT pairs,
                       GLOBAL const real *RESTRICT weights, GLOBAL int64 *RESTRICT sums)
 {
     const int first = (int)(H * (1 - sqrt(1 - (float)GROUP_ID / GROUPS)));
     const int last = GROUP_ID + 1 < GROUPS ? (int)(H * (1 - sqrt(1 - (float)(GROUP_ID + 1) / GROUPS))) : H;
+    int of_i[PAIRS + 1], of_j[PAIRS + 1];
+    for (int i = 0, p = 0; i < HPRIME; i++)
+        for (int j = i + 1; j < HPRIME; j++, p++) {
+            of_i[p] = i;
+            of_j[p] = j;
+        }
 
     for (int n = 0; n < N; n++) {
         GLOBAL const int *chosen = candidates + (size_t)n * HPRIME;
-        GLOBAL const real *pair = pairs + (size_t)n * (HPRIME * (HPRIME - 1) / 2);
-        for (int i = 0; i < HPRIME - 1 && chosen[i] < last; pair += HPRIME - 1 - i, i++)
-            if (chosen[i] >= first)
-                for (int j = i + 1; j < HPRIME; j++) {
-                    const int64 sum = fixed_point(weights[n] * pair[j - i - 1]);
-                    if (sum != 0)
-                        sums[(size_t)chosen[i] * H + chosen[j]] += sum;
-                }
+        GLOBAL const real *pair = pairs + (size_t)n * PAIRS;
+        int low = 0, high = 0; /* the group's candidates */
+        for (int i = 0; i < HPRIME; i++) {
+            low += chosen[i] < first;
+            high += chosen[i] < last;
+        }
+        const int start = ROW_OF_PAIRS(low), stop = ROW_OF_PAIRS(high);
+        for (int p = start; p < stop; p += WIDTH) {
+            const int count = stop - p < WIDTH ? stop - p : WIDTH;
+            const vec x = weights[n] * vload_end(count, 0, pair + p, (size_t)n * PAIRS + p + WIDTH <= (size_t)N * PAIRS);
+            lanes here;
+            here.v = x;
+            for (int some = BITS(fabs(x * UNIT) >= (real)0.5); some; some &= some - 1) {
+                const int lane = LOWEST_BIT(some), q = p + lane;
+                sums[(size_t)chosen[of_i[q]] * H + chosen[of_j[q]]] += fixed_point(here.at[lane]);
+            }
+        }
     }
 }
 

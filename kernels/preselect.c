@@ -25,6 +25,39 @@ DEVICE real bound(const lanes *top)
     return -highest(-least);
 }
 
+/* Drop the worst of the list, of equals the first, until `most` are left; it stays ascending. */
+DEVICE int thin_out(int *found, int count, int most, const real *score)
+{
+    for (int next = most; next < count; next++) {
+        int worst = 0;
+        for (int i = 1; i < most; i++)
+            worst = score[found[i]] < score[found[worst]] ? i : worst;
+        if (score[found[next]] >= score[found[worst]]) {
+            for (int i = worst; i < most - 1; i++)
+                found[i] = found[i + 1];
+            found[most - 1] = found[next];
+        }
+    }
+    return count < most ? count : most;
+}
+
+/* Leave the HPRIME best of the list, of equals the last. A vector's worth are ranked at once: each counts its betters. */
+DEVICE void keep_best(int *found, int count, const real *score)
+{
+    count = thin_out(found, count, HPRIME > WIDTH ? HPRIME : WIDTH, score);
+    if (count == HPRIME)
+        return;
+    lanes mine = {(vec)(-REAL_INF)};
+    for (int i = 0; i < count; i++)
+        mine.at[i] = score[found[i]];
+    ivec betters = (ivec)(0);
+    for (int i = 0; i < count; i++)
+        betters -= (mine.at[i] > mine.v) | ((mine.at[i] == mine.v) & (i > NUMBERS));
+    int best = BITS(betters < HPRIME) & ((1 << count) - 1);
+    for (int i = 0; i < HPRIME; i++, best &= best - 1)
+        found[i] = found[LOWEST_BIT(best)];
+}
+
 KERNEL void preselect(int N, GLOBAL const real *RESTRICT b, GLOBAL const real *RESTRICT slope,
                       GLOBAL const real *RESTRICT offset, GLOBAL int *RESTRICT candidates)
 {
@@ -48,7 +81,8 @@ KERNEL void preselect(int N, GLOBAL const real *RESTRICT b, GLOBAL const real *R
             top[t].v = (vec)(-REAL_INF);
         for (int c = 0; c < CHUNKS; c++) {
             const int h = c * WIDTH;
-            const vec x = h + WIDTH <= H ? VLOAD(row + h) : vload_part(H % WIDTH, 0, row + h);
+            const int more = (size_t)n * H + h + WIDTH <= (size_t)N * H;
+            const vec x = h + WIDTH <= H ? VLOAD(row + h) : vload_end(H % WIDTH, 0, row + h, more);
             vec best = (vec)(-REAL_INF);
             for (int v = 0; v < VALUES; v++)
                 best = VMAX(slopes[v][c] * x + offsets[v][c], best);
@@ -59,24 +93,16 @@ KERNEL void preselect(int N, GLOBAL const real *RESTRICT b, GLOBAL const real *R
         /* Few scores reach the bound, at least HPRIME of them: list these, ascending by index. */
         const real least = bound(top);
         int found[CHUNKS * WIDTH + 1], count = 0;
-        for (int c = 0; c < CHUNKS; c++)
-            if (somewhere(score.v[c] >= least))
-                for (int h = c * WIDTH; h < H && h < (c + 1) * WIDTH; h++) {
-                    found[count] = h;
-                    count += score.at[h] >= least;
-                }
-
-        /* What is too many drops the worst so far, the first of them; the list stays ascending. */
-        for (int next = HPRIME; next < count; next++) {
-            int worst = 0;
-            for (int i = 1; i < HPRIME; i++)
-                worst = score.at[found[i]] < score.at[found[worst]] ? i : worst;
-            if (score.at[found[next]] >= score.at[found[worst]]) {
-                for (int i = worst; i < HPRIME - 1; i++)
-                    found[i] = found[i + 1];
-                found[HPRIME - 1] = found[next];
-            }
+        for (int first = 0; first < CHUNKS; first += 64 / WIDTH) { /* 64 at a time: a branch costs more than a bit */
+            ulong reach = 0;
+            for (int c = first; c < first + 64 / WIDTH && c < CHUNKS; c++)
+                reach |= (ulong)(uint)BITS(score.v[c] >= least) << (c - first) * WIDTH;
+            if (first * WIDTH + 64 > H)
+                reach &= ((ulong)1 << H % 64) - 1;
+            for (; reach; reach &= reach - 1)
+                found[count++] = first * WIDTH + (int)popcount((reach & -reach) - 1);
         }
+        keep_best(found, count, score.at);
         for (int i = 0; i < HPRIME; i++)
             candidates[(size_t)n * HPRIME + i] = found[i];
     }

@@ -158,7 +158,7 @@ DEVICE void superpose(const candidates_of *given, real beta, moments *out)
                     continue;
                 }
                 const vec weight = vexp(exponent - out->peak.v);
-                if (somewhere(weight > 0))
+                if (SOMEWHERE(weight > 0))
                     count_state(path, d, k, weight, given, out);
                 if (ANNEAL)
                     out->weight1.v += vexp(E - out->peak1.v);

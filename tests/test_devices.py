@@ -184,6 +184,18 @@ def test_an_attempt_that_failed_holds_no_memory(device, problem, monkeypatch):
     assert len(alive) == 1
 
 
+@pytest.mark.parametrize("share", [0.01, 0.5])
+def test_products_with_what_is_mostly_zero(share, device, monkeypatch):
+    rng, asked, kernel = np.random.default_rng(0), [], device.kernel
+    A, B = rng.standard_normal((700, 70)), rng.standard_normal((700, 45)) * (rng.random((700, 45)) < share)
+    monkeypatch.setattr(device, "kernel", lambda name, **sizes: asked.append(name) or kernel(name, **sizes))
+    monkeypatch.setattr(_opencl, "SPARSE_WORK", 0)
+    found = device.to_host(device.matmul(device.to_device(A), device.to_device(B), transpose_a=True))
+    np.testing.assert_allclose(found, A.T @ B, rtol=0, atol=1e-10)
+    if getattr(device, "_cpu", False):  # a GPU has better
+        assert asked == (["sparse_product"] if share < _opencl.SPARSE_SHARE else [])
+
+
 def test_the_callers_arrays_are_copied_and_may_be_read_only(device, problem):
     model, params, Y = problem
     mine = np.ones((3, 4))

@@ -23,7 +23,7 @@ from gem.states import state_table
 pytestmark = pytest.mark.serial  # one device at a time: ranks change nothing here
 TOLERANCE = {"float64": 1e-10, "float32": 2e-4}
 SUMS = 9  # the argument of mixture with a row for each group
-GROUP_SUMS = {"mixture": SUMS, "causes": 15}
+GROUP_SUMS = {"mixture": SUMS, "causes": 15, "column_sums": 2, "sparse_product": 2}
 
 
 @dataclass
@@ -98,6 +98,16 @@ def pair_sums(rng, N, H, Hprime):
     pairs = rng.random((N, Hprime * (Hprime - 1) // 2))
     weights = (rng.random(N) < 0.7).astype(float)
     return Case(N, [candidates, pairs, weights, np.zeros((H, H), np.int64)], (3,), {"H": H, "HPRIME": Hprime})
+
+
+def column_sums(rng, N, H):
+    weights = (rng.random(N) < 0.7).astype(float)
+    return Case(N, [rng.standard_normal((N, H)), weights, np.zeros((1, H))], (2,), {"H": H})
+
+
+def sparse_product(rng, N, D, H):
+    B = rng.standard_normal((N, H)) * (rng.random((N, H)) < 0.1)
+    return Case(N, [rng.standard_normal((N, D)), B, np.zeros((1, H, D))], (2,), {"D": D, "H": H})
 
 
 def scale_rows(rng, N, H):
@@ -224,6 +234,8 @@ CASES = {
     "linear_scores": [(linear_scores, a) for a in ((1, 1, 1, 0), (37, 20, 3, 0), (37, 20, 1, 1))],
     "masked_gram": [(masked_gram, a) for a in ((1, 1, 2, 2), (37, 20, 30, 8), (19, 70, 20, 13), (3, 5, 2, 1))],
     "pair_sums": [(pair_sums, a) for a in ((1, 2, 2), (37, 30, 8), (300, 10, 5))],
+    "column_sums": [(column_sums, a) for a in ((1, 1), (37, 30), (300, 16))],
+    "sparse_product": [(sparse_product, a) for a in ((1, 1, 1), (37, 20, 30), (100, 64, 33))],
     "cause_scores": [(cause_scores, a) for a in ((1, 1, 1, 0), (37, 20, 70, 1), (21, 33, 16, 0), (30, 5, 200, 0))],
     "causes": [
         (causes, (*a, fragment, *b))
@@ -286,7 +298,8 @@ def run(backend, name, case, dtype):
         if not isinstance(argument, np.ndarray):
             arguments.append(argument)
         elif position == GROUP_SUMS.get(name):
-            arguments.append(backend.empty((kernel.groups(case.N), *argument.shape[1:]), backend.acc))
+            kind = backend.dtype if name == "sparse_product" else backend.acc
+            arguments.append(backend.empty((kernel.groups(case.N), *argument.shape[1:]), kind))
         else:
             arguments.append(
                 backend.to_device(argument.astype(dtype) if argument.dtype.kind == "f" else argument.copy())

@@ -31,9 +31,12 @@ INSTALL = (
     'for processors newer than that, pip install "gem-em[opencl-intel]"'
 )
 ATOMICS = "cl_khr_int64_base_atomics"
-BATCH_BYTES = {True: 48 << 20, False: 256 << 20}  # CPU device: threads are worth waking; GPU: enough to fill it
+BATCH_BYTES = {True: 96 << 20, False: 256 << 20}  # CPU device: threads are worth waking; GPU: enough to fill it
 LOCAL_BYTES = 48 << 10  # what every GPU gives a group
 SPARE_BYTES = 256 << 20  # of memory that is kept for the next batch, on a CPU device
+SPARSE_SHARE = 1 / 16  # of numbers that are not 0, below which a dense product takes longer on CPU devices
+SPARSE_ROWS = 256  # that are looked at to tell
+SPARSE_WORK = 1 << 24  # multiplications below which it does not matter
 RESIDENT_SHARE = 0.5  # of a device's memory, for data that stay
 
 
@@ -208,12 +211,29 @@ class OpenCLBackend(DeviceBackend):
         self.demand("matmul", a, b)
         rows = a.shape[1] if transpose_a else a.shape[0]
         out = self.empty((rows, b.shape[1]))
-        if self._cpu:
+        if self._cpu and transpose_a and self._is_sparse(a, b):
+            self._sparse_product(a, b, out)
+        elif self._cpu:
             x, y, z = self._mapped(a, b, out)
             blas.matmul(self._pool, self._threads, x.T if transpose_a else x, y, z)
         else:
             self._reikna(a.shape, b.shape, transpose_a)(out.buffer, a.buffer, b.buffer)
         return out
+
+    def _is_sparse(self, a: DeviceArray, b: DeviceArray) -> bool:
+        """Whether few of the numbers in b are not 0, by a look at some of its rows."""
+        if a.shape[0] * a.shape[1] * b.shape[1] < SPARSE_WORK:
+            return False
+        seen = self._mapped(b)[0][:: max(1, b.shape[0] // SPARSE_ROWS)]
+        return np.count_nonzero(seen) < SPARSE_SHARE * seen.size
+
+    def _sparse_product(self, a: DeviceArray, b: DeviceArray, out: DeviceArray) -> None:
+        N, D, H = *a.shape, b.shape[1]
+        kernel = self.kernel("sparse_product", D=D, H=H)
+        sums = self.empty((kernel.groups(N), H, D))
+        kernel(N, a, b, sums)
+        parts, whole = self._mapped(sums, out)
+        whole[...] = parts.sum(axis=0).T
 
     def _reikna(self, a: tuple[int, ...], b: tuple[int, ...], transpose_a: bool) -> Any:
         """reikna's product, compiled for these shapes and kept."""

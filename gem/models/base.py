@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,7 +20,6 @@ Params = dict[str, np.ndarray]
 MIN_PROBABILITY = 1e-10  # a prior of 0 or 1 could never change again
 MOST_NOISE = 300.0  # on a logarithmic scale: no factor leaves the range of a float
 TINY = float(np.finfo(np.float64).tiny)
-PARTS = 4  # that a long column is summed in; of several at once a BLAS also keeps partial sums
 DOMAINS = {  # lowest and highest value
     "real": (-np.inf, np.inf),
     "nonnegative": (0.0, np.inf),
@@ -377,16 +375,12 @@ def squared_norms(backend: Backend, kernel: Kernel, rows: Array) -> np.ndarray:
 
 
 def column_sums(backend: Backend, rows: Array, keep: np.ndarray) -> np.ndarray:
-    """Σ_n keep_n rows_n of a device array (n, H), (H,) float64 on the host.
-
-    A device sums long columns in its own type and loses digits: it sums PARTS of them, the host adds these up.
-    """
-    parts = np.zeros((len(keep), PARTS), backend.dtype)
-    cuts = [len(keep) * part // PARTS for part in range(PARTS + 1)]
-    for part, (start, stop) in enumerate(pairwise(cuts)):
-        parts[start:stop, part] = keep[start:stop]
-    sums = backend.to_host(backend.matmul(rows, backend.to_device(parts), transpose_a=True))
-    return sums.sum(axis=1, dtype=np.float64)
+    """Σ_n keep_n rows_n of a device array (n, H), (H,) float64 on the host."""
+    n, H = rows.shape
+    kernel = backend.kernel("column_sums", H=H)
+    sums = backend.empty((kernel.groups(n), H), backend.acc)
+    kernel(n, rows, backend.to_device(keep), sums)
+    return backend.to_host(sums).sum(axis=0, dtype=np.float64)
 
 
 def whole_number(name: str, value: Any, least: int = 1) -> int:

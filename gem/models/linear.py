@@ -22,7 +22,7 @@ from gem.statistics import Layout, Statistics
 FIXED_POINT = 2.0**40  # the scale of pair_sums: integers add up to the same bits in any order
 ROOM = 21  # sums of pairs stay below 2²¹ units of 2⁴⁰: a quarter of what 64 bits hold
 FLOAT_RANGE = 120  # exponents that a float32 holds with some to spare
-BLOCK = 64  # rows of a triangular matrix that are inverted at once
+BLOCK = 32  # rows of a triangular matrix that are inverted at once
 
 
 @dataclass(frozen=True)
@@ -414,7 +414,7 @@ def residual_noise(
 ) -> np.ndarray:
     """σ, from Σ⟨‖y − Ws‖²⟩ / ND; a variance below the rounding of Σ‖y‖² cannot be told from zero."""
     D, H = W.shape
-    variance = (yy - 2 * np.sum(W * ys) + np.sum((W @ ss) * W)) / (N * D)
+    variance = (yy - 2 * np.sum(W * ys) + np.sum((W.T @ W) * ss)) / (N * D)
     return noise_level(variance, H * step.resolution * yy / (N * D), notes)
 
 

@@ -1,0 +1,52 @@
+/* sparse_product.c: sums[g] = B' A over the rows n of group g, for a B that is mostly 0.
+ *
+ *   A (N, D), B (N, H), sums (GROUPS, H, D)
+ *
+ * Every B[n, h] that is not 0 adds a multiple of a row of A to a row of the sums; the others cost a look. Group g takes
+ * neighbouring rows, those from N g / GROUPS on. For CPU devices, where that is faster than a dense product if few in a
+ * hundred are left; a GPU's dense product is hard to beat. Sizes: D, H.
+ */
+#if WIDTH > 1
+#define CHUNKS ((H + WIDTH - 1) / WIDTH)
+
+/* x += factor y, rows of D numbers. */
+DEVICE void add_row(real factor, GLOBAL const real *RESTRICT y, GLOBAL real *RESTRICT x)
+{
+    for (int d = 0; d + WIDTH <= D; d += WIDTH)
+        VSTORE(VLOAD(x + d) + factor * VLOAD(y + d), x + d);
+    for (int d = D - D % WIDTH; d < D; d++)
+        x[d] += factor * y[d];
+}
+#endif
+
+KERNEL void sparse_product(int N, GLOBAL const real *RESTRICT A, GLOBAL const real *RESTRICT B,
+                           GLOBAL real *RESTRICT sums)
+{
+    const int first = (int)((int64)N * GROUP_ID / GROUPS), last = (int)((int64)N * (GROUP_ID + 1) / GROUPS);
+    GLOBAL real *mine = sums + (size_t)GROUP_ID * H * D;
+#if WIDTH > 1
+    for (int i = 0; i < H * D; i++)
+        mine[i] = 0;
+    for (int n = first; n < last; n++) {
+        GLOBAL const real *a = A + (size_t)n * D, *b = B + (size_t)n * H;
+        for (int c = 0; c < CHUNKS; c++) {
+            const int h = c * WIDTH;
+            lanes x;
+            x.v = h + WIDTH <= H ? VLOAD(b + h) : vload_end(H % WIDTH, 0, b + h, (size_t)n * H + h + WIDTH <= (size_t)N * H);
+            for (int some = BITS(x.v != (vec)(0)); some; some &= some - 1)
+                add_row(x.at[LOWEST_BIT(some)], a, mine + (size_t)(h + LOWEST_BIT(some)) * D);
+        }
+    }
+#else
+    for (int d = LOCAL_ID; d < D; d += GROUP) {
+        for (int h = 0; h < H; h++)
+            mine[(size_t)h * D + d] = 0;
+        for (int n = first; n < last; n++)
+            for (int h = 0; h < H; h++) {
+                const real factor = B[(size_t)n * H + h];
+                if (factor != 0)
+                    mine[(size_t)h * D + d] += factor * A[(size_t)n * D + d];
+            }
+    }
+#endif
+}
