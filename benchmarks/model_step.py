@@ -1,5 +1,7 @@
 """One whole EM step of each model as a multiple of the two products Y W and Yᵀ⟨s⟩, in the same process.
 
+Of both the second of two runs in a row is timed.
+
     python -m benchmarks.model_step [MODEL ...] [--backend opencl] [--N 20000] [--D 256] [--H 300]
 
 Each model has the settings of `SETTINGS` (H' = 8; γ = 5, 4 or 3) unless told others.
@@ -66,7 +68,7 @@ def measure(model: Model, args: argparse.Namespace, dtype: str) -> str:
 
     anneal = gem.Annealing(steps=10**6, T=args.T, Ncut=args.Ncut)
     steps = iter(gem.EM(model, y, anneal, params=params, backend=backend))
-    times = interleaved({"products": products, "step": lambda: next(steps)}, args.repeats)
+    times = interleaved({"products": products, "step": lambda: next(steps)}, args.repeats, runs=2)
     ms = {name: np.median(t) * 1e3 for name, t in times.items()}
     rate = 4 * args.N * args.D * args.H / ms["products"] / 1e6
     return (

@@ -183,8 +183,8 @@ DEVICE void add_point(const point *p, real weight, GLOBAL const int *chosen, GLO
             a.v = weight * p->A[k][i];
             ay.v = MISSING ? weight * p->Ay[k][i] : a.v * p->y[i];
             if ((i + 1) * WIDTH <= D) {
-                VSTORE(VLOAD(A + i * WIDTH) + VACC(a.v), A + i * WIDTH);
-                VSTORE(VLOAD(Ay + i * WIDTH) + VACC(ay.v), Ay + i * WIDTH);
+                VSTORE_ACC(VLOAD_ACC(A + i * WIDTH) + VACC(a.v), A + i * WIDTH);
+                VSTORE_ACC(VLOAD_ACC(Ay + i * WIDTH) + VACC(ay.v), Ay + i * WIDTH);
             } else {
                 for (int d = i * WIDTH; d < D; d++) {
                     A[d] += a.at[d % WIDTH];

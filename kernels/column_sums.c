@@ -16,8 +16,7 @@ KERNEL void column_sums(int N, GLOBAL const real *RESTRICT X, GLOBAL const real 
             vec sum = (vec)(0);
             for (int n = start; n < stop; n++)
                 sum += weights[n] * VLOAD(X + (size_t)n * H + h);
-            const accs all = VLOAD(mine + h) + VACC(sum);
-            VSTORE(all, mine + h);
+            VSTORE_ACC(VLOAD_ACC(mine + h) + VACC(sum), mine + h);
         }
         for (int h = H - H % WIDTH; h < H; h++)
             for (int n = start; n < stop; n++)

@@ -132,8 +132,13 @@ typedef union { /* a vector, and its elements by number */
     real at[WIDTH];
 } lanes;
 
-#define VLOAD(p) GEM_JOIN(vload, WIDTH)(0, p)
-#define VSTORE(v, p) GEM_JOIN(vstore, WIDTH)(v, 0, p)
+/* Vectors in global memory, wherever they begin. (pocl compiles vload and vstore to twice the instructions.) */
+typedef vec loose_vec __attribute__((aligned(sizeof(real))));
+typedef accs loose_accs __attribute__((aligned(sizeof(acc))));
+#define VLOAD(p) (*(GLOBAL const loose_vec *)(p))
+#define VSTORE(v, p) (*(GLOBAL loose_vec *)(p) = (v))
+#define VLOAD_ACC(p) (*(GLOBAL const loose_accs *)(p))
+#define VSTORE_ACC(v, p) (*(GLOBAL loose_accs *)(p) = (v))
 #define VACC(v) GEM_JOIN(GEM_JOIN(convert_, GEM_ACC), WIDTH)(v)
 #define VMAX(a, b) ((a) > (b) ? (a) : (b)) /* the first NaN loses, the second stays */
 

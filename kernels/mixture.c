@@ -119,7 +119,7 @@ DEVICE void add_chunk(GLOBAL acc *sum, int c, vec x)
 {
     sum += c * WIDTH;
     if ((c + 1) * WIDTH <= D)
-        VSTORE(VLOAD(sum) + VACC(x), sum);
+        VSTORE_ACC(VLOAD_ACC(sum) + VACC(x), sum);
     else {
         const lanes part = {x};
         for (int i = 0; i < D % WIDTH; i++)
