@@ -2,7 +2,7 @@
 
 import numpy as np
 
-TILE_ELEMENTS = 1 << 16
+TILE_ELEMENTS = 1 << 17
 
 
 def cause_scores(

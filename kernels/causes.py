@@ -5,7 +5,8 @@ What differs between models is a fragment, kernels/fragments/: its functions are
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +16,7 @@ from gem.kernels import winners
 from gem.kernels.weights import settled_exp
 
 TILE_ELEMENTS = 1 << 15  # of points × D that are worked on at once: those of all candidates stay in the cache
+LONG_TILE = 1 << 18  # the same where states are not taken one by one: threads of longer calls wait less for each other
 MANY_ROWS = 16  # for one place: more are summed first
 SKIP = {"float64": 1e-30, "float32": 1e-12}  # states of less weight do not enter ⟨A⟩: see causes.c
 
@@ -77,12 +79,17 @@ def causes(
         sums[...] = 0
     setting = settings.astype(b.dtype)
     wanted = _Wanted(fragment, setting, states, bool(MISSING), bool(STATS), bool(RECONSTRUCT))
+    exclusive = fragment.EXCLUSIVE and states.Hprime <= winners.MAX_HPRIME
     tile = max(1, TILE_ELEMENTS // Y.shape[1])
+    if exclusive and winners.pays(states, Y.shape[1]):
+        tile = max(1, min(LONG_TILE // Y.shape[1], winners.TABLE_ELEMENTS >> states.Hprime))
     for start in range(0, N, tile):
         part = slice(start, min(N, start + tile))
         y, chosen = Y[part], candidates[part]
         seen = observed[part] if MISSING else None
         points = _Points(y, seen, fields, fields[chosen.T])
+        if exclusive:
+            points = replace(points, before=winners.larger([fragment.size(w) for w in points.fields]))
         zero, multi = _energies(wanted, points, prior[chosen])
         single = b[part] + offset
         moved = shift[chosen] @ states.active.T.astype(b.dtype)
@@ -94,7 +101,7 @@ def causes(
         if RECONSTRUCT:
             reconstruction[part] = _simple_means(wanted, y, zero, single, fields)
         if STATS or RECONSTRUCT:
-            collect = _collect_winners if fragment.EXCLUSIVE and states.Hprime <= winners.MAX_HPRIME else _collect
+            collect = _collect_winners if exclusive else _collect
             collect(wanted, points, multi, chosen, weights[part], reconstruction[part], sums)
 
 
@@ -112,32 +119,61 @@ class _Wanted:
 
 @dataclass(frozen=True)
 class _Points:
-    """Data points (n, D), all fields (H, D), and those of the points' candidates, (H', n, D)."""
+    """Data points (n, D), all fields (H, D), those of the points' candidates, (H', n, D), and which of these come
+    `before` each other, if one alone is seen."""
 
     y: np.ndarray
     observed: np.ndarray | None
     table: np.ndarray
     fields: np.ndarray
+    before: list[np.ndarray] | None = None
 
 
 def _energies(wanted: _Wanted, points: _Points, prior: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """E of the state without causes, (n,), and of those of several, (n, S): depth first, so that few are held.
+    """E of the state without causes, (n,), and of those of several, (n, S)."""
+    states, dtype = wanted.states, points.y.dtype
+    zero = _log_likelihood(wanted, points, wanted.fragment.start(points.y, wanted.setting))
+    if points.before is not None and winners.pays(states, points.y.shape[1]):
+        out = winners.seen(_terms_alone(wanted, points), states, points.before)
+        out = (wanted.setting[0] * out).astype(dtype)
+    else:
+        out = _descend(wanted, points)
+    out += prior @ states.active.T.astype(dtype)
+    if wanted.fragment.RELATIVE:
+        out -= zero[:, None]
+        zero[:] = 0
+    return zero, out
+
+
+def _log_likelihood(wanted: _Wanted, points: _Points, c: np.ndarray) -> np.ndarray:
+    """log p(y | c) for combined causes (..., n, D), (..., n)."""
+    y, terms = points.y, wanted.fragment.term(points.y, c, wanted.setting)
+    if points.observed is not None:
+        return wanted.setting[0] * np.einsum("...nd,nd->...n", terms, points.observed)
+    ones = np.ones(y.shape[1], y.dtype)
+    return wanted.setting[0] * (terms.reshape(-1, y.shape[1]) @ ones).reshape(terms.shape[:-1])  # faster than a sum
+
+
+def _terms_alone(wanted: _Wanted, points: _Points) -> Iterator[np.ndarray]:
+    """What each candidate, if it is seen, adds to the log likelihood, but for the factor, (n, D)."""
+    f, y, setting = wanted.fragment, points.y, wanted.setting
+    first = f.start(y, setting)
+    for w in points.fields:
+        term = f.term(y, f.combine(first, w, y, setting), setting)
+        yield term if points.observed is None else term * points.observed
+
+
+def _descend(wanted: _Wanted, points: _Points) -> np.ndarray:
+    """The log likelihoods of the states of several causes, (n, S), depth first, so that few prefixes are held.
 
     All states that grow out of one prefix are taken at once, (states, n, D): threads wait less for each other.
     """
     f, setting, states, y = wanted.fragment, wanted.setting, wanted.states, points.y
     out = np.empty((len(y), states.S), y.dtype)
-    ones = np.ones(y.shape[1], y.dtype)
-
-    def log_likelihood(c: np.ndarray) -> np.ndarray:
-        terms = f.term(y, c, setting)
-        if points.observed is not None:
-            return setting[0] * np.einsum("...nd,nd->...n", terms, points.observed)
-        return setting[0] * (terms.reshape(-1, y.shape[1]) @ ones).reshape(terms.shape[:-1])  # faster than a sum
 
     def descend(c: np.ndarray, last: int, rows: list[int]) -> None:
         grown = f.combine(c, points.fields[last + 1 :], y, setting)
-        out[:, rows] = log_likelihood(grown).T
+        out[:, rows] = _log_likelihood(wanted, points, grown).T
         for k, row in enumerate(rows):
             if children[row]:
                 descend(grown[k], last + 1 + k, children[row])
@@ -146,15 +182,10 @@ def _energies(wanted: _Wanted, points: _Points, prior: np.ndarray) -> tuple[np.n
     for row, parent in enumerate(states.parent.tolist()):
         children[parent].append(row)  # its last cause is any after the parent's, ascending
     first = f.start(y, setting)
-    zero = log_likelihood(first)
     for k, field in enumerate(points.fields):
         if children[-1 - k]:
             descend(f.combine(first, field, y, setting), k, children[-1 - k])
-    out += prior @ states.active.T.astype(y.dtype)
-    if f.RELATIVE:
-        out -= zero[:, None]
-        zero[:] = 0
-    return zero, out
+    return out
 
 
 def _weigh(
@@ -212,23 +243,27 @@ def _collect_winners(
     sums: np.ndarray,
 ) -> None:
     """As `_collect`, where one cause alone is seen: it has all of A, and the combined value is its own."""
-    f, setting, y = wanted.fragment, wanted.setting, points.y
-    first = f.start(y, setting)
-    rest = multi.sum(axis=1)[:, None]  # the weight of the states in which none is seen
-    shares = winners.won(multi, wanted.states, [f.size(w) for w in points.fields])
-    for h, w, share in zip(chosen.T, points.fields, shares, strict=True):
-        alone = f.combine(first, w, y, setting)
-        A = share * f.share(w, alone, y, setting)  # nothing where less than no cause at all is seen
+    f, setting, states = wanted.fragment, wanted.setting, wanted.states
+    by_set, before = winners.Winners(multi, states), points.before or []
+    active = multi @ states.active.astype(multi.dtype)
+    rest = multi.sum(axis=1)[:, None] * np.ones_like(points.y)  # the weight of the states in which none is seen
+    for i, field in enumerate(points.fields):
+        live = np.flatnonzero(active[:, i] > SKIP[str(multi.dtype)])
+        if not live.size:
+            continue
+        y, w = points.y[live], field[live]
+        alone = f.combine(f.start(y, setting), w, y, setting)
+        A = by_set.won(i, live, before[i][live]) * f.share(w, alone, y, setting)  # none where it is less than nothing
         if wanted.reconstruct:
-            reconstruction += A * f.value(alone, y, setting)
-            rest = rest - A
+            reconstruction[live] += A * f.value(alone, y, setting)
+            rest[live] -= A
         if wanted.stats:
-            A *= weights[:, None].astype(y.dtype)
-            seen = points.observed
-            expected = y if seen is None else y + (1 - seen) * f.value(alone, y, setting)
-            _add_rows(h, (sums[0, 0], A), (sums[0, 1], A * expected))
+            A *= weights[live, None].astype(y.dtype)
+            observed = None if points.observed is None else points.observed[live]
+            expected = y if observed is None else y + (1 - observed) * f.value(alone, y, setting)
+            _add_rows(chosen[live, i], (sums[0, 0], A), (sums[0, 1], A * expected))
     if wanted.reconstruct:
-        reconstruction += rest * f.value(first, y, setting)
+        reconstruction += rest * f.value(f.start(points.y, setting), points.y, setting)
 
 
 def _collect(

@@ -64,6 +64,7 @@ def mixture(
     expansion = EXPANSIONS[COVARIANCE, MISSING](mu - centre, precision.astype(np.float64))
     coefficients = np.concatenate([expansion.coefficients, (log_weight + expansion.constant)[:, None]], axis=1)
     coefficients = coefficients.astype(dtype)
+    middle = centre.astype(dtype)[:, None]  # the same number: `_frame` has rounded it
     moments = np.zeros(coefficients.shape)
     square = np.zeros((len(centre),) * 2)
     tile = min(N, max(64, TILE_BYTES // coefficients[0].nbytes))
@@ -73,7 +74,7 @@ def mixture(
         part = slice(start, min(N, start + tile))
         f = features[:, : part.stop - start]
         y = f[: len(centre)]
-        np.subtract(Y[part].T, centre[:, None], out=y, casting="same_kind")
+        np.subtract(Y[part].T, middle, out=y)
         expansion.fill(f, y)
         joint = coefficients @ f
         r = _softmax(joint, beta, shift, weights[part], log_evidence[part])

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import gem
+from gem.kernels import winners
 from gem.kernels.weights import LEAST, settled_exp
-from gem.kernels.winners import won
 from gem.models import make
 from gem.states import state_table
 
@@ -40,16 +40,21 @@ def test_no_code_is_below_the_normal_range(name, backend):
 
 
 @pytest.mark.serial
-def test_the_weight_that_each_cause_wins_is_that_of_an_enumeration():
+def test_what_each_state_sees_of_its_causes_is_that_of_an_enumeration():
     rng = np.random.default_rng(2)
     states, n, D = state_table(5, 4), 7, 6
     weights = rng.random((n, states.S)) * (rng.random((n, states.S)) < 0.5)
     sizes = np.round(rng.random((5, n, D)), 1)  # many are equal
-    wanted = np.zeros((5, n, D))
+    terms = rng.standard_normal((5, n, D))
+    wins, sees = np.zeros((5, n, D)), np.zeros((n, states.S))
     for s, active in enumerate(states.active):
         members = np.flatnonzero(active)
         largest = members[np.argmax(sizes[members], axis=0)]  # the first of equals
+        sees[:, s] = np.take_along_axis(terms, largest[None], axis=0)[0].sum(axis=1)
         for i in members:
-            wanted[i] += np.where(largest == i, weights[:, s, None], 0)
-    found = np.array(list(won(weights, states, list(sizes))))
-    np.testing.assert_allclose(found, wanted, rtol=1e-13, atol=1e-15)
+            wins[i] += np.where(largest == i, weights[:, s, None], 0)
+    before, by_set = winners.larger(list(sizes)), winners.Winners(weights, states)
+    some = np.array([0, 2, 3, 6])
+    for i, mask in enumerate(before):
+        np.testing.assert_allclose(by_set.won(i, some, mask[some]), wins[i, some], rtol=1e-13, atol=1e-15)
+    np.testing.assert_allclose(winners.seen(terms, states, before), sees, rtol=1e-12, atol=1e-13)

@@ -16,7 +16,7 @@ from gem.backends import blas
 from gem.backends.base import Backend, Batches, Kernel, Result
 from gem.kernels import source
 
-CACHE_BYTES = 4 << 20  # a batch of this size stays close to a core between product, posterior and statistics
+CACHE_BYTES = 16 << 20  # a batch of this size stays near a core; a smaller one has threads wait for each other's calls
 MIN_BATCH, MAX_BATCH = 256, 8192
 
 
