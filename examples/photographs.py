@@ -1,10 +1,11 @@
-"""Learn the features of real photographs: binary sparse coding on 60,000 whitened 16 × 16 patches.
+"""Learn the features of real photographs: binary sparse coding on 150,000 whitened 16 × 16 patches.
 
-    python -m examples.photographs [--output run.h5] [--steps 100]
+    python -m examples.photographs [--output run.h5] [--steps 200] [--count 150000]
 
 The photographs come with scikit-learn (china.jpg, flower.jpg). What it does is what these two commands do:
 
-    gem fit bsc china.jpg flower.jpg --H 200 --Hprime 8 --gamma 4 --count 60000 --T 0=4,0.6=1 --Ncut 0=0,0.66=1
+    gem fit bsc china.jpg flower.jpg --H 200 --Hprime 8 --gamma 4 --count 150000 --steps 200 \\
+        --T 0=4,0.6=1 --Ncut 0=0,0.66=1
     gem show run.h5 --gabor
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import sklearn.datasets
@@ -19,15 +21,17 @@ import sklearn.datasets
 from gem import cli
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", default="run.h5")
-    parser.add_argument("--steps", default="100")
-    args = parser.parse_args()
+    parser.add_argument("--steps", default="200")
+    parser.add_argument("--count", default="150000", help="of patches")
+    args = parser.parse_args(arguments)
     folder = Path(sklearn.datasets.__file__).parent / "images"
     photographs = [str(folder / name) for name in ("china.jpg", "flower.jpg")]
-    command = f"--H 200 --Hprime 8 --gamma 4 --count 60000 --T 0=4,0.6=1 --Ncut 0=0,0.66=1 --steps {args.steps}"
-    status = cli.main(["fit", "bsc", *photographs, *command.split(), "--output", args.output, "--overwrite"])
+    settings = ["--H", "200", "--Hprime", "8", "--gamma", "4", "--T", "0=4,0.6=1", "--Ncut", "0=0,0.66=1"]
+    run = ["--steps", args.steps, "--count", args.count, "--output", args.output, "--overwrite"]
+    status = cli.main(["fit", "bsc", *photographs, *settings, *run])
     return status or cli.main(["show", args.output, "--gabor"])
 
 

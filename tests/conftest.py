@@ -12,7 +12,6 @@ import pytest
 import gem
 from gem.parallel import communicator, launched
 
-GOLDEN = Path(__file__).parent / "golden"
 REQUIRED = {name for name in os.environ.get("GEM_REQUIRE", "").split(",") if name}
 
 

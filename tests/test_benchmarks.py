@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from conftest import REQUIRED, available, missing
 
-from benchmarks import check, growth, pictures, results, scaling
+from benchmarks import accuracy, check, growth, pictures, results, scaling
 from benchmarks.__main__ import main
 from benchmarks.cases import MEDIUM, PROFILES, ROWS, Case, cases, without_a_line
 from benchmarks.ceilings import scaling_of
@@ -594,3 +594,45 @@ def test_growth_refuses(arguments, capsys):
     with pytest.raises(SystemExit) as end:
         growth.main(arguments)
     assert end.value.code == 2
+
+
+# -- accuracy ------------------------------------------------------------------------------------------------
+
+
+def test_accuracy_is_printed_beside_what_is_asked(monkeypatch, capsys):
+    monkeypatch.setattr(accuracy, "on_ranks", lambda ranks, backend: accuracy.learned(backend=backend))
+    monkeypatch.setattr(accuracy, "BATCHES", (100,))
+    assert accuracy.main(["--backend", "numpy"]) == 0
+    printed = capsys.readouterr().out
+    for cells in (["bsc", "numpy", "float32", "6"], ["full", "scikit-learn", "30"], ["numpy", "3 ranks"]):
+        assert " │ ".join(cells) in " ".join(printed.split())
+    assert "MORE" not in printed
+
+
+@pytest.mark.parametrize("only", ["golden", "float32", "ranks"])
+def test_what_deviates_by_more_than_is_asked_is_told(monkeypatch, capsys, only):
+    for name in ("VARIANCE_ASKED", "SAME_ASKED"):
+        monkeypatch.setattr(accuracy, name, 1e-18)
+    monkeypatch.setattr(accuracy.golden, "asked", lambda kind, dtype: 1e-18)
+    monkeypatch.setattr(accuracy, "RANKS", ())
+    monkeypatch.setattr(accuracy, "BATCHES", (100,))
+    assert accuracy.main(["--only", only, "--backend", "numpy"]) == 1
+    assert "MORE THAN ASKED" in capsys.readouterr().out
+
+
+def test_what_accuracy_cannot_be_told_of_says_why(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("GEM_CUPY_CACHE", str(tmp_path))
+    monkeypatch.setattr(accuracy, "devices", lambda wanted: (["numpy"], {"opencl": "no such thing"}))
+    monkeypatch.setattr(accuracy.golden, "NAMES", ["mop_T1"])
+    assert accuracy.main(["--only", "golden"]) == 0
+    printed = capsys.readouterr().out
+    assert "opencl is not here: no such thing" in printed
+    assert "cuda is left out: no CuPy" in printed
+
+
+def test_candidates_and_nan_are_deviations():
+    record = {"evidence": 0.0, "mean": 0.0, "parameters": 0.0, "candidates": 0.0, "asked": 1e-8}
+    assert accuracy.golden_good(record)
+    assert not accuracy.golden_good({**record, "candidates": 0.01})
+    assert not accuracy.golden_good({**record, "mean": np.nan})
+    assert not accuracy.golden_good({**record, "parameters": np.inf})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -13,27 +12,10 @@ import numpy as np
 import pytest
 
 import gem
+from benchmarks import accuracy
 from gem import parallel
 from gem.models import BSC
 from gem.parallel import Serial, communicator, largest
-
-SAME = """
-import json, sys
-import numpy as np
-import gem
-from gem.models import BSC, MoG
-from gem.parallel import communicator
-comm = communicator("world")
-out = {}
-for model, Ncut in ((BSC(D=10, H=7, Hprime=5, gamma=3), 1.0), (MoG(D=10, K=3, covariance="full"), 0.0)):
-    Y = np.random.default_rng(0).standard_normal((500, 10)) + 3 * (np.random.default_rng(1).random((500, 10)) < 0.3)
-    schedules = dict(T=[(0, 2.0), (0.5, 1.0)], Ncut=[(0, 0.0), (0.5, Ncut)], pi_noise=[(0, 0.1), (0.8, 0.0)])
-    anneal = gem.Annealing(steps=20, **schedules)
-    em = gem.EM(model, Y, anneal, dtype="float64", comm=comm, seed=3).run()
-    out[model.name] = {k: v.ravel().tolist() for k, v in em.params.items()} | {"F": em.history["free_energy"].tolist()}
-if comm.rank == 0:
-    print(json.dumps(out))
-"""
 
 FAIL = """
 import numpy as np, gem
@@ -55,19 +37,12 @@ def run(mpiexec, ranks, script):
 
 
 @pytest.mark.serial
-def test_any_number_of_ranks_gives_the_same_parameters(mpiexec):
-    results = []
-    for ranks in (1, 2, 3):
-        done = run(mpiexec, ranks, SAME)
-        assert done.returncode == 0, done.stderr
-        results.append(json.loads(done.stdout))
-    for other in results[1:]:
-        for name, params in results[0].items():
-            for key, value in params.items():
-                scale = np.abs(value).max()
-                np.testing.assert_allclose(
-                    other[name][key], value, rtol=1e-9, atol=1e-9 * scale, err_msg=f"{name} {key}"
-                )
+@pytest.mark.usefixtures("mpiexec")
+def test_any_number_of_ranks_gives_the_same_parameters():
+    one, *others = (accuracy.on_ranks(ranks) for ranks in (1, 2, 3))
+    for found in others:
+        for model, deviation in accuracy.apart(found, one).items():
+            assert deviation <= 1e-9, model
 
 
 @pytest.mark.serial
