@@ -23,6 +23,11 @@ H = 2 * SIDE
 NCUT = [(0, 0.0), (2 / 3, 1.0)]
 
 
+def cooling(T: float) -> dict[str, Any]:
+    """From a temperature to 1 over 80 % of the steps; the prior is not annealed."""
+    return {"T": [(0, T), (0.8, 1.0)], "anneal_prior": False}
+
+
 @dataclass(frozen=True)
 class Trial:
     """A model's bars test: what the bars are made of, and how they are sought."""
@@ -30,18 +35,18 @@ class Trial:
     value: float = 10.0  # of a bar's pixels
     truth: dict[str, Any] = field(default_factory=lambda: {"pi": 0.2, "sigma": 2.0})  # the other parameters
     settings: dict[str, Any] = field(default_factory=lambda: {"Hprime": 8, "gamma": 5})
-    annealing: dict[str, Any] = field(default_factory=lambda: {"T": [(0, 5.0), (0.8, 1.0)], "anneal_prior": False})
+    annealing: dict[str, Any] = field(default_factory=lambda: cooling(5.0))
     N: int = 1000
     steps: int = 150
 
 
 TRIALS: dict[str, Trial] = {
     "bsc": Trial(),
-    "tsc": Trial(settings={"Hprime": 8, "gamma": 3}),
+    "tsc": Trial(settings={"Hprime": 8, "gamma": 3}, annealing=cooling(3.0)),
     "dsc": Trial(truth={"pi": [0.8, 0.1, 0.1], "sigma": 2.0}, settings={"Hprime": 8, "gamma": 3, "values": [0, 1, 2]}),
-    "mca": Trial(),
+    "mca": Trial(annealing=cooling(3.0)),
     "mmca": Trial(),
-    "gsc": Trial(truth={"pi": [0.2] * H, "mu": [1.0] * H, "psi": [0.1] * H, "sigma": 2.0}),
+    "gsc": Trial(truth={"pi": [0.2] * H, "mu": [1.0] * H, "psi": [0.1] * H, "sigma": 2.0}, annealing=cooling(2.0)),
     "noisyor": Trial(value=0.8, truth={"pi": [0.2] * H}),
 }
 
