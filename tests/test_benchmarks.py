@@ -628,6 +628,11 @@ def test_what_accuracy_cannot_be_told_of_says_why(monkeypatch, tmp_path, capsys)
     printed = capsys.readouterr().out
     assert "opencl is not here: no such thing" in printed
     assert "cuda is left out: no CuPy" in printed
+    (tmp_path / "built").mkdir()
+    (tmp_path / "built" / "complete").touch()
+    monkeypatch.setattr(accuracy, "HARNESS", "nowhere.py")  # what was built, and does not run
+    assert accuracy.main(["--only", "golden"]) == 1
+    assert "cuda is left out: `python nowhere.py -m benchmarks.accuracy" in capsys.readouterr().out
 
 
 def test_candidates_and_nan_are_deviations():
