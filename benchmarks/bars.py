@@ -1,6 +1,6 @@
 """The bars test: from how many of 20 random starts does a model find all bars?
 
-    python -m benchmarks.bars [MODEL ...] [--seeds 20] [--no-annealing]
+    python -m benchmarks.bars [MODEL ...] [--seeds 20] [--no-annealing] [--backend numpy]
 
 5 × 5 pixels, H = 10 bars, N data points a seed; a row of `TRIALS` a model says how its data are made and how it is
 annealed. The data selection Ncut rises from 0 to 1 by 2/3 of the steps. --no-annealing keeps T = 1 throughout: the pair
@@ -47,7 +47,7 @@ TRIALS: dict[str, Trial] = {
     "mca": Trial(annealing=cooling(3.0)),
     "mmca": Trial(),
     "gsc": Trial(truth={"pi": [0.2] * H, "mu": [1.0] * H, "psi": [0.1] * H, "sigma": 2.0}, annealing=cooling(2.0)),
-    "noisyor": Trial(value=0.8, truth={"pi": [0.2] * H}),
+    "noisyor": Trial(value=0.8, truth={"pi": [0.2] * H}, annealing={"T": 1.0}, N=2000),
 }
 
 
@@ -77,13 +77,13 @@ def problem(name: str, seed: int) -> tuple[Model, np.ndarray, np.ndarray]:
     return model, truth, Y
 
 
-def run(name: str, seed: int, annealing: bool = True) -> int:
+def run(name: str, seed: int, annealing: bool = True, backend: str = "numpy") -> int:
     """Bars found from the random start of `seed`, in data of that seed."""
     trial = TRIALS[name]
     model, truth, Y = problem(name, seed)
     schedule = trial.annealing if annealing else {**trial.annealing, "T": 1.0}
     anneal = gem.Annealing(steps=trial.steps, **{"Ncut": NCUT, **schedule})
-    em = gem.EM(model, Y, anneal, backend="numpy", dtype="float64", seed=seed).run()
+    em = gem.EM(model, Y, anneal, backend=backend, dtype="float64", seed=seed).run()
     return found(em.params["W"], truth)
 
 
@@ -92,13 +92,14 @@ def main() -> None:
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"of {', '.join(TRIALS)} (default: all)")
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--no-annealing", action="store_true", help="T = 1 throughout")
+    parser.add_argument("--backend", default="numpy")
     args = parser.parse_args()
     unknown = sorted(set(args.models) - set(TRIALS))
     if unknown:
         parser.error(f"there is no bars test for {unknown[0]!r}: {', '.join(TRIALS)}")
     for name in args.models or TRIALS:
         trial = TRIALS[name]
-        counts = [run(name, seed, not args.no_annealing) for seed in range(args.seeds)]
+        counts = [run(name, seed, not args.no_annealing, args.backend) for seed in range(args.seeds)]
         how = "T = 1" if args.no_annealing else f"{trial.annealing}"
         print(f"{name}: all {H} bars in {counts.count(H)} of {args.seeds} seeds; found {counts}")
         print(f"    N = {trial.N}, {trial.steps} steps, {how}, {trial.settings}, {trial.truth}", flush=True)
