@@ -16,11 +16,10 @@ from examples import photographs
 pytestmark = pytest.mark.serial  # whole runs: ranks are tested elsewhere
 ROOT = Path(__file__).parent.parent
 GROWN = """
-import resource, sys
-import gem, h5py
+import sys
+import gem
+from benchmarks.memory import peak
 from gem.models import BSC
-def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 anneal = gem.Annealing(steps=2, Ncut=[(0, 0.0), (1.0, 1.0)])
 model = BSC(D=64, H=20, Hprime=4, gamma=3)
 gem.EM(model, sys.argv[1] + ":/small", anneal, backend="numpy").run()
@@ -45,6 +44,14 @@ def test_memory_does_not_grow_with_the_data(tmp_path):
     command = [sys.executable, "-c", GROWN, str(tmp_path / "data.h5")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert float(done.stdout) < 200
+
+
+def test_the_memory_of_a_process_is_its_own():
+    """What a large process starts does not begin at that one's peak: it would hide all growth below."""
+    large = np.ones(2**26)  # 512 MB
+    command = [sys.executable, "-c", "from benchmarks.memory import peak; print(peak())"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < large.nbytes / 2**20
 
 
 def test_photographs_become_fields(tmp_path, capsys):
