@@ -25,7 +25,7 @@ import gem
 from benchmarks import golden
 from benchmarks.ceilings import devices
 from benchmarks.results import print_table
-from benchmarks.scaling import mpiexec
+from benchmarks.scaling import mpiexec, unlaunched
 from gem.errors import ConfigError, GemError
 from gem.models import BSC, MoG
 from gem.parallel import communicator
@@ -53,17 +53,19 @@ def golden_records(backends: Sequence[str]) -> Iterator[Record]:
         for backend in backends:
             for dtype in golden.DTYPES:
                 found = [golden.deviations(name, dtype, backend) for name in names]
-
-                def largest(*parts: str, found: list[dict[str, float]] = found) -> float | None:
-                    values = [value for each in found for key, value in each.items() if key.startswith(parts)]
-                    return float(np.max(values)) if values else None  # of NaN: NaN
-
                 yield {
                     "model": kind, "backend": backend, "dtype": dtype, "cases": len(names),
-                    "evidence": largest("log evidence", "free energy"), "mean": largest("mean", "product"),
-                    "parameters": largest("new "), "candidates": largest("candidates"),
+                    "evidence": _largest(found, "log evidence", "free energy"),
+                    "mean": _largest(found, "mean", "product"),
+                    "parameters": _largest(found, "new "), "candidates": _largest(found, "candidates"),
                     "asked": golden.asked(kind, dtype),
                 }  # fmt: skip
+
+
+def _largest(found: list[dict[str, float]], *parts: str) -> float | None:
+    """Of the deviations whose names begin so; None if there are none."""
+    values = [value for each in found for key, value in each.items() if key.startswith(parts)]
+    return float(np.max(values)) if values else None  # of NaN: NaN
 
 
 def golden_good(record: Record) -> bool:
@@ -139,15 +141,19 @@ def float32_records(backends: Sequence[str]) -> Iterator[Record]:
             yield _far_record(covariance, "scikit-learn", sklearn_steps(covariance, Y), Y)
 
 
-def _far_record(covariance: str, by: str, steps: Iterator[dict[str, np.ndarray]], Y: np.ndarray) -> Record:
-    true = Y.astype(np.float64).var(axis=0)
+def far_error(covariance: str, params: dict[str, np.ndarray], Y: np.ndarray) -> float:
+    """The largest relative error of the variances; if spherical, which has one for all dimensions, of their mean."""
+    found, true = pooled(params), Y.astype(np.float64).var(axis=0)
     if covariance == "spherical":
-        true = true.mean()
+        found, true = found.mean(), true.mean()
+    return float(np.abs(found / true - 1).max())
+
+
+def _far_record(covariance: str, by: str, steps: Iterator[dict[str, np.ndarray]], Y: np.ndarray) -> Record:
     errors, smallest, reason = [], [], ""
     try:
         for params in steps:
-            found = pooled(params)
-            errors.append(np.abs((found.mean() if covariance == "spherical" else found) / true - 1).max())
+            errors.append(far_error(covariance, params, Y))
             smallest.append(variances(params, Y.shape[1]).min())
     except ValueError as error:  # scikit-learn's, of a covariance that is not positive
         reason = str(error).split(".", maxsplit=1)[0]
@@ -182,9 +188,8 @@ def on_ranks(ranks: int, backend: str = "numpy") -> dict[str, dict[str, np.ndarr
         There is no mpiexec, or the run failed.
     """
     worker = [sys.executable, "-m", "benchmarks.accuracy", "--worker", "ranks", "--backend", backend]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PMI", "MPI", "HYDRA"))}
     command = [mpiexec(), "-n", str(ranks), *worker]
-    done = subprocess.run(command, cwd=FOLDER, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=FOLDER, env=unlaunched(), capture_output=True, text=True, check=False)
     if done.returncode:
         raise ConfigError(f"mpiexec -n {ranks} failed: {(done.stderr or done.stdout).strip()[-500:]}")
     told = json.loads(done.stdout.splitlines()[-1])

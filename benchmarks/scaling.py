@@ -105,6 +105,12 @@ def mpiexec() -> str:
     return found
 
 
+def unlaunched() -> dict[str, str]:
+    """This process's environment without what a launcher set: a child does not take itself for a rank of its job."""
+    private = ("PMI", "PMIX", "MPI", "OMPI", "HYDRA")
+    return {name: value for name, value in os.environ.items() if not name.startswith(private)}
+
+
 def make_data(folder: Path, args: argparse.Namespace, times: int) -> None:
     """Data for `times` ranks, and parameters, on disk: each rank reads its own slab."""
     from benchmarks.model_step import problem

@@ -6,7 +6,7 @@ What differs between models is a fragment, kernels/fragments/: its functions are
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -80,17 +80,19 @@ def causes(
     setting = settings.astype(b.dtype)
     wanted = _Wanted(fragment, setting, states, bool(MISSING), bool(STATS), bool(RECONSTRUCT))
     exclusive = fragment.EXCLUSIVE and states.Hprime <= winners.MAX_HPRIME
+    by_sets = exclusive and winners.pays(states, Y.shape[1])
     tile = max(1, TILE_ELEMENTS // Y.shape[1])
-    if exclusive and winners.pays(states, Y.shape[1]):
+    if by_sets:
         tile = max(1, min(LONG_TILE // Y.shape[1], winners.TABLE_ELEMENTS >> states.Hprime))
     for start in range(0, N, tile):
         part = slice(start, min(N, start + tile))
         y, chosen = Y[part], candidates[part]
         seen = observed[part] if MISSING else None
-        points = _Points(y, seen, fields, fields[chosen.T])
-        if exclusive:
-            points = replace(points, before=winners.larger([fragment.size(w) for w in points.fields]))
-        zero, multi = _energies(wanted, points, prior[chosen])
+        own = fields[chosen.T]
+        ordered = by_sets or (exclusive and (STATS or RECONSTRUCT))
+        before = winners.larger([fragment.size(w) for w in own]) if ordered else []
+        points = _Points(y, seen, fields, own, before)
+        zero, multi = _energies(wanted, points, prior[chosen], by_sets)
         single = b[part] + offset
         moved = shift[chosen] @ states.active.T.astype(b.dtype)
         log_evidence[part], energy[part] = _weigh(zero, single, multi, beta, shift, moved)
@@ -126,14 +128,14 @@ class _Points:
     observed: np.ndarray | None
     table: np.ndarray
     fields: np.ndarray
-    before: list[np.ndarray] | None = None
+    before: list[np.ndarray]
 
 
-def _energies(wanted: _Wanted, points: _Points, prior: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """E of the state without causes, (n,), and of those of several, (n, S)."""
+def _energies(wanted: _Wanted, points: _Points, prior: np.ndarray, by_sets: bool) -> tuple[np.ndarray, np.ndarray]:
+    """E of the state without causes, (n,), and of those of several, (n, S); `by_sets`, or one by one."""
     states, dtype = wanted.states, points.y.dtype
     zero = _log_likelihood(wanted, points, wanted.fragment.start(points.y, wanted.setting))
-    if points.before is not None and winners.pays(states, points.y.shape[1]):
+    if by_sets:
         out = winners.seen(_terms_alone(wanted, points), states, points.before)
         out = (wanted.setting[0] * out).astype(dtype)
     else:
@@ -244,16 +246,18 @@ def _collect_winners(
 ) -> None:
     """As `_collect`, where one cause alone is seen: it has all of A, and the combined value is its own."""
     f, setting, states = wanted.fragment, wanted.setting, wanted.states
-    by_set, before = winners.Winners(multi, states), points.before or []
+    by_set = winners.Winners(multi, states)
     active = multi @ states.active.astype(multi.dtype)
-    rest = multi.sum(axis=1)[:, None] * np.ones_like(points.y)  # the weight of the states in which none is seen
+    if wanted.reconstruct:  # the weight of the states in which none is seen
+        rest = np.repeat(multi.sum(axis=1)[:, None], points.y.shape[1], axis=1)
     for i, field in enumerate(points.fields):
         live = np.flatnonzero(active[:, i] > SKIP[str(multi.dtype)])
         if not live.size:
             continue
         y, w = points.y[live], field[live]
         alone = f.combine(f.start(y, setting), w, y, setting)
-        A = by_set.won(i, live, before[i][live]) * f.share(w, alone, y, setting)  # none where it is less than nothing
+        A = by_set.won(i, live, points.before[i][live])
+        A *= f.share(w, alone, y, setting)  # nothing where less than no cause at all is seen
         if wanted.reconstruct:
             reconstruction[live] += A * f.value(alone, y, setting)
             rest[live] -= A

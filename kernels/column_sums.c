@@ -1,11 +1,11 @@
 /* column_sums.c: sums[g, h] = sum over the rows n of group g of weights[n] X[n, h], in `acc`.
  *
- * Group g takes neighbouring rows, those from N g / GROUPS on. Sizes: H.
+ * Group g takes its SLAB of the rows. Sizes: H.
  */
 KERNEL void column_sums(int N, GLOBAL const real *RESTRICT X, GLOBAL const real *RESTRICT weights,
                         GLOBAL acc *RESTRICT sums)
 {
-    const int first = (int)((int64)N * GROUP_ID / GROUPS), last = (int)((int64)N * (GROUP_ID + 1) / GROUPS);
+    const int first = SLAB(N, GROUP_ID), last = SLAB(N, GROUP_ID + 1);
     GLOBAL acc *mine = sums + (size_t)GROUP_ID * H;
 #if WIDTH > 1
     for (int h = 0; h < H; h++)

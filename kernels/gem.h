@@ -89,6 +89,8 @@ typedef float real;
 #endif
 typedef GEM_ACC acc; /* for sums over many */
 
+#define SLAB(N, g) ((int)((int64)(N) * (g) / GROUPS)) /* where group g begins, if groups share out N rows */
+
 #define REAL_MAX(a, b) fmax((real)(a), (real)(b)) /* a NaN loses */
 #define REAL_EXP(x) exp((real)(x))
 #define REAL_LOG(x) log((real)(x))
@@ -166,19 +168,23 @@ DEVICE void vstore_part(vec v, int count, GLOBAL real *p)
 #define NUMBERS (ivec)(0, 1, 2, 3)
 #endif
 
-/* As vload_part, at once where the array goes on for a whole vector (`more`). */
-DEVICE vec vload_end(int count, real fill, GLOBAL const real *p, int more)
+/* The next vector of a row of which `left` elements are left, what is beyond them `fill`; and back. At once where the
+ * array goes on for so many elements `after` the row: these are written once more as they are. */
+DEVICE vec vload_row(int left, real fill, GLOBAL const real *p, size_t after)
 {
-    return more ? (NUMBERS < count ? VLOAD(p) : (vec)(fill)) : vload_part(count, fill, p);
+    if (left >= WIDTH)
+        return VLOAD(p);
+    return left + after >= WIDTH ? (NUMBERS < left ? VLOAD(p) : (vec)(fill)) : vload_part(left, fill, p);
 }
 
-/* As vstore_part; where the array goes on, what follows is written once more as it is. */
-DEVICE void vstore_end(vec v, int count, GLOBAL real *p, int more)
+DEVICE void vstore_row(vec v, int left, GLOBAL real *p, size_t after)
 {
-    if (more)
-        VSTORE(NUMBERS < count ? v : VLOAD(p), p);
+    if (left >= WIDTH)
+        VSTORE(v, p);
+    else if (left + after >= WIDTH)
+        VSTORE(NUMBERS < left ? v : VLOAD(p), p);
     else
-        vstore_part(v, count, p);
+        vstore_part(v, left, p);
 }
 
 /* Over the elements of a vector, always in the same order: their maximum, their sum, all their bits. */

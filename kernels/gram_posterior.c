@@ -158,36 +158,21 @@ typedef struct { /* as in superpositions, of one data point */
     real peak, peak1, weight1, weight[VALUES];
 } singletons;
 
-/* The end of a row is shorter than a vector; `more` rows of the tile follow it, or none. */
-DEVICE vec load_chunk(GLOBAL const real *row, int c, int more)
-{
-    const int inside = more * H >= WIDTH - H % WIDTH;
-    return (c + 1) * WIDTH <= H ? VLOAD(row + c * WIDTH) : vload_end(H % WIDTH, 0, row + c * WIDTH, inside);
-}
-
-DEVICE void store_chunk(vec x, GLOBAL real *row, int c, int more)
-{
-    GLOBAL real *p = row + c * WIDTH;
-    if ((c + 1) * WIDTH <= H)
-        VSTORE(x, p);
-    else
-        vstore_end(x, H % WIDTH, p, more * H >= WIDTH - H % WIDTH);
-}
-
 /* The energies of a data point's singletons; what their weights add to <s> replaces its row of b, <s^2> the row of
- * squares. */
-DEVICE singletons weigh_singletons(GLOBAL real *row, int more, GLOBAL const real *norms, GLOBAL real *squares,
+ * squares. `after`: numbers of the tile that follow the row. */
+DEVICE singletons weigh_singletons(GLOBAL real *row, int after, GLOBAL const real *norms, GLOBAL real *squares,
                                    const chunks *slopes, const chunks *offsets, const real *values, real beta,
                                    const real *shift, chunks *energy)
 {
     singletons one;
     vec top = (vec)(0), top1 = (vec)(0), sum1 = (vec)(0), sum[VALUES];
     for (int c = 0; c < CHUNKS; c++) {
-        const vec x = load_chunk(row, c, more);
+        const int h = c * WIDTH;
+        const vec x = vload_row(H - h, 0, row + h, after);
         for (int v = 0; v < VALUES; v++) {
             vec E = slopes[v].v[c] * x + offsets[v].v[c];
             if (MASKED)
-                E -= UNIT * VALUE(v) * UNIT * VALUE(v) / 2 * load_chunk(norms, c, more);
+                E -= UNIT * VALUE(v) * UNIT * VALUE(v) / 2 * vload_row(H - h, 0, norms + h, after);
             energy[v].v[c] = E;
             top = VMAX(ANNEALED(E, shift[v]), top);
             top1 = VMAX(E, top1);
@@ -198,6 +183,7 @@ DEVICE singletons weigh_singletons(GLOBAL real *row, int more, GLOBAL const real
     for (int v = 0; v < VALUES; v++)
         sum[v] = (vec)(0);
     for (int c = 0; c < CHUNKS; c++) {
+        const int h = c * WIDTH;
         vec first = (vec)(0), second = (vec)(0);
         for (int v = 0; v < VALUES; v++) {
             const vec E = ANNEALED(energy[v].v[c], shift[v]) - one.peak;
@@ -210,9 +196,9 @@ DEVICE singletons weigh_singletons(GLOBAL real *row, int more, GLOBAL const real
             if (ANNEAL)
                 sum1 += vexp(energy[v].v[c] - one.peak1);
         }
-        store_chunk(first, row, c, more);
+        vstore_row(first, H - h, row + h, after);
         if (VALUES > 1)
-            store_chunk(second, squares, c, more);
+            vstore_row(second, H - h, squares + h, after);
     }
     for (int v = 0; v < VALUES; v++)
         one.weight[v] = (real)total(VACC(sum[v]));
@@ -238,9 +224,9 @@ KERNEL void gram_posterior(int N, GLOBAL real *RESTRICT b, GLOBAL const real *RE
         shift[v] = all_shifts[v];
         faint = REAL_MAX(faint, REAL_FAINT * fabs(values[v]));
         for (int c = 0; c < CHUNKS; c++) {
-            const int h = c * WIDTH, left = H - h < WIDTH ? H - h : WIDTH;
-            slopes[v].v[c] = values[v] * vload_part(left, 0, slope + h);
-            offsets[v].v[c] = vload_part(left, -REAL_INF, offset + v * H + h);
+            const int h = c * WIDTH;
+            slopes[v].v[c] = values[v] * vload_row(H - h, 0, slope + h, 0);
+            offsets[v].v[c] = vload_row(H - h, -REAL_INF, offset + v * H + h, 0);
         }
     }
 
@@ -258,7 +244,7 @@ KERNEL void gram_posterior(int N, GLOBAL real *RESTRICT b, GLOBAL const real *RE
         const size_t n = start + r, row = n * H;
         GLOBAL const int *chosen = candidates + n * HPRIME;
         chunks energy[VALUES];
-        const singletons one = weigh_singletons(b + row, count - 1 - r, MASKED ? norms + row : norms,
+        const singletons one = weigh_singletons(b + row, (count - 1 - r) * H, MASKED ? norms + row : norms,
                                                 VALUES > 1 ? squares + row : squares, slopes, offsets, values, beta,
                                                 shift, energy);
         peak.at[r] = one.peak;
@@ -294,14 +280,16 @@ KERNEL void gram_posterior(int N, GLOBAL real *RESTRICT b, GLOBAL const real *RE
 
     for (int r = 0; r < count; r++) {
         const size_t n = start + r;
-        const int more = count - 1 - r;
+        const int after = (count - 1 - r) * H; /* what follows in the tile is this group's own */
         GLOBAL const int *chosen = candidates + n * HPRIME;
         log_evidence[n] = evidence.at[r];
         for (int c = 0; c < CHUNKS; c++) {
-            const vec mean = UNIT * scale.at[r] * load_chunk(b + n * H, c, more);
-            store_chunk(fabs(mean) < faint ? (vec)(0) : mean, b + n * H, c, more);
+            const int h = c * WIDTH;
+            GLOBAL real *p = b + n * H + h, *square = squares + (VALUES > 1 ? n * H + h : 0);
+            const vec mean = UNIT * scale.at[r] * vload_row(H - h, 0, p, after);
+            vstore_row(fabs(mean) < faint ? (vec)(0) : mean, H - h, p, after);
             if (VALUES > 1)
-                store_chunk(scale.at[r] * load_chunk(squares + n * H, c, more), squares + n * H, c, more);
+                vstore_row(scale.at[r] * vload_row(H - h, 0, square, after), H - h, square, after);
         }
         for (int p = 0; p < PAIRS; p++)
             pairs[n * PAIRS + p] = UNIT * UNIT * many.pair[p].at[r] * scale_many.at[r];

@@ -41,11 +41,8 @@ KERNEL void pair_sums(int N, GLOBAL const int *RESTRICT candidates, GLOBAL const
         }
         const int start = ROW_OF_PAIRS(low), stop = ROW_OF_PAIRS(high);
         for (int p = start; p < stop; p += WIDTH) {
-            const int count = stop - p < WIDTH ? stop - p : WIDTH;
-            const vec x = weights[n] * vload_end(count, 0, pair + p, (size_t)n * PAIRS + p + WIDTH <= (size_t)N * PAIRS);
-            lanes here;
-            here.v = x;
-            for (int some = BITS(fabs(x * UNIT) >= (real)0.5); some; some &= some - 1) {
+            const lanes here = {weights[n] * vload_row(stop - p, 0, pair + p, (size_t)(N - n) * PAIRS - stop)};
+            for (int some = BITS(fabs(here.v * UNIT) >= (real)0.5); some; some &= some - 1) {
                 const int lane = LOWEST_BIT(some), q = p + lane;
                 sums[(size_t)chosen[of_i[q]] * H + chosen[of_j[q]]] += fixed_point(here.at[lane]);
             }

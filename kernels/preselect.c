@@ -65,9 +65,9 @@ KERNEL void preselect(int N, GLOBAL const real *RESTRICT b, GLOBAL const real *R
     vec slopes[VALUES][CHUNKS], offsets[VALUES][CHUNKS];
     for (int v = 0; v < VALUES; v++)
         for (int c = 0; c < CHUNKS; c++) {
-            const int h = c * WIDTH, count = H - h < WIDTH ? H - h : WIDTH;
-            slopes[v][c] = vload_part(count, 0, slope + v * H + h);
-            offsets[v][c] = vload_part(count, -REAL_INF, offset + v * H + h);
+            const int h = c * WIDTH;
+            slopes[v][c] = vload_row(H - h, 0, slope + v * H + h, 0);
+            offsets[v][c] = vload_row(H - h, -REAL_INF, offset + v * H + h, 0);
         }
 
     for (int n = GROUP_ID * TILE; n < N && n < (GROUP_ID + 1) * TILE; n++) {
@@ -81,8 +81,7 @@ KERNEL void preselect(int N, GLOBAL const real *RESTRICT b, GLOBAL const real *R
             top[t].v = (vec)(-REAL_INF);
         for (int c = 0; c < CHUNKS; c++) {
             const int h = c * WIDTH;
-            const int more = (size_t)n * H + h + WIDTH <= (size_t)N * H;
-            const vec x = h + WIDTH <= H ? VLOAD(row + h) : vload_end(H % WIDTH, 0, row + h, more);
+            const vec x = vload_row(H - h, 0, row + h, (size_t)(N - 1 - n) * H);
             vec best = (vec)(-REAL_INF);
             for (int v = 0; v < VALUES; v++)
                 best = VMAX(slopes[v][c] * x + offsets[v][c], best);

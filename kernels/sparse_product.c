@@ -3,8 +3,8 @@
  *   A (N, D), B (N, H), sums (GROUPS, H, D)
  *
  * Every B[n, h] that is not 0 adds a multiple of a row of A to a row of the sums; the others cost a look. Group g takes
- * neighbouring rows, those from N g / GROUPS on. For CPU devices, where that is faster than a dense product if few in a
- * hundred are left; a GPU's dense product is hard to beat. Sizes: D, H.
+ * its SLAB of the rows. For CPU devices, where that is faster than a dense product if few in a hundred are left; a GPU's
+ * dense product is hard to beat. Sizes: D, H.
  */
 #if WIDTH > 1
 #define CHUNKS ((H + WIDTH - 1) / WIDTH)
@@ -22,7 +22,7 @@ DEVICE void add_row(real factor, GLOBAL const real *RESTRICT y, GLOBAL real *RES
 KERNEL void sparse_product(int N, GLOBAL const real *RESTRICT A, GLOBAL const real *RESTRICT B,
                            GLOBAL real *RESTRICT sums)
 {
-    const int first = (int)((int64)N * GROUP_ID / GROUPS), last = (int)((int64)N * (GROUP_ID + 1) / GROUPS);
+    const int first = SLAB(N, GROUP_ID), last = SLAB(N, GROUP_ID + 1);
     GLOBAL real *mine = sums + (size_t)GROUP_ID * H * D;
 #if WIDTH > 1
     for (int i = 0; i < H * D; i++)
@@ -32,7 +32,7 @@ KERNEL void sparse_product(int N, GLOBAL const real *RESTRICT A, GLOBAL const re
         for (int c = 0; c < CHUNKS; c++) {
             const int h = c * WIDTH;
             lanes x;
-            x.v = h + WIDTH <= H ? VLOAD(b + h) : vload_end(H % WIDTH, 0, b + h, (size_t)n * H + h + WIDTH <= (size_t)N * H);
+            x.v = vload_row(H - h, 0, b + h, (size_t)(N - 1 - n) * H);
             for (int some = BITS(x.v != (vec)(0)); some; some &= some - 1)
                 add_row(x.at[LOWEST_BIT(some)], a, mine + (size_t)(h + LOWEST_BIT(some)) * D);
         }

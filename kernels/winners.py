@@ -17,8 +17,7 @@ TABLE_ELEMENTS = 1 << 20  # of one table
 
 def pays(states: Any, D: int) -> bool:
     """Whether `seen` is faster than to combine the causes of each state: additions to its tables, or passes over D."""
-    additions = states.Hprime * (states.Hprime - 1) << (states.Hprime - 2) if states.Hprime > 1 else 0
-    return states.Hprime <= MAX_HPRIME and additions < 2 * states.S * D
+    return bool(states.Hprime * (states.Hprime - 1) << states.Hprime >> 2 < 2 * states.S * D)
 
 
 def larger(sizes: list[np.ndarray]) -> list[np.ndarray]:

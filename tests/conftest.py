@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import tempfile
 from functools import lru_cache
-from pathlib import Path
 
 import pytest
 
 import gem
+from benchmarks import scaling
+from gem.errors import ConfigError
 from gem.parallel import communicator, launched
 
 REQUIRED = {name for name in os.environ.get("GEM_REQUIRE", "").split(",") if name}
@@ -35,14 +36,10 @@ def mpiexec():
         from mpi4py import MPI  # noqa: F401  only to see that it loads
     except (ImportError, RuntimeError) as error:
         missing("mpi", str(error).splitlines()[0])
-    import shutil
-    import sys
-
-    beside = Path(sys.executable).parent / "mpiexec"
-    found = str(beside) if beside.exists() else shutil.which("mpiexec")
-    if found is None:
-        missing("mpi", "mpiexec is not on the PATH")
-    return found
+    try:
+        return scaling.mpiexec()
+    except ConfigError as error:
+        missing("mpi", str(error))
 
 
 @lru_cache(maxsize=1)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import gem
+from benchmarks.scaling import unlaunched
 from gem.cli import main
 from gem.errors import DataError
 from gem.models import BSC, make
@@ -656,10 +657,8 @@ def test_interrupted(gem_, monkeypatch):
 
 def python(*arguments: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     """A Python process that does not take itself for a rank of the test's own MPI job."""
-    private = ("PMI", "PMIX", "MPI", "OMPI", "HYDRA")
-    env = {name: value for name, value in os.environ.items() if not name.startswith(private)}
     line = [*launcher, sys.executable, *arguments]
-    return subprocess.run(line, env=env, text=True, capture_output=True, timeout=30, check=False)
+    return subprocess.run(line, env=unlaunched(), text=True, capture_output=True, timeout=30, check=False)
 
 
 def gem_process(command: str, *launcher: str) -> subprocess.CompletedProcess[str]:

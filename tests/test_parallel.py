@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ import pytest
 
 import gem
 from benchmarks import accuracy
+from benchmarks.scaling import unlaunched
 from gem import parallel
 from gem.models import BSC
 from gem.parallel import Serial, communicator, largest
@@ -31,9 +31,8 @@ gem.em_step(model, params, Y, comm=comm)
 
 
 def run(mpiexec, ranks, script):
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PMI", "MPI", "HYDRA"))}
     command = [mpiexec, "-n", str(ranks), sys.executable, "-c", script]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, env=unlaunched(), check=False)
 
 
 @pytest.mark.serial

@@ -20,6 +20,7 @@ import pytest
 
 import gem.em
 import gem.run
+from benchmarks.scaling import unlaunched
 from gem import EM, Annealing, em_step
 from gem.backends import select
 from gem.data import ArraySource, Shard
@@ -560,10 +561,8 @@ def test_silent_by_default(capsys):
 
 def child(*command: str | Path, launcher: tuple[str, ...] = ()) -> subprocess.Popen[str]:
     """A Python process that does not take itself for a rank of the test's own MPI job."""
-    private = ("PMI", "PMIX", "MPI", "OMPI", "HYDRA")
-    env = {name: value for name, value in os.environ.items() if not name.startswith(private)}
     line = [*launcher, sys.executable, *map(str, command)]
-    return subprocess.Popen(line, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(line, env=unlaunched(), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 LONG = Annealing(steps=150, T=[(0, 3.0), (0.8, 1.0)], Ncut=[(0.2, 0.0), (0.9, 0.8)], W_noise=[(0, 0.3), (1.0, 0.0)])
