@@ -32,7 +32,7 @@
  * Sizes: D, H, HPRIME, GAMMA, MANY (states of several causes); ANNEAL 0 promises beta = 1 and shift = 0.
  */
 #define SKIP ((real)(GEM_REAL == 64 ? 1e-30 : 1e-12))
-#define SETTINGS 3 /* as many as a fragment may have */
+#define SETTINGS 4 /* as many as a fragment may have */
 
 #if ANNEAL
 #define ANNEALED(E, shift) (beta * (E) + (shift))

@@ -177,15 +177,17 @@ def cause_scores(rng, N, D, H, missing):
 
 def causes(rng, N, D, H, Hprime, gamma, fragment, T=1.0, missing=0):
     """A model of causes, whose singletons' energies are whatever b says."""
-    Y, W, settings = rng.standard_normal((N, D)), rng.standard_normal((H, D)), np.array([-0.5, 0, 0])
+    Y, W, settings = rng.standard_normal((N, D)), rng.standard_normal((H, D)), np.array([-0.5, 0, 0, 0])
     if fragment == "maximum":
         W = np.abs(W)
     elif fragment == "noisyor":
-        Y, W, settings = (rng.random((N, D)) < 0.3).astype(float), rng.uniform(-0.5, 0.5, (H, D)), np.ones(3)
+        Y, W, settings = (rng.random((N, D)) < 0.3).astype(float), rng.uniform(-0.5, 0.5, (H, D)), np.ones(4)
     elif fragment == "poisson":
-        Y, W, settings = rng.poisson(2, (N, D)).astype(float), rng.uniform(0.3, 5, (H, D)), np.array([1, 0.3, 0])
+        Y, W, settings = rng.poisson(2, (N, D)).astype(float), rng.uniform(0.3, 5, (H, D)), np.array([1, 0.3, 0, 0])
     elif fragment == "smooth_maximum":
-        W, settings = np.copysign(rng.uniform(0.5, 3, (H, D)), W), np.array([-0.5, 1 / (1 - 1 / T) if T > 1 else 21, 4])
+        rho, signs = 1 / (1 - 1 / T) if T > 1 else 21, 1 - D % 2
+        W = np.copysign(rng.uniform(0.5, 3, (H, D)), W if signs else 1) * rho
+        settings = np.array([-0.5, 1 / rho, 4, signs])
     observed = (rng.random((N, D)) < 0.6).astype(float)
     states = state_table(Hprime, gamma)
     candidates = np.sort(np.argsort(rng.random((N, H)), axis=1)[:, :Hprime], axis=1).astype(np.int32)

@@ -20,6 +20,7 @@ from gem.philox import generator
 from gem.statistics import Layout, Statistics
 
 MAX_STATES = 1 << 14  # of several causes: kernels hold the energies of all for a data point
+SETTINGS = 4  # numbers that a fragment is given, as in kernels/causes.c
 LEAST_T = 1.05  # the temperature of the smooth maximum does not fall below
 
 
@@ -176,7 +177,7 @@ class Causes(Truncated):
             score_offset=backend.to_device(alone[None]),
             prior=backend.to_device(logit),
             shift=backend.to_device(np.zeros(self.H) if step.anneal_prior else (1 - 1 / step.T) * logit),
-            settings=backend.to_device(np.array([*known.settings, 0.0, 0.0])[:3]),
+            settings=backend.to_device(np.pad(np.array(known.settings), (0, SETTINGS - len(known.settings)))),
             beta=1 / step.T,
             nothing=backend.to_device(np.zeros(1)),
             causes=partial(backend.kernel, "causes", states=self.states, fragment=known.fragment, **sizes, **flags),
@@ -382,7 +383,8 @@ class GaussianCauses(Causes):
             from gem.kernels.fragments.smooth_maximum import encode
 
             scale = float(1.01 * max(np.abs(W).max(), np.finfo(step.dtype).tiny) * self.gamma ** (1 / rho))
-            fragment, fields, settings = "smooth_maximum", encode(W, scale), (*settings, rho, scale)
+            fragment, fields = "smooth_maximum", encode(W, scale, rho)
+            settings = (*settings, 1 / rho, scale, float(W.min() < 0))
         return Likelihood(fragment, fields, settings, W * precision, -(W**2) * precision / 2, np.ones_like(W), W)
 
     def reference(self, tables: Tables, Y: Array) -> np.ndarray:

@@ -1,13 +1,13 @@
 /* smooth_maximum.h: |c|^rho sign c is the sum of the active causes' |w|^rho sign w, in Gaussian noise.
  *
  * Powers of rho = 21 leave the range of a float: so fields and combined values are logarithms with a sign. x has
- * the number -log(|x| / scale) > 0, with the sign of x in front; `scale` is above all that causes can combine to.
- * setting: -1 / 2 sigma^2, rho, scale
+ * the number -rho log2(|x| / scale) > 0, with the sign of x in front; `scale` is above all that causes can combine to.
+ * setting: -1 / 2 sigma^2, 1 / rho, scale, whether there are signs
  */
 #define RELATIVE 1
 #define EXCLUSIVE 0
 #define IMPUTED 1
-#define NOTHING 1e4f /* a logarithm of 0 */
+#define NOTHING 1e30f /* a logarithm of 0 */
 
 DEVICE vec start(vec y, const real *setting)
 {
@@ -17,15 +17,17 @@ DEVICE vec start(vec y, const real *setting)
 DEVICE vec combine(vec c, vec w, vec y, const real *setting)
 {
     const vec a = fabs(c), b = fabs(w), near = a > b ? b : a, far = a > b ? a : b;
-    const vec small = vexp(setting[1] * (near - far));
-    const vec sum = near - vlog(1 + ((c < 0) == (w < 0) ? small : -small)) / setting[1];
+    const vec small = vexp2(near - far);
+    if (setting[3] == 0)
+        return near - vlog2_1p(small);
+    const vec sum = near - vlog(1 + ((c < 0) == (w < 0) ? small : -small)) * (real)1.4426950408889634;
     const vec kept = sum < NOTHING ? sum : (vec)(NOTHING);
     return (a > b ? w : c) < 0 ? -kept : kept;
 }
 
 DEVICE vec value(vec c, vec y, const real *setting)
 {
-    const vec x = setting[2] * vexp(-fabs(c));
+    const vec x = setting[2] * vexp2(-setting[1] * fabs(c));
     return c < 0 ? -x : x;
 }
 
@@ -39,5 +41,5 @@ DEVICE vec term(vec y, vec c, const real *setting)
 DEVICE vec share(vec w, vec c, vec y, const real *setting)
 {
     const vec ratio = fabs(c) - fabs(w);
-    return vexp((setting[1] - 1) * (ratio < 0 ? ratio : (vec)(0)));
+    return vexp2((1 - setting[1]) * (ratio < 0 ? ratio : (vec)(0)));
 }
