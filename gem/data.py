@@ -17,10 +17,11 @@ from typing import IO, Any
 import numpy as np
 
 from gem.errors import ConfigError, DataError, GemError
-from gem.images import Whitening, find_images, sample_patches, whiten
+from gem.images import Patches, find_images, learn_whitening
 
 BLOCK = 16 * 2**20  # bytes read at once: long enough to stream from disk, short enough to hold a few
 PIECE = 2**18  # bytes unpacked at once
+PIXELS = 2**20  # of patches, cut and whitened at once
 IMAGE_OPTIONS = ("patch", "count", "whitening", "onoff", "seed")
 NUMERIC = "buif"  # dtype kinds: bool, unsigned, integer, float
 TABLE_FILE = re.compile(r"(?P<path>.+?\.(?P<kind>npy|npz|h5|hdf5))(:(?P<name>.+))?", re.IGNORECASE)
@@ -214,8 +215,11 @@ class HDF5Source(Source):
             self._file.close()
 
 
-class ImageSource(ArraySource):
-    """Random patches of images, kept in memory as float32.
+class ImageSource(Source):
+    """Random patches of images, as float32; cut, and whitened, when they are read: memory does not grow with them.
+
+    The patches lie in the order of their images and of their places therein, so a slab needs its own images
+    alone. The whitening is learned in one pass over all patches when the source is opened, by each rank.
 
     Parameters
     ----------
@@ -228,8 +232,6 @@ class ImageSource(ArraySource):
         numbers that are not negative, for models with W ≥ 0.
     seed : same images and seed, same patches: all ranks of a run draw the same ones.
     """
-
-    whitening: Whitening | None = None
 
     def __init__(
         self,
@@ -246,16 +248,26 @@ class ImageSource(ArraySource):
             if not isinstance(value, bool):
                 raise ConfigError(f"{option} = {value!r}: choose True or False")
         files = [str(file) for file in find_images(paths)]
-        patches = sample_patches(files, patch, count, seed)
-        if whitening:
-            patches, self.whitening = whiten(patches)
-        if onoff:
-            patches = np.concatenate([np.maximum(patches, 0), np.maximum(-patches, 0)], axis=1)
         name = files[0] if len(files) == 1 else f"{len(files)} images"
         spec = {"data": files, "patch": patch, "count": count, "whitening": whitening, "seed": seed}
         if onoff:
             spec["onoff"] = True
-        super().__init__(patches.astype(np.float32), f"patches of {name}", spec)
+        super().__init__((count, patch**2 * (1 + onoff)), np.dtype(np.float32), f"patches of {name}", spec)
+        self._patches = Patches(files, patch, count, seed)
+        self._rows = max(1, PIXELS // patch**2)
+        self._onoff = onoff
+        self.whitening = learn_whitening(self._patches.blocks(self._rows)) if whitening else None
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        table = np.empty((stop - start, self.shape[1]), self.dtype)
+        done = 0
+        for block in self._patches.blocks(self._rows, start, stop):
+            values = self.whitening.apply(block) if self.whitening else block
+            if self._onoff:
+                values = np.concatenate([np.maximum(values, 0), np.maximum(-values, 0)], axis=1)
+            table[done : done + len(block)] = values
+            done += len(block)
+        return table
 
 
 def open_data(data: Any, **options: Any) -> Source:

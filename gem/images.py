@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -151,12 +152,13 @@ def save_picture(path: str | os.PathLike[str], picture: np.ndarray) -> None:
         raise DataError(f"cannot write {path}: {error}") from error
 
 
-def sample_patches(images: Sequence[str | os.PathLike[str]], patch: int, count: int, seed: int) -> np.ndarray:
-    """Square patches at random positions, every position of every image equally likely.
+class Patches:
+    """Square patches at random positions, every position of every image equally likely; cut when they are read.
 
     Flat patches stay in: they are part of the statistics (data points without a cause), leaving them out
-    would bias the prior, and a search for lively patches need not end. Positions are drawn, with replacement,
-    before any pixel is decoded; so each image is decoded once, and one at a time is in memory.
+    would bias the prior, and a search for lively patches need not end. Positions are drawn with replacement,
+    from the sizes of the images alone, and sorted: neighbouring patches are of one image or the next, and who
+    reads a slab decodes its images alone, one at a time.
 
     Parameters
     ----------
@@ -165,26 +167,50 @@ def sample_patches(images: Sequence[str | os.PathLike[str]], patch: int, count: 
     count : number of patches.
     seed : key of the Philox generator: same images and seed, same patches.
 
-    Returns
-    -------
-    (count, patch * patch) float64 array in [0, 1], in the order drawn.
-
     Raises
     ------
     DataError
         An image smaller than the patch, or unreadable.
     """
-    places = np.array([_count_positions(Path(path), patch) for path in images])
-    ends = np.cumsum(places)
-    drawn = np.random.Generator(np.random.Philox(seed)).integers(ends[-1], size=count)
-    owner = np.searchsorted(ends, drawn, side="right")
-    patches = np.empty((count, patch * patch))
-    for i in np.unique(owner):
-        mine = np.flatnonzero(owner == i)
-        windows = sliding_window_view(load_grey(images[i]), (patch, patch))
-        rows, columns = np.unravel_index(drawn[mine] - (ends[i] - places[i]), windows.shape[:2])
-        patches[mine] = windows[rows, columns].reshape(len(mine), -1)
-    return patches
+
+    def __init__(self, images: Sequence[str | os.PathLike[str]], patch: int, count: int, seed: int):
+        self.images, self.patch, self.count = [Path(path) for path in images], patch, count
+        places = np.array([_count_positions(path, patch) for path in self.images])
+        self._first = np.cumsum(places) - places
+        self._drawn = np.sort(np.random.Generator(np.random.Philox(seed)).integers(places.sum(), size=count))
+        self._decoded: tuple[int, np.ndarray] | None = None  # the last image, by number
+        self._lock = Lock()
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Patches [start, stop), by image and position: (stop - start, patch * patch) float64 array in [0, 1].
+
+        Raises
+        ------
+        DataError
+            An image is unreadable.
+        """
+        drawn = self._drawn[start:stop]
+        owner = np.searchsorted(self._first, drawn, side="right") - 1
+        patches = np.empty((len(drawn), self.patch**2))
+        for i in np.unique(owner):
+            mine = np.flatnonzero(owner == i)
+            windows = sliding_window_view(self._grey(i), (self.patch, self.patch))
+            rows, columns = np.unravel_index(drawn[mine] - self._first[i], windows.shape[:2])
+            patches[mine] = windows[rows, columns].reshape(len(mine), -1)
+        return patches
+
+    def blocks(self, rows: int, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+        """Patches [start, stop), by default all, `rows` of them at a time."""
+        last = self.count if stop is None else stop
+        for first in range(start, last, rows):
+            yield self.read(first, min(first + rows, last))
+
+    def _grey(self, i: int) -> np.ndarray:
+        with self._lock:
+            if self._decoded is None or self._decoded[0] != i:
+                self._decoded = None  # two at a time would take twice the memory
+                self._decoded = i, load_grey(self.images[i])
+            return self._decoded[1]
 
 
 def _count_positions(path: Path, patch: int) -> int:
@@ -200,7 +226,7 @@ def _count_positions(path: Path, patch: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Whitening:
-    """How patches were whitened: ``Y = (X - X.mean(axis=1, keepdims=True) - mean) @ forward``.
+    """How patches are whitened: ``Y = (X - X.mean(axis=1, keepdims=True) - mean) @ forward``.
 
     Both matrices are symmetric. ``Y @ inverse + mean`` gives back the patches but for their grey level and
     the components that were cut; ``inverse @ W`` are fields W (D, H) as they look in the image.
@@ -210,9 +236,15 @@ class Whitening:
     forward: np.ndarray  # (D, D)
     inverse: np.ndarray  # (D, D) pseudo-inverse of forward
 
+    def apply(self, patches: np.ndarray) -> np.ndarray:
+        """Whitened patches, (N, D) float64; `patches`, (N, D), stay as they are."""
+        centred = patches - patches.mean(axis=1, keepdims=True)
+        centred -= self.mean
+        return centred @ self.forward
 
-def whiten(patches: np.ndarray, variance: float = 0.95) -> tuple[np.ndarray, Whitening]:
-    """Remove each patch's mean and whiten the set (ZCA), without the faintest components.
+
+def learn_whitening(blocks: Iterable[np.ndarray], variance: float = 0.95) -> Whitening:
+    """The whitening (ZCA) of a set of patches that each lose their own mean, without the faintest components.
 
     The leading principal components that carry `variance` of the total are scaled to equal variance, the rest
     is dropped. Like the low-pass filter of Olshausen & Field (Vision Research 37, 1997) this keeps noise from
@@ -222,12 +254,12 @@ def whiten(patches: np.ndarray, variance: float = 0.95) -> tuple[np.ndarray, Whi
 
     Parameters
     ----------
-    patches : (N, D) array.
+    blocks : (n, D) arrays, together all patches; each is used once.
     variance : share of the variance to keep, in (0, 1).
 
     Returns
     -------
-    (N, D) float64 array, of mean 0 and, averaged over the pixels, variance 1; and the Whitening that made it.
+    The Whitening that gives these patches mean 0 and, averaged over the pixels, variance 1.
 
     Raises
     ------
@@ -238,21 +270,38 @@ def whiten(patches: np.ndarray, variance: float = 0.95) -> tuple[np.ndarray, Whi
     """
     if not 0 < variance < 1:
         raise ConfigError(f"variance = {variance}: the share to keep must lie between 0 and 1")
-    centred = patches - patches.mean(axis=1, keepdims=True)
-    mean = centred.mean(axis=0)
-    centred -= mean
-    if centred.std() <= 1e-12 * np.abs(patches).max():  # nothing but rounding is left
+    N, mean, covariance, largest = _moments(blocks)
+    D = len(mean)
+    if np.sqrt(np.trace(covariance) / D) <= 1e-12 * largest:  # nothing but rounding is left
         raise DataError(
-            f"the {len(patches)} patches do not differ in anything but grey level: "
+            f"the {N} patches do not differ in anything but grey level: "
             "there is nothing to whiten; take other images or more patches"
         )
 
-    eigenvalues, vectors = np.linalg.eigh(centred.T @ centred / len(centred))
+    eigenvalues, vectors = np.linalg.eigh(covariance)
     eigenvalues, vectors = eigenvalues[::-1], vectors[:, ::-1]
     carried = np.cumsum(eigenvalues)
     kept = int(np.searchsorted(carried, variance * carried[-1])) + 1
     basis = vectors[:, :kept]
     # `kept` directions of variance 1 spread over D pixels: times D / kept, the mean variance of a pixel is 1
-    gain = np.sqrt(patches.shape[1] / kept / eigenvalues[:kept])
-    whitening = Whitening(mean, basis * gain @ basis.T, basis / gain @ basis.T)
-    return centred @ whitening.forward, whitening
+    gain = np.sqrt(D / kept / eigenvalues[:kept])
+    return Whitening(mean, basis * gain @ basis.T, basis / gain @ basis.T)
+
+
+def _moments(blocks: Iterable[np.ndarray]) -> tuple[int, np.ndarray, np.ndarray, float]:
+    """Number, mean and covariance of the patches without their own means, and the largest |pixel|.
+
+    Each block is centred on its own mean, and what the means differ is added (Chan, Golub & LeVeque, The
+    American Statistician 37, 1983): nothing cancels.
+    """
+    N, largest = 0, 0.0
+    mean = scatter = np.zeros(())
+    for block in blocks:
+        centred = block - block.mean(axis=1, keepdims=True)
+        own = centred.mean(axis=0)
+        centred -= own
+        moved, total = own - mean, N + len(block)
+        scatter = scatter + centred.T @ centred + np.outer(moved, moved) * (N * len(block) / total)
+        mean = mean + moved * (len(block) / total)
+        N, largest = total, max(largest, float(np.abs(block).max()))
+    return N, mean, scatter / N, largest

@@ -21,7 +21,7 @@ from PIL import Image
 import gem.data
 from gem.data import ArraySource, HDF5Source, ImageSource, Shard, Source, check_finite, from_spec, open_data
 from gem.errors import ConfigError, DataError
-from gem.images import find_images, load_grey, sample_patches, whiten
+from gem.images import Patches, find_images, learn_whitening, load_grey
 
 pytestmark = pytest.mark.serial  # files and slabs: ranks change nothing here
 
@@ -630,17 +630,17 @@ def test_patches_are_cut_from_the_images(tmp_path):
         for r in range(image.shape[0] - 4)
         for c in range(image.shape[1] - 4)
     }
-    patches = sample_patches(paths, 5, 2000, seed=3)
+    patches = Patches(paths, 5, 2000, seed=3).read(0, 2000)
     assert patches.shape == (2000, 25)
     assert {tuple(patch) for patch in patches} == possible  # 98 places, each drawn about 20 times
-    np.testing.assert_array_equal(patches, sample_patches(paths, 5, 2000, seed=3))
-    assert not np.array_equal(patches, sample_patches(paths, 5, 2000, seed=4))
+    np.testing.assert_array_equal(patches, np.concatenate(list(Patches(paths, 5, 2000, seed=3).blocks(300))))
+    assert not np.array_equal(patches, Patches(paths, 5, 2000, seed=4).read(0, 2000))
 
 
 def test_every_position_is_equally_likely(tmp_path):
     small = save_image(tmp_path / "a.png", np.zeros((10, 10), np.uint8))
     large = save_image(tmp_path / "b.png", np.full((20, 30), 255, np.uint8))
-    bright = sample_patches([small, large], 8, 20_000, seed=0).mean()
+    bright = Patches([small, large], 8, 20_000, seed=0).read(0, 20_000).mean()
     share = (13 * 23) / (13 * 23 + 3 * 3)
     assert abs(bright - share) < 4 * np.sqrt(share * (1 - share) / 20_000)
 
@@ -648,14 +648,53 @@ def test_every_position_is_equally_likely(tmp_path):
 def test_image_smaller_than_the_patch_is_refused_by_name(tmp_path):
     fits = save_image(tmp_path / "fits.png", np.zeros((8, 8), np.uint8))
     small = save_image(tmp_path / "small.png", np.zeros((7, 20), np.uint8))
-    assert sample_patches([fits], 8, 3, seed=0).shape == (3, 64)
+    assert Patches([fits], 8, 3, seed=0).read(0, 3).shape == (3, 64)
     with pytest.raises(DataError, match=r"small\.png has 20 x 7 pixels"):
-        sample_patches([fits, small], 8, 3, seed=0)
+        Patches([fits, small], 8, 3, seed=0)
+
+
+def test_a_slab_decodes_its_own_images_alone(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    paths = [save_image(tmp_path / f"{i}.png", rng.integers(0, 255, (20, 20)).astype(np.uint8)) for i in range(5)]
+    decoded = []
+
+    def counting(path):
+        decoded.append(paths.index(path))
+        return load_grey(path)
+
+    monkeypatch.setattr("gem.images.load_grey", counting)
+    with open_data(tmp_path, patch=4, count=1000, seed=1) as source:
+        assert decoded == [0, 1, 2, 3, 4]  # once each, to learn the whitening
+        decoded.clear()
+        slabs = [source.read(start, start + 250) for start in range(0, 1000, 250)]
+        assert decoded == [0, 1, 2, 3, 4]
+        decoded.clear()
+        whole = source.read(0, 1000)
+        assert decoded == [0, 1, 2, 3, 4]
+    np.testing.assert_allclose(np.concatenate(slabs), whole, rtol=1e-6, atol=1e-6)
+
+
+def test_patches_are_not_kept(photographs):
+    tracemalloc.start()
+    try:
+        with open_data(photographs, patch=16, count=200_000) as source:  # 205 MB
+            rows = source.read(100_000, 102_000)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert rows.shape == (2000, 256)
+    assert peak < 60e6
 
 
 def correlated(n: int = 3000, d: int = 20) -> np.ndarray:
     rng = np.random.default_rng(5)
     return 3 + rng.normal(size=(n, d)) @ rng.normal(size=(d, d)) * np.geomspace(1, 1e-3, d)
+
+
+def whiten(X, variance=0.95, rows=700):
+    """Learned block by block."""
+    whitening = learn_whitening((X[i : i + rows] for i in range(0, len(X), rows)), variance)
+    return whitening.apply(X), whitening
 
 
 def test_whitening_equals_its_definition():
