@@ -6,11 +6,17 @@ the features, the moments are another, and a softmax lies between. A feature tha
 in, and the counts out.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
 import numpy as np
 
 from gem.kernels.weights import settled_exp
 
 TILE_BYTES = 1 << 21  # features of the data points whose responsibilities exist at once: N × K is never formed
+TILE, LONG_TILE = 64, 512  # data points at least; and where their features are taken in parts
 DIAG, FULL, TIED, POISSON = 0, 1, 2, 3  # COVARIANCE, a number for the sake of C
 LOG_FACTORIALS = np.cumsum(np.log(np.maximum(1, np.arange(1024))))
 SAFE = 1e3  # squared distance, in standard deviations, up to which float32 expands a square with error < 1e-4
@@ -62,30 +68,60 @@ def mixture(
     mu = mu[: len(log_weight)]
     centre, dtype = _frame(Y, mu, precision, COVARIANCE)
     expansion = EXPANSIONS[COVARIANCE, MISSING](mu - centre, precision.astype(np.float64))
-    coefficients = np.concatenate([expansion.coefficients, (log_weight + expansion.constant)[:, None]], axis=1)
-    coefficients = coefficients.astype(dtype)
-    middle = centre.astype(dtype)[:, None]  # the same number: `_frame` has rounded it
-    moments = np.zeros(coefficients.shape)
-    square = np.zeros((len(centre),) * 2)
-    tile = min(N, max(64, TILE_BYTES // coefficients[0].nbytes))
-    features = np.empty((coefficients.shape[1], tile), dtype=dtype)  # data points run along the last axis: SIMD
-    features[-1] = 1
+    D = len(centre)
+    whole = [expansion.linear, (log_weight + expansion.constant)[:, None], expansion.coefficients]
+    coefficients = np.concatenate(whole, axis=1).astype(dtype)
+    tile, parts = _parts(N, expansion, D + 1, dtype)
+    moments, square = np.zeros(coefficients.shape), np.zeros((D, D))
+    features = np.empty((max(part.rows.stop for part in parts), tile), dtype=dtype)  # data points run along: SIMD
+    features[D] = 1
     for start in range(0, N, tile):
-        part = slice(start, min(N, start + tile))
-        f = features[:, : part.stop - start]
-        y = f[: len(centre)]
-        np.subtract(Y[part].T, middle, out=y)
-        expansion.fill(f, y)
-        joint = coefficients @ f
-        r = _softmax(joint, beta, shift, weights[part], log_evidence[part])
+        here = slice(start, min(N, start + tile))
+        f = features[:, : here.stop - start]
+        y = f[:D]
+        np.subtract(Y[here].T, centre.astype(dtype)[:, None], out=y)  # the same number: `_frame` has rounded it
+        joint = np.zeros((len(coefficients), y.shape[1]), dtype)
+        for part in parts:
+            expansion.fill(f[D + 1 : part.rows.stop], y, part.block)
+            joint += coefficients[:, part.columns] @ f[part.rows]
+        r = _softmax(joint, beta, shift, weights[here], log_evidence[here])
         if rates is not None:
-            log_evidence[part] += _log_poisson(Y[part], rates)
+            log_evidence[here] += _log_poisson(Y[here], rates)
         if STORE:
-            responsibilities[part] = r.T
-        moments += r @ f.T
+            responsibilities[here] = r.T
+        for part in parts:
+            if len(parts) > 1:  # else it is still there
+                expansion.fill(f[D + 1 : part.rows.stop], y, part.block)
+            moments[:, part.columns] += r @ f[part.rows].T
         if COVARIANCE == TIED:
-            square += (y * weights[part].astype(dtype)) @ y.T
-    sums[0] = np.concatenate([moments[:, -1], *(a.ravel() for a in expansion.recentre(moments, square))])
+            square += (y * weights[here].astype(dtype)) @ y.T
+    counts, first, second = moments[:, D], moments[:, :D], moments[:, D + 1 :]
+    sums[0] = np.concatenate([counts, *(a.ravel() for a in expansion.recentre(counts, first, second, square))])
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Features that exist at once: which `rows` of the array, for which `columns` of coefficients, made of `block`."""
+
+    rows: slice
+    columns: slice
+    block: slice
+
+
+def _parts(N: int, expansion: "_Expansion", head: int, dtype: np.dtype) -> tuple[int, list[_Part]]:
+    """How many data points are taken at once, and their features in which parts; `head` of these are y and 1."""
+    tile = TILE_BYTES // ((head + expansion.coefficients.shape[1]) * dtype.itemsize)
+    blocks = [slice(0, expansion.D)]
+    if tile < TILE:
+        blocks = expansion.blocks(TILE_BYTES // (LONG_TILE * dtype.itemsize))
+    parts: list[_Part] = []
+    end = head
+    for block in blocks:
+        size = expansion.size(block)
+        begin = end if parts else 0
+        parts.append(_Part(slice(min(begin, head), head + size), slice(begin, end + size), block))
+        end += size
+    return min(N, LONG_TILE if len(parts) > 1 else max(TILE, tile)), parts
 
 
 def _frame(Y: np.ndarray, mu: np.ndarray, precision: np.ndarray, covariance: int) -> tuple[np.ndarray, np.dtype]:
@@ -121,27 +157,60 @@ def _softmax(
     return joint
 
 
-class _Diagonal:
-    """Features (y, y²)."""
+class _Expansion:
+    """The log joint as a product of features: y, 1, and others that `fill` makes of a block of y's rows.
+
+    Attributes
+    ----------
+    linear, coefficients : (K, D), (K, number of the others) arrays
+    constant : (K,) array
+    """
+
+    linear: np.ndarray
+    coefficients: np.ndarray
+    constant: np.ndarray
+
+    def __init__(self, offset: np.ndarray):
+        self.offset, self.D = offset, offset.shape[1]
+
+    def blocks(self, most: int) -> list[slice]:
+        """Blocks of y's rows that make about `most` of the other features each."""
+        return [slice(0, self.D)]
+
+    def size(self, block: slice) -> int:
+        """Number of the other features that a block makes."""
+        return self.coefficients.shape[1]
+
+    def fill(self, others: np.ndarray, y: np.ndarray, block: slice) -> None:
+        """Make the other features of a block."""
+
+    def recentre(
+        self, counts: np.ndarray, linear: np.ndarray, others: np.ndarray, square: np.ndarray
+    ) -> tuple[np.ndarray, ...]:
+        """First and second moments about the means, from the features' moments."""
+        raise NotImplementedError
+
+
+class _Diagonal(_Expansion):
+    """y²."""
 
     def __init__(self, offset: np.ndarray, precision: np.ndarray):
-        self.offset, self.D = offset, offset.shape[1]
-        linear = precision * offset
-        self.coefficients = np.concatenate([linear, -precision / 2], axis=1)
-        self.constant = -(linear * offset).sum(axis=1) / 2
+        super().__init__(offset)
+        self.linear, self.coefficients = precision * offset, -precision / 2
+        self.constant = -(self.linear * offset).sum(axis=1) / 2
 
-    def fill(self, features: np.ndarray, y: np.ndarray) -> None:
-        np.multiply(y, y, out=features[self.D : 2 * self.D])
+    def fill(self, others: np.ndarray, y: np.ndarray, block: slice) -> None:
+        np.multiply(y, y, out=others[: self.D])
 
-    def recentre(self, sums: np.ndarray, square: np.ndarray) -> tuple[np.ndarray, ...]:
-        """First and second moments about the means."""
-        linear = sums[:, : self.D]
-        first = linear - sums[:, -1:] * self.offset
-        return first, sums[:, self.D : 2 * self.D] - self.offset * (linear + first)
+    def recentre(
+        self, counts: np.ndarray, linear: np.ndarray, others: np.ndarray, square: np.ndarray
+    ) -> tuple[np.ndarray, ...]:
+        first = linear - counts[:, None] * self.offset
+        return first, others - self.offset * (linear + first)
 
 
 class _DiagonalWithGaps(_Diagonal):
-    """Features (y, y², whether there is a y)."""
+    """y², and whether there is a y."""
 
     def __init__(self, offset: np.ndarray, precision: np.ndarray):
         self.precision, normalisation = np.split(precision, 2)
@@ -150,45 +219,49 @@ class _DiagonalWithGaps(_Diagonal):
         self.coefficients = np.concatenate([self.coefficients, -taken], axis=1)
         self.constant = np.zeros(len(offset))
 
-    def fill(self, features: np.ndarray, y: np.ndarray) -> None:
-        _mark_observed(features[2 * self.D : -1], y)
-        super().fill(features, y)
+    def fill(self, others: np.ndarray, y: np.ndarray, block: slice) -> None:
+        _mark_observed(others[self.D :], y)
+        super().fill(others, y, block)
 
-    def recentre(self, sums: np.ndarray, square: np.ndarray) -> tuple[np.ndarray, ...]:
-        """First and second moments about the means: a missing entry adds its variance to the second."""
-        linear, seen = sums[:, : self.D], sums[:, 2 * self.D : -1]
+    def recentre(
+        self, counts: np.ndarray, linear: np.ndarray, others: np.ndarray, square: np.ndarray
+    ) -> tuple[np.ndarray, ...]:
+        """A missing entry adds its variance to the second moment."""
+        squares, seen = np.split(others, 2, axis=1)
         first = linear - seen * self.offset
-        second = sums[:, self.D : 2 * self.D] - self.offset * (linear + first)
-        return first, second + (sums[:, -1:] - seen) / self.precision
+        second = squares - self.offset * (linear + first)
+        return first, second + (counts[:, None] - seen) / self.precision
 
 
-class _Counts:
-    """Features y."""
+class _Counts(_Expansion):
+    """Nothing but y."""
 
     def __init__(self, rates: np.ndarray, log_rates: np.ndarray):
-        self.rates, self.coefficients, self.constant = rates, log_rates, np.zeros(len(rates))
+        super().__init__(rates)
+        self.linear, self.coefficients, self.constant = log_rates, np.empty((len(rates), 0)), np.zeros(len(rates))
 
-    def fill(self, features: np.ndarray, y: np.ndarray) -> None:
-        """There is nothing but y."""
-
-    def recentre(self, sums: np.ndarray, square: np.ndarray) -> tuple[np.ndarray, ...]:
+    def recentre(
+        self, counts: np.ndarray, linear: np.ndarray, others: np.ndarray, square: np.ndarray
+    ) -> tuple[np.ndarray, ...]:
         """First moments about the rates."""
-        return (sums[:, :-1] - sums[:, -1:] * self.rates,)
+        return (linear - counts[:, None] * self.offset,)
 
 
 class _CountsWithGaps(_Counts):
-    """Features (y, whether there is a y)."""
+    """Whether there is a y."""
 
     def __init__(self, rates: np.ndarray, log_rates: np.ndarray):
         per_entry, taken = np.split(log_rates, 2)
-        super().__init__(rates, np.concatenate([per_entry, -taken], axis=1))
+        super().__init__(rates, per_entry)
+        self.coefficients = -taken
 
-    def fill(self, features: np.ndarray, y: np.ndarray) -> None:
-        _mark_observed(features[len(y) : -1], y)
+    def fill(self, others: np.ndarray, y: np.ndarray, block: slice) -> None:
+        _mark_observed(others, y)
 
-    def recentre(self, sums: np.ndarray, square: np.ndarray) -> tuple[np.ndarray, ...]:
-        linear, seen = np.split(sums[:, :-1], 2, axis=1)
-        return (linear - seen * self.rates,)
+    def recentre(
+        self, counts: np.ndarray, linear: np.ndarray, others: np.ndarray, square: np.ndarray
+    ) -> tuple[np.ndarray, ...]:
+        return (linear - others * self.offset,)
 
 
 def _mark_observed(observed: np.ndarray, y: np.ndarray) -> None:
@@ -217,55 +290,77 @@ def _log_factorial(y: np.ndarray) -> np.ndarray:
     return out
 
 
-class _Full:
-    """Features (y, y_i y_j for i ≤ j): half the work of K products with D × D matrices."""
+class _Full(_Expansion):
+    """y_i y_j for i ≤ j: half the work of K products with D × D matrices."""
 
     def __init__(self, offset: np.ndarray, precision: np.ndarray):
-        self.offset, self.D = offset, offset.shape[1]
-        self.i, self.j = np.triu_indices(self.D)
-        linear = (precision @ offset[:, :, None])[:, :, 0]
-        twice = np.where(self.i == self.j, 0.5, 1.0)  # y_i y_j stands for y_j y_i, too
-        self.coefficients = np.concatenate([linear, -precision[:, self.i, self.j] * twice], axis=1)
-        self.constant = -(linear * offset).sum(axis=1) / 2
+        super().__init__(offset)
+        self.linear = (precision @ offset[:, :, None])[:, :, 0]
+        self.coefficients = np.empty((len(offset), self.D * (self.D + 1) // 2))
+        for i, row in self._rows():
+            np.negative(precision[:, i, i:], out=self.coefficients[:, row])  # y_i y_j stands for y_j y_i, too
+            self.coefficients[:, row.start] /= 2
+        self.constant = -(self.linear * offset).sum(axis=1) / 2
 
-    def fill(self, features: np.ndarray, y: np.ndarray) -> None:
-        start = self.D
+    def _rows(self) -> Iterator[tuple[int, slice]]:
+        """For each i, where its y_i y_j are."""
+        start = 0
         for i in range(self.D):
-            np.multiply(y[i:], y[i], out=features[start : start + self.D - i])
+            yield i, slice(start, start + self.D - i)
             start += self.D - i
 
-    def recentre(self, sums: np.ndarray, square: np.ndarray) -> tuple[np.ndarray, ...]:
-        """First and second moments about the means."""
-        linear = sums[:, : self.D]
-        second = np.empty((len(sums), self.D, self.D))
-        second[:, self.i, self.j] = second[:, self.j, self.i] = sums[:, self.D : -1]
-        first = linear - sums[:, -1:] * self.offset
-        second -= self.offset[:, :, None] * linear[:, None, :]
-        second -= first[:, :, None] * self.offset[:, None, :]
+    def blocks(self, most: int) -> list[slice]:
+        starts, size = [0], 0
+        for i in range(self.D):
+            if size + self.D - i > most and size:
+                starts, size = [*starts, i], 0
+            size += self.D - i
+        return [slice(start, stop) for start, stop in pairwise([*starts, self.D])]
+
+    def size(self, block: slice) -> int:
+        return sum(self.D - i for i in range(block.start, block.stop))
+
+    def fill(self, others: np.ndarray, y: np.ndarray, block: slice) -> None:
+        start = 0
+        for i in range(block.start, block.stop):
+            np.multiply(y[i:], y[i], out=others[start : start + self.D - i])
+            start += self.D - i
+
+    def recentre(
+        self, counts: np.ndarray, linear: np.ndarray, others: np.ndarray, square: np.ndarray
+    ) -> tuple[np.ndarray, ...]:
+        second = np.empty((len(others), self.D, self.D))
+        for i, row in self._rows():
+            second[:, i, i:] = second[:, i:, i] = others[:, row]
+        first = linear - counts[:, None] * self.offset
+        for k, offset in enumerate(self.offset):
+            second[k] -= np.outer(offset, linear[k])
+            second[k] -= np.outer(first[k], offset)
         return first, second
 
 
-class _Tied:
-    """Features (y, ½ yᵀPy): the square is the same for all components, so is its moment."""
+class _Tied(_Expansion):
+    """½ yᵀPy: the square is the same for all components, so is its moment."""
 
     def __init__(self, offset: np.ndarray, precision: np.ndarray):
-        self.offset, self.precision = offset, precision
-        linear = offset @ precision
-        self.coefficients = np.concatenate([linear, -np.ones((len(offset), 1))], axis=1)
-        self.constant = -(linear * offset).sum(axis=1) / 2
+        super().__init__(offset)
+        self.precision = precision
+        self.linear, self.coefficients = offset @ precision, -np.ones((len(offset), 1))
+        self.constant = -(self.linear * offset).sum(axis=1) / 2
 
-    def fill(self, features: np.ndarray, y: np.ndarray) -> None:
-        np.sum((self.precision.astype(y.dtype) @ y) * y, axis=0, out=features[-2])
-        features[-2] /= 2
+    def fill(self, others: np.ndarray, y: np.ndarray, block: slice) -> None:
+        np.sum((self.precision.astype(y.dtype) @ y) * y, axis=0, out=others[0])
+        others[0] /= 2
 
-    def recentre(self, sums: np.ndarray, square: np.ndarray) -> tuple[np.ndarray, ...]:
+    def recentre(
+        self, counts: np.ndarray, linear: np.ndarray, others: np.ndarray, square: np.ndarray
+    ) -> tuple[np.ndarray, ...]:
         """First moments about the means, and the second ones summed over components."""
-        linear = sums[:, : len(square)]
-        first = linear - sums[:, -1:] * self.offset
+        first = linear - counts[:, None] * self.offset
         return first, square - self.offset.T @ linear - first.T @ self.offset
 
 
-EXPANSIONS: dict[tuple[int, int], type[_Diagonal] | type[_Full] | type[_Tied] | type[_Counts]] = {
+EXPANSIONS: dict[tuple[int, int], type[Any]] = {  # of an offset and a precision
     (DIAG, 0): _Diagonal,
     (DIAG, 1): _DiagonalWithGaps,
     (FULL, 0): _Full,

@@ -115,7 +115,7 @@ def test_dimensions_that_depend_on_each_other_leave_covariances_invertible(covar
     assert any(note.startswith(f"covariance{of} was held at") for note in info.notes)
     spread = np.einsum("k,kd->d", params["pi"], variances(params, 3)) if covariance == "full" else variances(params, 3)
     total = spread.reshape(-1, 3)[0] + params["pi"] @ (params["mu"] - params["pi"] @ params["mu"]) ** 2
-    np.testing.assert_allclose(total, Y.var(axis=0), rtol=1e-2)
+    np.testing.assert_allclose(total, Y.var(axis=0), rtol=1e-5)
 
 
 def test_scales_of_dimensions_are_no_dependence():

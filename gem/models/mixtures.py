@@ -375,7 +375,7 @@ class MoG(Mixture):
         return second / counts[:, None, None] - moved[:, :, None] * moved[:, None, :]
 
     def _floor(self, spread: np.ndarray, step: Step, notes: list[str]) -> np.ndarray:
-        """Raise variances, or eigenvalues of covariances, that are below reg to it; the others stay bit for bit.
+        """Raise variances, or eigenvalues of covariances, that are below reg to it; other components stay bit for bit.
 
         Raises
         ------
@@ -385,43 +385,52 @@ class MoG(Mixture):
         name = SPREAD[self.covariance]
         if self.component == "diag":
             low = spread < self.reg
-            raised = np.full_like(spread, self.reg)
+            floored = variances = np.where(low, self.reg, spread)
         else:
             spread = (spread + np.swapaxes(spread, -1, -2)) / 2
-            values, vectors = np.linalg.eigh(spread)
-            low = np.asarray((values < self.reg).any(axis=-1))[..., None, None]
-            raised = (vectors * np.maximum(values, self.reg)[..., None, :]) @ np.swapaxes(vectors, -1, -2)
+            floored = spread.reshape(-1, self.D, self.D).copy()
+            least = max(step.resolution, CHOLESKY_RESOLUTION * self.D)
+            close = np.array([_near_singular(sigma, self.reg, least) for sigma in floored], dtype=bool)
+            values, vectors = np.linalg.eigh(floored[close])
+            missing = np.maximum(self.reg - values, 0)
+            low = missing[:, 0] > CHOLESKY_RESOLUTION * self.D * values[:, -1]  # by more than rounding
+            missing[~low] = 0
+            floored[close] += (vectors * missing[:, None, :]) @ np.swapaxes(vectors, -1, -2)
+            variances = np.diagonal(floored.reshape(spread.shape), axis1=-2, axis2=-1)
         if low.any():
             notes.append(f"{int(low.sum())} {name} held at reg = {self.reg:g}")
-        floored = np.where(low, raised, spread)
-        variances = floored if self.component == "diag" else np.diagonal(floored, axis1=-2, axis2=-1)
         if not np.all(variances > 0):
             where = tuple(int(i) for i in np.argwhere(~(variances > 0))[0])
             raise DataError(
                 f"the variance {name} at {where} vanishes and reg = 0: set a floor reg, or choose a smaller K"
             )
-        if self.component == "diag":
-            return floored
-        least = max(step.resolution, CHOLESKY_RESOLUTION * self.D)
-        doubtful = np.maximum(values[..., 0], self.reg) < least * values[..., -1]
-        return self._resolved(floored, least, np.atleast_1d(doubtful), notes)
+        if self.component != "diag":
+            close[close] = np.maximum(values[:, 0], self.reg) < least * values[:, -1]
+            self._resolve(floored, least, close, notes)
+        return floored.reshape(spread.shape)
 
-    def _resolved(self, cov: np.ndarray, least: float, doubtful: np.ndarray, notes: list[str]) -> np.ndarray:
+    def _resolve(self, cov: np.ndarray, least: float, doubtful: np.ndarray, notes: list[str]) -> None:
         """Raise eigenvalues that neither the E-step nor a Cholesky factor in float64 can tell from 0; others stay.
 
         What can be told is a matter of the correlations, whose eigenvalues shall be `least`: the units of the
-        dimensions do not count. `doubtful` (K,): which need a look, by the eigenvalues of the covariances themselves.
+        dimensions do not count. `doubtful` (K,): which of `cov`, (K, D, D), need a look, by their own eigenvalues.
         """
-        out = cov.reshape(-1, self.D, self.D).copy()
         for k in np.flatnonzero(doubtful):
-            sigma = out[k]
-            scale = np.sqrt(np.diagonal(sigma))
-            values, vectors = np.linalg.eigh(sigma / np.outer(scale, scale))
+            scale = np.sqrt(np.diagonal(cov[k]))
+            values, vectors = np.linalg.eigh(cov[k] / np.outer(scale, scale))
             if values[0] < least:
-                out[k] = (vectors * np.maximum(values, least)) @ vectors.T * np.outer(scale, scale)
+                cov[k] = (vectors * np.maximum(values, least)) @ vectors.T * np.outer(scale, scale)
                 of = "" if self.covariance == "tied" else f" of component {k}"
                 notes.append(f"covariance{of} was held at {least:.2g} of its scale: some dimensions depend on others")
-        return out.reshape(cov.shape)
+
+
+def _near_singular(cov: np.ndarray, floor: float, least: float) -> bool:
+    """Whether an eigenvalue may be below the floor, or below `least` times the largest one: by a Cholesky factor."""
+    try:
+        np.linalg.cholesky(cov - max(floor, least * np.trace(cov)) * np.eye(len(cov)))
+    except np.linalg.LinAlgError:
+        return True
+    return False
 
 
 class MoP(Mixture):
