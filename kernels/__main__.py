@@ -56,6 +56,11 @@ def _each(**values: tuple[Any, ...]) -> list[Sizes]:
 
 PAIR = ("sm_75", "sm_90")  # what variants are compiled for: the oldest, and one with the most threads to keep busy
 WANTED = ({"STATS": 0, "RECONSTRUCT": 0}, {"STATS": 1, "RECONSTRUCT": 0}, {"STATS": 0, "RECONSTRUCT": 1})
+SPILLED: dict[str, list[Sizes]] = {  # with more states than local memory holds
+    "causes": [{"HPRIME": 32, "GAMMA": 3, "MISSING": 1, **wanted} for wanted in WANTED],
+    "gram_posterior": _each(HPRIME=(32,), GAMMA=(4,), ANNEAL=(0, 1)) + _each(HPRIME=(20,), GAMMA=(3,), VALUES=(2,)),
+    "spike_slab": _each(HPRIME=(32,), GAMMA=(4,), ANNEAL=(0, 1)),
+}
 VARIANTS: dict[str, list[Sizes]] = {  # what models build besides the example: how it differs from that
     "cause_scores": _each(MISSING=(1,)),
     "causes": [
@@ -130,7 +135,7 @@ def _list(names: list[str]) -> None:
 def variants(name: str) -> list[Sizes]:
     """The example, and what models build besides it; none twice."""
     example: Sizes = {**EXAMPLES[name], **({"fragment": FRAGMENTS[name][0]} if name in FRAGMENTS else {})}
-    return [{}, *(v for v in VARIANTS.get(name, []) if {**example, **v} != example)]
+    return [{}, *(v for v in VARIANTS.get(name, []) if {**example, **v} != example), *SPILLED.get(name, [])]
 
 
 def _program(name: str, real: int, sizes: Sizes) -> tuple[str, dict[str, int], Schedule]:
@@ -141,7 +146,8 @@ def _program(name: str, real: int, sizes: Sizes) -> tuple[str, dict[str, int], S
         constants["MANY"] = states.S
     plan = schedule(name, constants, real // 8, False, UNITS, SHARED_BYTES)
     fragment = sizes.get("fragment", FRAGMENTS.get(name, (None,))[0])
-    return source.program(name, states, fragment), {**constants, **plan.defines, "GEM_REAL": real}, plan
+    text = source.program(name, states, fragment, plan.spilled > 0)
+    return text, {**constants, **plan.defines, "GEM_REAL": real}, plan
 
 
 def _show(name: str, real: int, sizes: Sizes) -> None:

@@ -352,8 +352,9 @@ DEVICE real combined(unsigned int mask, int i, LOCAL_PTR const piece *p, const r
 }
 
 /* Dimension i of the piece: its <A> and <A y> added to the group's sums; returns the mean of `value`. */
-DEVICE real add_dimension(int i, real weight, LOCAL_PTR const real *q, LOCAL_PTR const piece *p,
-                          LOCAL_PTR real (*A)[PITCH], LOCAL_PTR real (*Ay)[PITCH], const real *setting)
+DEVICE real add_dimension(int i, real weight, TABLE_PTR const unsigned int *masks, STATE_PTR const real *q,
+                          LOCAL_PTR const piece *p, LOCAL_PTR real (*A)[PITCH], LOCAL_PTR real (*Ay)[PITCH],
+                          const real *setting)
 {
     const real y = p->y[i];
     real mean = 0;
@@ -362,14 +363,14 @@ DEVICE real add_dimension(int i, real weight, LOCAL_PTR const real *q, LOCAL_PTR
     for (int s = FIRST_OF_MANY; s < STATES; s++) {
         if (q[s] <= SKIP)
             continue;
-        const real c = combined(STATE_MASK[s], i, p, setting);
+        const real c = combined(masks[s], i, p, setting);
         if (RECONSTRUCT)
             mean += q[s] * value(c, y, setting);
         real left = weight * q[s];
         if (MISSING && !IMPUTED)
             left *= p->observed[i];
         const real expected = MISSING && IMPUTED ? y + (1 - p->observed[i]) * value(c, y, setting) : y;
-        for (unsigned int mask = STATE_MASK[s]; STATS && mask != 0; mask &= mask - 1) {
+        for (unsigned int mask = masks[s]; STATS && mask != 0; mask &= mask - 1) {
             const int k = LOWEST_BIT(mask);
             const real given = left * share(p->field[k][i], c, y, setting);
             A[k][i] += given;
@@ -387,10 +388,10 @@ KERNEL void causes(int N, GLOBAL const real *RESTRICT Y, GLOBAL const real *REST
                    GLOBAL const real *RESTRICT settings,
                    GLOBAL const int *RESTRICT candidates, real beta, GLOBAL const real *RESTRICT weights,
                    GLOBAL real *RESTRICT log_evidence, GLOBAL real *RESTRICT energy, GLOBAL real *RESTRICT mean,
-                   GLOBAL real *RESTRICT reconstruction, GLOBAL acc *RESTRICT sums)
+                   GLOBAL real *RESTRICT reconstruction, GLOBAL acc *RESTRICT sums SPILL_ARGUMENTS)
 {
     LOCAL acc scratch[GROUP];
-    LOCAL real state[STATES]; /* energies, then q */
+    STATE_ROOM(state, 1, 0, STATES); /* energies, then q */
     LOCAL real A[HPRIME][PITCH], Ay[HPRIME][PITCH];
     LOCAL piece p;
     real setting[SETTINGS];
@@ -480,7 +481,7 @@ KERNEL void causes(int N, GLOBAL const real *RESTRICT Y, GLOBAL const real *REST
             const int count = D - d < PIECE ? D - d : PIECE;
             load_piece(d, count, Y + n * D, observed + n * D, fields, chosen, &p);
             for (int i = LOCAL_ID; i < count; i += GROUP) {
-                real y = add_dimension(i, weight, state, &p, A, Ay, setting);
+                real y = add_dimension(i, weight, STATE_MASK, state, &p, A, Ay, setting);
                 for (int k = 0; k < HPRIME && STATS; k++)
                     if (A[k][i] != 0) {
                         own[(size_t)chosen[k] * D + d + i] += A[k][i];

@@ -363,7 +363,12 @@ def walks(cpu: bool, D: int, H: int, STATS: int, **_: int) -> int:
     return 2 * H * D if STATS else 1
 
 
-def local_reals(D: int, HPRIME: int, MANY: int, **_: int) -> int:
-    """Local memory a data point takes on a GPU: its states, a piece of the fields, and of the statistics."""
+def state_reals(HPRIME: int, MANY: int, **_: int) -> int:
+    """The states of a data point."""
+    return MANY + 1 + HPRIME
+
+
+def local_reals(D: int, HPRIME: int, **_: int) -> int:
+    """Local memory a data point takes on a GPU besides its states: a piece of the fields, and of the statistics."""
     piece = min(D, 32 if HPRIME > 8 else 64)
-    return MANY + 1 + HPRIME + (3 * HPRIME + 2) * (piece | 1)
+    return (3 * HPRIME + 2) * (piece | 1)

@@ -7,6 +7,7 @@
  *   TILE       data points that a work-group takes: group g has the points g TILE ... g TILE + TILE - 1
  *   WIDTH      1: the lanes of a data point are GROUP / TILE work-items (GPUs; a power of two).
  *              16, 8, ...: they are the elements of one vector, and GROUP is 1 (CPU devices, OpenCL only).
+ *   SPILLED    1: the states of a data point do not fit local memory; they lie in global memory (WIDTH and TILE are 1)
  */
 #ifndef GEM_H
 #define GEM_H
@@ -16,6 +17,9 @@
 #endif
 #ifndef WIDTH
 #define WIDTH 1
+#endif
+#ifndef SPILLED
+#define SPILLED 0
 #endif
 
 /* ------------------------------------------------------------------------------------------- OpenCL C */
@@ -27,6 +31,7 @@
 #define CONSTANT __constant
 #define LOCAL __local
 #define LOCAL_PTR __local
+#define CONSTANT_PTR __constant
 #define RESTRICT restrict
 
 #define GROUP_ID ((int)get_group_id(0))
@@ -61,6 +66,7 @@ typedef long int64;
 #define CONSTANT __constant__
 #define LOCAL __shared__
 #define LOCAL_PTR
+#define CONSTANT_PTR
 #define RESTRICT __restrict__
 
 #define GROUP_ID ((int)blockIdx.x)
@@ -297,6 +303,25 @@ DEVICE vec vlog2_1p(vec x)
 #define LANES (GROUP / TILE)
 #define LANE ((int)((unsigned int)LOCAL_ID % LANES))
 #define ROW ((int)((unsigned int)LOCAL_ID / LANES))
+
+/* Where the states of a data point lie, and the tables that say which they are. In local and constant memory; SPILLED,
+ * in global memory: then each group has room for one data point and takes the points g, g + GROUPS, ..., and room and
+ * tables are the kernel's last arguments, which the backend adds. */
+#if SPILLED
+#define STATE_PTR GLOBAL
+#define TABLE_PTR GLOBAL
+#define SPILL_ARGUMENTS \
+    , GLOBAL real *RESTRICT spill, GLOBAL const unsigned int *RESTRICT STATE_MASK, \
+        GLOBAL const unsigned int *RESTRICT STATE_PARENT
+#define STATE_ROOM(state, rows, row, count) GLOBAL real *state = spill + (size_t)GROUP_ID * (count)
+#else
+#define STATE_PTR LOCAL_PTR
+#define TABLE_PTR CONSTANT_PTR
+#define SPILL_ARGUMENTS
+#define STATE_ROOM(state, rows, row, count) \
+    LOCAL real state##_of[rows][count]; \
+    LOCAL_PTR real *state = state##_of[row]
+#endif
 
 /* The words of vectors, so that what is written once for both schedules finds them. */
 typedef real vec;

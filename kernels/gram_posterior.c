@@ -17,7 +17,7 @@
  * A state is its parent, a prefix, and one later candidate, so its energy takes one more term for each latent.
  * Nothing of size |K_n| leaves the work-group.
  *
- * Groups: ceil(N / TILE). Sizes: H, HPRIME, GAMMA, VALUES, MASKED; ANNEAL 0 promises beta = 1 and shift = 0.
+ * Groups: ceil(N / TILE); any number, if SPILLED. Sizes: H, HPRIME, GAMMA, VALUES, MASKED; ANNEAL 0 promises beta = 1 and shift = 0.
  */
 #define PAIRS (HPRIME * (HPRIME - 1) / 2)
 #define PAIR(i, j) ((i) * (2 * HPRIME - (i) - 1) / 2 + (j) - (i) - 1) /* the number of the pair i < j */
@@ -354,7 +354,7 @@ DEVICE int digit(unsigned int mask, int choice, int i)
 }
 
 /* The energy of a state, from those of its parent and of its last candidate alone. */
-DEVICE real grow(unsigned int mask, int choice, real parent, LOCAL_PTR const real *state,
+DEVICE real grow(unsigned int mask, int choice, real parent, STATE_PTR const real *state,
                  LOCAL_PTR const real *coupling, GLOBAL const real *values)
 {
     const int j = HIGHEST_BIT(mask), last = choice % VALUES;
@@ -382,15 +382,16 @@ typedef struct {
     real first, second;
 } moments;
 
-DEVICE moments moments_of(int i, int j, LOCAL_PTR const real *state, GLOBAL const real *values)
+DEVICE moments moments_of(int i, int j, TABLE_PTR const unsigned int *masks, STATE_PTR const real *state,
+                          GLOBAL const real *values)
 {
     const unsigned int both = 1u << i | 1u << j;
     moments m = {0, 0};
     for (int active = 2; active <= LEVELS; active++) {
         const int choices = choices_of(active);
-        LOCAL_PTR const real *weight = state + first_of(active);
+        STATE_PTR const real *weight = state + first_of(active);
         for (int s = STATE_LEVEL[active]; s < STATE_LEVEL[active + 1]; s++, weight += choices) {
-            const unsigned int mask = STATE_MASK[s];
+            const unsigned int mask = masks[s];
             for (int choice = 0; choice < choices && (mask & both) == both; choice++) {
                 const real first = weight[choice] * VALUE(digit(mask, choice, i));
                 m.first += first;
@@ -401,24 +402,6 @@ DEVICE moments moments_of(int i, int j, LOCAL_PTR const real *state, GLOBAL cons
     return m;
 }
 
-KERNEL void gram_posterior(int N, GLOBAL real *RESTRICT b, GLOBAL const real *RESTRICT gram,
-                           GLOBAL const real *RESTRICT norms, GLOBAL const real *RESTRICT slope,
-                           GLOBAL const real *RESTRICT offset, GLOBAL const real *RESTRICT values,
-                           GLOBAL const int *RESTRICT candidates, real beta, GLOBAL const real *RESTRICT shift,
-                           GLOBAL real *RESTRICT log_evidence, GLOBAL real *RESTRICT pairs,
-                           GLOBAL real *RESTRICT squares, GLOBAL real *RESTRICT counts)
-{
-    LOCAL acc scratch[GROUP];
-    LOCAL real tile_state[TILE][STATES_OF(VALUES)], tile_coupling[TILE][PAIRS + 1];
-    LOCAL_PTR real *state = tile_state[ROW];       /* energies, then weights */
-    LOCAL_PTR real *coupling = tile_coupling[ROW]; /* of i < j, at j (j - 1) / 2 + i */
-
-    /* A lane without a data point has nothing to count, but it meets every barrier. */
-    const size_t n = (size_t)GROUP_ID * TILE + ROW;
-    const int alive = n < (size_t)N, latents = alive ? H : 0;
-    GLOBAL real *row = b + n * H;
-    GLOBAL const int *chosen = candidates + n * HPRIME;
-
 /* The energy of latent h alone at value number v, where its product with y is x. */
 #if MASKED
 #define ALONE(h, v, x) (UNIT * VALUE(v) * (slope[h] * (x) - UNIT * VALUE(v) / 2 * norms[n * H + (h)]) + offset[(v) * H + (h)])
@@ -426,102 +409,123 @@ KERNEL void gram_posterior(int N, GLOBAL real *RESTRICT b, GLOBAL const real *RE
 #define ALONE(h, v, x) (UNIT * VALUE(v) * slope[h] * (x) + offset[(v) * H + (h)])
 #endif
 
-    for (int j = LANE; j < HPRIME && alive; j += LANES) {
-        for (int v = 0; v < VALUES; v++)
-            state[1 + j * VALUES + v] = ALONE(chosen[j], v, row[chosen[j]]);
-        for (int i = 0; i < j; i++)
-            coupling[j * (j - 1) / 2 + i] = COUPLING(n, i, j);
-    }
-    BARRIER();
+KERNEL void gram_posterior(int N, GLOBAL real *RESTRICT b, GLOBAL const real *RESTRICT gram,
+                           GLOBAL const real *RESTRICT norms, GLOBAL const real *RESTRICT slope,
+                           GLOBAL const real *RESTRICT offset, GLOBAL const real *RESTRICT values,
+                           GLOBAL const int *RESTRICT candidates, real beta, GLOBAL const real *RESTRICT shift,
+                           GLOBAL real *RESTRICT log_evidence, GLOBAL real *RESTRICT pairs,
+                           GLOBAL real *RESTRICT squares, GLOBAL real *RESTRICT counts SPILL_ARGUMENTS)
+{
+    LOCAL acc scratch[GROUP];
+    STATE_ROOM(state, TILE, ROW, STATES_OF(VALUES)); /* energies, then weights */
+    LOCAL real tile_coupling[TILE][PAIRS + 1];
+    LOCAL_PTR real *coupling = tile_coupling[ROW]; /* of i < j, at j (j - 1) / 2 + i */
 
-    /* Energies, level by level, and the peaks. */
-    real top = 0, top1 = 0;
-    for (int h = LANE; h < latents; h += LANES)
-        for (int v = 0; v < VALUES; v++) {
-            const real E = ALONE(h, v, row[h]);
-            top = REAL_MAX(ANNEALED(E, shift[v]), top);
-            top1 = REAL_MAX(E, top1);
-        }
-    for (int active = 2; active <= LEVELS; active++) {
-        const int first = first_of(active), choices = choices_of(active), sets = STATE_LEVEL[active];
-        for (int t = LANE; t < states_of(active) && alive; t += LANES) {
-            const int s = sets + t / choices, choice = t % choices;
-            const int parent = first_of(active - 1) +
-                               (STATE_PARENT[s] - STATE_LEVEL[active - 1]) * (choices / VALUES) + choice / VALUES;
-            const real E = state[first + t] = grow(STATE_MASK[s], choice, state[parent], state, coupling, values);
-            top = REAL_MAX(ANNEALED(E, shifted(active, choice, shift)), top);
-            top1 = REAL_MAX(E, top1);
+    size_t n = (size_t)GROUP_ID * TILE + ROW;
+    do {
+        /* A lane without a data point has nothing to count, but it meets every barrier. */
+        const int alive = n < (size_t)N, latents = alive ? H : 0;
+        GLOBAL real *row = b + n * H;
+        GLOBAL const int *chosen = candidates + n * HPRIME;
+
+        for (int j = LANE; j < HPRIME && alive; j += LANES) {
+            for (int v = 0; v < VALUES; v++)
+                state[1 + j * VALUES + v] = ALONE(chosen[j], v, row[chosen[j]]);
+            for (int i = 0; i < j; i++)
+                coupling[j * (j - 1) / 2 + i] = COUPLING(n, i, j);
         }
         BARRIER();
-    }
-    const real peak = lanes_max(top, scratch), peak1 = ANNEAL ? lanes_max(top1, scratch) : peak;
 
-    /* Weights: of the singletons, as they add to <s>, into the row of b, of the others in place. */
-    acc sum = 0, sum1 = 0, count[VALUES];
-    for (int v = 0; v < VALUES; v++)
-        count[v] = 0;
-    for (int h = LANE; h < latents; h += LANES) {
-        const real x = row[h];
-        real mean = 0, square = 0;
-        for (int v = 0; v < VALUES; v++) {
-            const real E = ALONE(h, v, x), weight = REAL_EXP(ANNEALED(E, shift[v]) - peak);
-            sum += weight;
-            count[v] += weight;
-            mean += VALUE(v) * weight;
-            square += VALUE(v) * VALUE(v) * weight;
-            if (ANNEAL)
-                sum1 += REAL_EXP(E - peak1);
+        /* Energies, level by level, and the peaks. */
+        real top = 0, top1 = 0;
+        for (int h = LANE; h < latents; h += LANES)
+            for (int v = 0; v < VALUES; v++) {
+                const real E = ALONE(h, v, row[h]);
+                top = REAL_MAX(ANNEALED(E, shift[v]), top);
+                top1 = REAL_MAX(E, top1);
+            }
+        for (int active = 2; active <= LEVELS; active++) {
+            const int first = first_of(active), choices = choices_of(active), sets = STATE_LEVEL[active];
+            for (int t = LANE; t < states_of(active) && alive; t += LANES) {
+                const int s = sets + t / choices, choice = t % choices;
+                const int parent = first_of(active - 1) +
+                                   (STATE_PARENT[s] - STATE_LEVEL[active - 1]) * (choices / VALUES) + choice / VALUES;
+                const real E = state[first + t] = grow(STATE_MASK[s], choice, state[parent], state, coupling, values);
+                top = REAL_MAX(ANNEALED(E, shifted(active, choice, shift)), top);
+                top1 = REAL_MAX(E, top1);
+            }
+            BARRIER();
         }
-        row[h] = mean;
-        if (VALUES > 1)
-            squares[n * H + h] = square;
-    }
-    for (int active = 2; active <= LEVELS; active++) {
-        const int first = first_of(active), choices = choices_of(active);
-        for (int t = LANE; t < states_of(active) && alive; t += LANES) {
-            const real E = state[first + t];
-            int choice = t % choices;
-            const real weight = REAL_EXP(ANNEALED(E, shifted(active, choice, shift)) - peak);
-            state[first + t] = weight;
-            sum += weight;
-            if (ANNEAL)
-                sum1 += REAL_EXP(E - peak1);
-            for (int g = 0; g < active && VALUES > 1; g++, choice /= VALUES)
-                for (int v = 0; v < VALUES; v++)
-                    count[v] += choice % VALUES == v ? weight : 0;
-        }
-    }
-    const real z = (real)(lanes_sum(sum, scratch) + REAL_EXP(-peak));
-    const real z1 = ANNEAL ? (real)(lanes_sum(sum1, scratch) + REAL_EXP(-peak1)) : z;
-    const real scale = 1 / z;
-    if (alive && LANE == 0)
-        log_evidence[n] = peak1 + REAL_LOG(z1);
-    for (int v = 0; v < VALUES && VALUES > 1; v++) {
-        const acc all = lanes_sum(count[v], scratch);
-        if (alive && LANE == 0)
-            counts[n * VALUES + v] = scale * (real)all;
-    }
-    for (int h = LANE; h < latents; h += LANES) {
-        row[h] *= UNIT * scale;
-        if (VALUES > 1)
-            squares[n * H + h] *= scale;
-    }
-    BARRIER();
+        const real peak = lanes_max(top, scratch), peak1 = ANNEAL ? lanes_max(top1, scratch) : peak;
 
-    /* <s_i s_j> of the pairs i < j, and as i = j what the states of several candidates add to <s_i> and <s_i^2>. */
-    for (int p = LANE; p < PAIRS + HPRIME && alive; p += LANES) {
-        int i = 0, first = 0;
-        for (; first + HPRIME - i <= p; i++)
-            first += HPRIME - i;
-        const int j = i + p - first;
-        const moments m = moments_of(i, j, state, values);
-        if (i < j)
-            pairs[n * PAIRS + PAIR(i, j)] = UNIT * UNIT * scale * m.second;
-        else {
-            row[chosen[i]] += UNIT * scale * m.first;
+        /* Weights: of the singletons, as they add to <s>, into the row of b, of the others in place. */
+        acc sum = 0, sum1 = 0, count[VALUES];
+        for (int v = 0; v < VALUES; v++)
+            count[v] = 0;
+        for (int h = LANE; h < latents; h += LANES) {
+            const real x = row[h];
+            real mean = 0, square = 0;
+            for (int v = 0; v < VALUES; v++) {
+                const real E = ALONE(h, v, x), weight = REAL_EXP(ANNEALED(E, shift[v]) - peak);
+                sum += weight;
+                count[v] += weight;
+                mean += VALUE(v) * weight;
+                square += VALUE(v) * VALUE(v) * weight;
+                if (ANNEAL)
+                    sum1 += REAL_EXP(E - peak1);
+            }
+            row[h] = mean;
             if (VALUES > 1)
-                squares[n * H + chosen[i]] += scale * m.second;
+                squares[n * H + h] = square;
         }
-    }
+        for (int active = 2; active <= LEVELS; active++) {
+            const int first = first_of(active), choices = choices_of(active);
+            for (int t = LANE; t < states_of(active) && alive; t += LANES) {
+                const real E = state[first + t];
+                int choice = t % choices;
+                const real weight = REAL_EXP(ANNEALED(E, shifted(active, choice, shift)) - peak);
+                state[first + t] = weight;
+                sum += weight;
+                if (ANNEAL)
+                    sum1 += REAL_EXP(E - peak1);
+                for (int g = 0; g < active && VALUES > 1; g++, choice /= VALUES)
+                    for (int v = 0; v < VALUES; v++)
+                        count[v] += choice % VALUES == v ? weight : 0;
+            }
+        }
+        const real z = (real)(lanes_sum(sum, scratch) + REAL_EXP(-peak));
+        const real z1 = ANNEAL ? (real)(lanes_sum(sum1, scratch) + REAL_EXP(-peak1)) : z;
+        const real scale = 1 / z;
+        if (alive && LANE == 0)
+            log_evidence[n] = peak1 + REAL_LOG(z1);
+        for (int v = 0; v < VALUES && VALUES > 1; v++) {
+            const acc all = lanes_sum(count[v], scratch);
+            if (alive && LANE == 0)
+                counts[n * VALUES + v] = scale * (real)all;
+        }
+        for (int h = LANE; h < latents; h += LANES) {
+            row[h] *= UNIT * scale;
+            if (VALUES > 1)
+                squares[n * H + h] *= scale;
+        }
+        BARRIER();
+
+        /* <s_i s_j> of the pairs i < j, and as i = j what the states of several candidates add to <s_i> and <s_i^2>. */
+        for (int p = LANE; p < PAIRS + HPRIME && alive; p += LANES) {
+            int i = 0, first = 0;
+            for (; first + HPRIME - i <= p; i++)
+                first += HPRIME - i;
+            const int j = i + p - first;
+            const moments m = moments_of(i, j, STATE_MASK, state, values);
+            if (i < j)
+                pairs[n * PAIRS + PAIR(i, j)] = UNIT * UNIT * scale * m.second;
+            else {
+                row[chosen[i]] += UNIT * scale * m.first;
+                if (VALUES > 1)
+                    squares[n * H + chosen[i]] += scale * m.second;
+            }
+        }
+        /* No barrier: what the next data point writes before its first one, no lane reads here. */
+    } while (SPILLED && (n += GROUPS) < (size_t)N);
 }
 #endif

@@ -152,7 +152,11 @@ def _weigh(single: np.ndarray, multi: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return total, np.log(total) + top
 
 
-def local_reals(HPRIME: int, GAMMA: int, VALUES: int, **_: int) -> int:
-    """Local memory a data point takes on a GPU: its states, Σ_g C(H', g) V^g, and the couplings of its candidates."""
-    states = sum(comb(HPRIME, g) * VALUES**g for g in range(min(GAMMA, HPRIME) + 1))
-    return states + HPRIME * (HPRIME - 1) // 2
+def state_reals(HPRIME: int, GAMMA: int, VALUES: int, **_: int) -> int:
+    """The states of a data point, Σ_g C(H', g) V^g."""
+    return sum(comb(HPRIME, g) * VALUES**g for g in range(min(GAMMA, HPRIME) + 1))
+
+
+def local_reals(HPRIME: int, **_: int) -> int:
+    """Local memory a data point takes on a GPU besides its states: the couplings of its candidates."""
+    return HPRIME * (HPRIME - 1) // 2

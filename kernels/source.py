@@ -7,6 +7,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from gem.errors import BackendError
 
 FOLDER = Path(__file__).parent
@@ -45,7 +47,7 @@ def fragment_twin(fragment: str) -> ModuleType:
         raise BackendError(f"there is no fragment kernels/fragments/{fragment}.h with a twin {fragment}.py") from error
 
 
-def program(name: str, states: Any = None, fragment: str | None = None) -> str:
+def program(name: str, states: Any = None, fragment: str | None = None, spilled: bool = False) -> str:
     """The text of a kernel for OpenCL C and CUDA C++ alike; its sizes are left to -D options.
 
     Parameters
@@ -55,22 +57,31 @@ def program(name: str, states: Any = None, fragment: str | None = None) -> str:
         Becomes constant tables, for kernels that enumerate K_n.
     fragment : str, optional
         A model's own lines, `kernels/fragments/FRAGMENT.h`, for kernels that ask for some.
+    spilled : bool
+        The large tables are arguments, which `state_tables` gives: constant memory may be too small.
     """
     files = ["gem.h", *([f"fragments/{fragment}.h"] if fragment else []), f"{name}.c"]
     parts = [_joined(f"kernels/{file}", (FOLDER / file).read_text()) for file in files]
     if states is not None:
-        parts.insert(1, _joined("states", state_constants(states)))
+        parts.insert(1, _joined("states", state_constants(states, spilled)))
     return "".join(parts)
 
 
-def state_constants(states: Any) -> str:
-    """STATES, STATE_MASK, STATE_PARENT and STATE_LEVEL, with the zero state and the singletons in front.
+def state_tables(states: Any) -> tuple[np.ndarray, np.ndarray]:
+    """STATE_MASK and STATE_PARENT: `states`, with the zero state and the singletons in front."""
+    Hprime = states.Hprime
+    masks = np.concatenate([[0], 1 << np.arange(Hprime), states.masks])
+    grown = np.where(states.parent >= 0, Hprime + 1 + states.parent, -states.parent)
+    parents = np.concatenate([np.zeros(1 + Hprime, int), grown])
+    return masks.astype(np.uint32), parents.astype(np.uint32)
+
+
+def state_constants(states: Any, spilled: bool = False) -> str:
+    """STATES, STATE_LEVEL and, if they are not `spilled`, the tables STATE_MASK and STATE_PARENT.
 
     STATES_OF(V) is the number of states if every active latent has one of V values.
     """
-    Hprime = states.Hprime
-    masks = [0, *(1 << i for i in range(Hprime)), *states.masks.tolist()]
-    parents = [0] * (1 + Hprime) + [Hprime + 1 + p if p >= 0 else -p for p in states.parent.tolist()]
+    masks, parents = (table.tolist() for table in state_tables(states))
     sizes = [bin(mask).count("1") for mask in masks]
     levels = [sizes.index(g) for g in range(max(sizes) + 1)] + [len(masks)]
     polynomial = "0"
@@ -78,11 +89,14 @@ def state_constants(states: Any) -> str:
         polynomial = f"({sizes.count(size)} + (V) * {polynomial})"
     levels += [len(masks)] * (3 - len(levels))  # STATE_LEVEL[2] exists even where no state has two latents on
     index = "unsigned short" if len(masks) <= 1 << 16 else "unsigned int"
+    tables = (
+        f"CONSTANT unsigned int STATE_MASK[] = {{{', '.join(hex(m) + 'u' for m in masks)}}};\n"
+        f"CONSTANT {index} STATE_PARENT[] = {{{', '.join(map(str, parents))}}};\n"
+    )
     return (
         f"#define STATES {len(masks)}\n"
         f"#define STATES_OF(V) {polynomial}\n"
-        f"CONSTANT unsigned int STATE_MASK[] = {{{', '.join(hex(m) + 'u' for m in masks)}}};\n"
-        f"CONSTANT {index} STATE_PARENT[] = {{{', '.join(map(str, parents))}}};\n"
+        f"{'' if spilled else tables}"
         f"CONSTANT int STATE_LEVEL[] = {{{', '.join(map(str, levels))}}};\n"
     )
 

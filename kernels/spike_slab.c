@@ -20,7 +20,7 @@
  *
  * The last pivot of a Cholesky factor of A is that of a matrix >= 1, so it is at least 1, whatever rounding says.
  *
- * Groups: ceil(N / TILE). Sizes: H, HPRIME, GAMMA, MASKED; ANNEAL 0 promises beta = 1 and shift = 0.
+ * Groups: ceil(N / TILE); any number, if SPILLED. Sizes: H, HPRIME, GAMMA, MASKED; ANNEAL 0 promises beta = 1 and shift = 0.
  */
 #define PAIRS (HPRIME * (HPRIME - 1) / 2)
 #define PAIR(i, j) ((i) * (2 * HPRIME - (i) - 1) / 2 + (j) - (i) - 1) /* the number of the pair i < j */
@@ -375,122 +375,125 @@ DEVICE void strengths(unsigned int mask, LOCAL_PTR const real *coupling, LOCAL_P
 KERNEL void spike_slab(int N, GLOBAL real *RESTRICT b, GLOBAL const real *RESTRICT gram,
                        GLOBAL const real *RESTRICT norms, GLOBAL const real *RESTRICT latents,
                        GLOBAL const int *RESTRICT candidates, real beta, GLOBAL real *RESTRICT mean,
-                       GLOBAL real *RESTRICT log_evidence, GLOBAL real *RESTRICT square, GLOBAL real *RESTRICT pairs)
+                       GLOBAL real *RESTRICT log_evidence, GLOBAL real *RESTRICT square, GLOBAL real *RESTRICT pairs
+                       SPILL_ARGUMENTS)
 {
     LOCAL acc scratch[GROUP];
-    LOCAL real tile_state[TILE][STATES], tile_coupling[TILE][HPRIME * (HPRIME + 1) / 2], tile_field[TILE][HPRIME];
+    STATE_ROOM(state, TILE, ROW, STATES); /* energies, then weights */
+    LOCAL real tile_coupling[TILE][HPRIME * (HPRIME + 1) / 2], tile_field[TILE][HPRIME];
     LOCAL real tile_record[TILE][CHUNK * RECORD];
-    LOCAL_PTR real *state = tile_state[ROW];       /* energies, then weights */
     LOCAL_PTR real *coupling = tile_coupling[ROW]; /* A, of i <= j, at AT(j, i) */
     LOCAL_PTR real *field = tile_field[ROW], *record = tile_record[ROW];
     GLOBAL const real *pull = latents, *offset = latents + H, *spread = latents + 2 * H, *shift = latents + 3 * H;
 
-    /* A lane without a data point has nothing to count, but it meets every barrier. */
-    const size_t n = (size_t)GROUP_ID * TILE + ROW;
-    const int alive = n < (size_t)N, latents_of = alive ? H : 0;
-    GLOBAL real *row = b + n * H, *energy = mean + n * H;
-    GLOBAL const real *norm = norms + (MASKED ? n * H : 0);
-    GLOBAL const int *chosen = candidates + n * HPRIME;
+    size_t n = (size_t)GROUP_ID * TILE + ROW;
+    do {
+        /* A lane without a data point has nothing to count, but it meets every barrier. */
+        const int alive = n < (size_t)N, latents_of = alive ? H : 0;
+        GLOBAL real *row = b + n * H, *energy = mean + n * H;
+        GLOBAL const real *norm = norms + (MASKED ? n * H : 0);
+        GLOBAL const int *chosen = candidates + n * HPRIME;
 
-    for (int j = LANE; j < HPRIME && alive; j += LANES) {
-        field[j] = row[chosen[j]] + pull[chosen[j]];
-        coupling[AT(j, j)] = 1 + norm[chosen[j]];
-        for (int i = 0; i < j; i++)
-            coupling[AT(j, i)] = gram[MASKED ? n * PAIRS + PAIR(i, j) : (size_t)chosen[i] * H + chosen[j]];
-    }
-    BARRIER();
+        for (int j = LANE; j < HPRIME && alive; j += LANES) {
+            field[j] = row[chosen[j]] + pull[chosen[j]];
+            coupling[AT(j, j)] = 1 + norm[chosen[j]];
+            for (int i = 0; i < j; i++)
+                coupling[AT(j, i)] = gram[MASKED ? n * PAIRS + PAIR(i, j) : (size_t)chosen[i] * H + chosen[j]];
+        }
+        BARRIER();
 
-    /* Energies and the peaks. */
-    real top = 0, top1 = 0;
-    for (int h = LANE; h < latents_of; h += LANES) {
-        top = REAL_MAX(ANNEALED(energy[h], shift[h]), top);
-        top1 = REAL_MAX(energy[h], top1);
-    }
-    for (int s = MANY + LANE; s < STATES && alive; s += LANES) {
-        real L[TRIANGLE], root[LEVELS], x[LEVELS];
-        real E = factorise(STATE_MASK[s], coupling, field, L, root, x), shifts = 0;
-        for (unsigned int mask = STATE_MASK[s]; mask != 0; mask &= mask - 1) {
-            E += offset[chosen[LOWEST_BIT(mask)]];
+        /* Energies and the peaks. */
+        real top = 0, top1 = 0;
+        for (int h = LANE; h < latents_of; h += LANES) {
+            top = REAL_MAX(ANNEALED(energy[h], shift[h]), top);
+            top1 = REAL_MAX(energy[h], top1);
+        }
+        for (int s = MANY + LANE; s < STATES && alive; s += LANES) {
+            real L[TRIANGLE], root[LEVELS], x[LEVELS];
+            real E = factorise(STATE_MASK[s], coupling, field, L, root, x), shifts = 0;
+            for (unsigned int mask = STATE_MASK[s]; mask != 0; mask &= mask - 1) {
+                E += offset[chosen[LOWEST_BIT(mask)]];
+                if (ANNEAL)
+                    shifts += shift[chosen[LOWEST_BIT(mask)]];
+            }
+            state[s] = E;
+            top = REAL_MAX(ANNEALED(E, shifts), top);
+            top1 = REAL_MAX(E, top1);
+        }
+        const real peak = lanes_max(top, scratch), peak1 = ANNEAL ? lanes_max(top1, scratch) : peak;
+
+        /* Weights, in place. */
+        acc sum = 0, sum1 = 0;
+        for (int h = LANE; h < latents_of; h += LANES) {
+            const real E = energy[h];
+            energy[h] = REAL_EXP(ANNEALED(E, shift[h]) - peak);
+            sum += energy[h];
             if (ANNEAL)
-                shifts += shift[chosen[LOWEST_BIT(mask)]];
+                sum1 += REAL_EXP(E - peak1);
         }
-        state[s] = E;
-        top = REAL_MAX(ANNEALED(E, shifts), top);
-        top1 = REAL_MAX(E, top1);
-    }
-    const real peak = lanes_max(top, scratch), peak1 = ANNEAL ? lanes_max(top1, scratch) : peak;
-
-    /* Weights, in place. */
-    acc sum = 0, sum1 = 0;
-    for (int h = LANE; h < latents_of; h += LANES) {
-        const real E = energy[h];
-        energy[h] = REAL_EXP(ANNEALED(E, shift[h]) - peak);
-        sum += energy[h];
-        if (ANNEAL)
-            sum1 += REAL_EXP(E - peak1);
-    }
-    for (int s = MANY + LANE; s < STATES && alive; s += LANES) {
-        const real E = state[s];
-        real shifts = 0;
-        if (ANNEAL)
-            for (unsigned int mask = STATE_MASK[s]; mask != 0; mask &= mask - 1)
-                shifts += shift[chosen[LOWEST_BIT(mask)]];
-        state[s] = REAL_EXP(ANNEALED(E, shifts) - peak);
-        sum += state[s];
-        if (ANNEAL)
-            sum1 += REAL_EXP(E - peak1);
-    }
-    const real z = (real)(lanes_sum(sum, scratch) + REAL_EXP(-peak));
-    const real z1 = ANNEAL ? (real)(lanes_sum(sum1, scratch) + REAL_EXP(-peak1)) : z;
-    const real scale = 1 / z;
-    if (alive && LANE == 0)
-        log_evidence[n] = peak1 + REAL_LOG(z1);
-
-    /* The singletons' part of the moments. */
-    for (int h = LANE; h < latents_of; h += LANES) {
-        const real variance = 1 / (1 + norm[h]), u = variance * (row[h] + pull[h]), q = scale * energy[h];
-        energy[h] = q;
-        row[h] = q * u * spread[h];
-        square[n * H + h] = q * (variance + (u - pull[h]) * (u - pull[h]));
-    }
-    for (int p = LANE; p < PAIRS && alive; p += LANES)
-        pairs[n * PAIRS + p] = 0;
-    BARRIER();
-
-    /* The others': a lane owns the sums of some pairs i <= j. */
-    for (int first = MANY; first < STATES; first += CHUNK) {
-        const int end = first + CHUNK < STATES ? first + CHUNK : STATES;
-        for (int s = first + LANE; s < end && alive; s += LANES)
-            if (state[s] > 0)
-                strengths(STATE_MASK[s], coupling, field, record + (s - first) * RECORD);
-        BARRIER();
-        for (int p = LANE; p < PAIRS + HPRIME && alive; p += LANES) {
-            int i = 0, before = 0;
-            for (; before + HPRIME - i <= p; i++)
-                before += HPRIME - i;
-            const int j = i + p - before, h = chosen[i];
-            const unsigned int both = 1u << i | 1u << j;
-            real weight = 0, product = 0, second = 0;
-            for (int s = first; s < end; s++) {
-                const unsigned int mask = STATE_MASK[s];
-                if ((mask & both) != both || !(state[s] > 0))
-                    continue;
-                LOCAL_PTR const real *u = record + (s - first) * RECORD;
-                const int at_i = BELOW(mask, i), at_j = BELOW(mask, j);
-                const real about = i < j ? 0 : pull[h];
-                weight += state[s];
-                product += state[s] * u[at_i];
-                second += state[s] * (u[LEVELS + AT(at_j, at_i)] + (u[at_i] - about) * (u[at_j] - about));
-            }
-            if (i < j) {
-                pairs[n * PAIRS + PAIR(i, j)] += scale * second;
-            } else {
-                energy[h] += scale * weight;
-                row[h] += scale * product * spread[h];
-                square[n * H + h] += scale * second;
-            }
+        for (int s = MANY + LANE; s < STATES && alive; s += LANES) {
+            const real E = state[s];
+            real shifts = 0;
+            if (ANNEAL)
+                for (unsigned int mask = STATE_MASK[s]; mask != 0; mask &= mask - 1)
+                    shifts += shift[chosen[LOWEST_BIT(mask)]];
+            state[s] = REAL_EXP(ANNEALED(E, shifts) - peak);
+            sum += state[s];
+            if (ANNEAL)
+                sum1 += REAL_EXP(E - peak1);
         }
+        const real z = (real)(lanes_sum(sum, scratch) + REAL_EXP(-peak));
+        const real z1 = ANNEAL ? (real)(lanes_sum(sum1, scratch) + REAL_EXP(-peak1)) : z;
+        const real scale = 1 / z;
+        if (alive && LANE == 0)
+            log_evidence[n] = peak1 + REAL_LOG(z1);
+
+        /* The singletons' part of the moments. */
+        for (int h = LANE; h < latents_of; h += LANES) {
+            const real variance = 1 / (1 + norm[h]), u = variance * (row[h] + pull[h]), q = scale * energy[h];
+            energy[h] = q;
+            row[h] = q * u * spread[h];
+            square[n * H + h] = q * (variance + (u - pull[h]) * (u - pull[h]));
+        }
+        for (int p = LANE; p < PAIRS && alive; p += LANES)
+            pairs[n * PAIRS + p] = 0;
         BARRIER();
-    }
+
+        /* The others': a lane owns the sums of some pairs i <= j. */
+        for (int first = MANY; first < STATES; first += CHUNK) {
+            const int end = first + CHUNK < STATES ? first + CHUNK : STATES;
+            for (int s = first + LANE; s < end && alive; s += LANES)
+                if (state[s] > 0)
+                    strengths(STATE_MASK[s], coupling, field, record + (s - first) * RECORD);
+            BARRIER();
+            for (int p = LANE; p < PAIRS + HPRIME && alive; p += LANES) {
+                int i = 0, before = 0;
+                for (; before + HPRIME - i <= p; i++)
+                    before += HPRIME - i;
+                const int j = i + p - before, h = chosen[i];
+                const unsigned int both = 1u << i | 1u << j;
+                real weight = 0, product = 0, second = 0;
+                for (int s = first; s < end; s++) {
+                    const unsigned int mask = STATE_MASK[s];
+                    if ((mask & both) != both || !(state[s] > 0))
+                        continue;
+                    LOCAL_PTR const real *u = record + (s - first) * RECORD;
+                    const int at_i = BELOW(mask, i), at_j = BELOW(mask, j);
+                    const real about = i < j ? 0 : pull[h];
+                    weight += state[s];
+                    product += state[s] * u[at_i];
+                    second += state[s] * (u[LEVELS + AT(at_j, at_i)] + (u[at_i] - about) * (u[at_j] - about));
+                }
+                if (i < j) {
+                    pairs[n * PAIRS + PAIR(i, j)] += scale * second;
+                } else {
+                    energy[h] += scale * weight;
+                    row[h] += scale * product * spread[h];
+                    square[n * H + h] += scale * second;
+                }
+            }
+            BARRIER();
+        }
+    } while (SPILLED && (n += GROUPS) < (size_t)N);
 }
 #endif

@@ -239,8 +239,12 @@ def _indicator(numbers: np.ndarray, size: int, dtype: np.dtype) -> np.ndarray:
     return (np.arange(size)[:, None] == numbers).astype(dtype)
 
 
+def state_reals(HPRIME: int, GAMMA: int, **_: int) -> int:
+    """The states of a data point."""
+    return sum(comb(HPRIME, g) for g in range(min(GAMMA, HPRIME) + 1))
+
+
 def local_reals(HPRIME: int, GAMMA: int, **_: int) -> int:
-    """Local memory a data point takes on a GPU: its states, its candidates' matrix, the strengths of some states."""
+    """Local memory a data point takes on a GPU besides its states: its candidates' matrix, strengths of some states."""
     most = min(GAMMA, HPRIME)
-    states = sum(comb(HPRIME, g) for g in range(most + 1))
-    return states + HPRIME * (HPRIME + 3) // 2 + CHUNK * ((most * (most + 3) // 2) | 1)
+    return HPRIME * (HPRIME + 3) // 2 + CHUNK * ((most * (most + 3) // 2) | 1)

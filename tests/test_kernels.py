@@ -15,6 +15,7 @@ import pytest
 from conftest import backends, missing
 
 import gem
+from gem.backends import _device
 from gem.backends._numpy import NumpyBackend
 from gem.errors import BackendError
 from gem.kernels import source
@@ -231,7 +232,8 @@ CASES = {
             ((3, 5, 1, 1), (1.0, 2.0), 1),
         )
         for T in (1.0, 2.5)
-    ],
+    ]
+    + [(gram_posterior, (5, 24, 20, 4, 2.5))],
     "split_missing": [(split_missing, a) for a in ((1, 1), (37, 20))],
     "linear_scores": [(linear_scores, a) for a in ((1, 1, 1, 0), (37, 20, 3, 0), (37, 20, 1, 1))],
     "masked_gram": [(masked_gram, a) for a in ((1, 1, 2, 2), (37, 20, 30, 8), (19, 70, 20, 13), (3, 5, 2, 1))],
@@ -244,14 +246,15 @@ CASES = {
         for fragment in ("maximum", "magnitude", "smooth_maximum", "noisyor", "poisson")
         for a, b in (((1, 1, 1, 1, 1), ()), ((37, 20, 30, 6, 4), (2.5,)), ((9, 35, 8, 8, 8), (1.0, 1)))
     ]
-    + [(causes, (7, 140, 9, 5, 2, "maximum")), (causes, (5, 3, 40, 32, 2, "maximum", 2.5))],
+    + [(causes, (7, 140, 9, 5, 2, "maximum")), (causes, (5, 3, 40, 32, 2, "maximum", 2.5))]
+    + [(causes, (5, 5, 24, 20, 4, "noisyor", 2.5, 1))],
     "scale_rows": [(scale_rows, a) for a in ((1, 1), (37, 30))],
     "spike_slab_scores": [(spike_slab_scores, a) for a in ((1, 1, 0), (37, 30, 0), (40, 33, 1))],
     "spike_slab": [
         (spike_slab, a)
         for a in (
             *((1, 1, 1, 1, 1.0, 0), (37, 30, 8, 5, 2.5, 0), (50, 33, 5, 4, 1.0, 1), (7, 8, 8, 1, 2.5, 0)),
-            *((12, 40, 12, 3, 1.0, 0), (4, 40, 32, 2, 2.5, 1)),
+            *((12, 40, 12, 3, 1.0, 0), (4, 40, 32, 2, 2.5, 1), (5, 24, 20, 4, 2.5, 0)),
         )
     ],
     "shrink": [(shrink, a) for a in ((1, 1, 1), (37, 30, 1), (50, 33, 1), (9, 300, 1), (37, 30, 0))],
@@ -269,6 +272,16 @@ CASES = {
     ]
     + [(counts, a) for a in ((1, 1, 1, 1.0, 0, 1), (37, 20, 5, 2.0, 0, 5), (100, 17, 9, 1.0, 1, 10))],
 }
+
+SPILLED = [  # more states than local memory holds on a GPU, in float32, too
+    (gram_posterior, (7, 24, 20, 4, 1.0)),
+    (gram_posterior, (5, 40, 32, 4, 2.5, (1.0,), 1)),
+    (gram_posterior, (5, 24, 20, 3, 2.5, (-1.0, 2.0))),
+    (spike_slab, (7, 24, 20, 4, 1.0, 1)),
+    (spike_slab, (5, 40, 32, 3, 2.5, 0)),
+    (causes, (7, 40, 24, 20, 4, "poisson", 2.5)),
+    (causes, (5, 33, 40, 32, 3, "maximum", 1.0, 1)),
+]
 
 
 def test_every_kernel_has_a_twin_and_a_case():
@@ -322,13 +335,30 @@ def test_parity(name, number, kind, dtype):
     make, arguments = CASES[name][number]
     backend = device(kind, dtype)
     case = make(np.random.default_rng(number), *arguments)
-    found, wanted = (run(b, name, case, dtype) for b in (backend, NumpyBackend(dtype)))
+    assert_same(name, dtype, *(run(b, name, case, dtype) for b in (backend, NumpyBackend(dtype))))
+
+
+def assert_same(name, dtype, found, wanted):
     for f, w in zip(found, wanted, strict=True):
         if w.dtype.kind == "i":
             np.testing.assert_allclose(f, w, rtol=0, atol=0 if name == "preselect" else 2**40 * TOLERANCE[dtype])
         else:
             scale = max(1.0, float(np.abs(w).max(initial=0)))
             np.testing.assert_allclose(f, w, rtol=0, atol=TOLERANCE[dtype] * scale)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("kind", list(backends(numpy=(), opencl=("opencl-items",))))
+@pytest.mark.parametrize("number", range(len(SPILLED)))
+def test_states_in_global_memory(number, kind, dtype, monkeypatch):
+    """Two groups have room for the states of a data point each, and take one after the other."""
+    make, arguments = SPILLED[number]
+    name, case = make.__name__, make(np.random.default_rng(number), *arguments)
+    backend, states = device(kind, dtype), source.twin(make.__name__).state_reals(**case.constants)
+    monkeypatch.setattr(_device, "SPILL_BYTES", 2 * backend.dtype.itemsize * states)
+    plan = backend.plan(name, case.constants)
+    assert (plan.spilled, plan.groups) == (states, 2)
+    assert_same(name, dtype, *(run(b, name, case, dtype) for b in (backend, NumpyBackend(dtype))))
 
 
 @pytest.mark.parametrize("kind", list(devices()))
@@ -375,7 +405,8 @@ def test_what_docs_say_of_local_memory():
 
         def taken(Hprime, gamma, name=name, V=int(values or 1)):
             many = sum(comb(Hprime, g) for g in range(2, gamma + 1))
-            return 4 * source.twin(name).local_reals(HPRIME=Hprime, GAMMA=gamma, VALUES=V, D=256, MANY=many)
+            sizes = {"HPRIME": Hprime, "GAMMA": gamma, "VALUES": V, "D": 256, "MANY": many}
+            return 4 * (source.twin(name).state_reals(**sizes) + source.twin(name).local_reals(**sizes))
 
         wanted = [max(g for g in range(1, h + 1) if taken(h, g) <= 24 * 1024) for h in sizes]
         assert [int(x) for x in numbers.split("|")[:-1]] == wanted, (name, values)
@@ -394,6 +425,9 @@ def test_tables_of_states_in_c():
     assert levels == [0, 1, 5, 11, 15]
     for s in range(1, len(masks)):
         assert masks[parents[s]] == masks[s] & ~(1 << (masks[s].bit_length() - 1))
+    assert [table.tolist() for table in source.state_tables(state_table(4, 3))] == [masks, parents]
+    lines = text.splitlines(keepends=True)
+    assert source.state_constants(state_table(4, 3), spilled=True) == "".join([*lines[:2], lines[4]])
 
 
 @pytest.mark.parametrize("how", ["fwd", "rand", "ubsan"])

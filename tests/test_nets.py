@@ -38,7 +38,7 @@ for make, arguments in t.CASES[sys.argv[3]]:
 
 BROKEN = {
     "nothing": ("gram_posterior", "gem.h", "", ""),
-    "barrier": ("gram_posterior", "gram_posterior.c", "top1);\n        }\n        BARRIER();", "top1);\n        }"),
+    "barrier": ("gram_posterior", "gram_posterior.c", "BARRIER();\n        }\n", "}\n"),
     "index": ("gram_posterior", "gram_posterior.c", "state[parent]", "state[parent + 1]"),
     "overrun": ("preselect", "preselect.c", "winners[ROW][round] = last_h;", "winners[ROW][round + 1] = last_h;"),
     "formula": ("pair_sums", "gem.h", "(unsigned long long)(value))", "(unsigned long long)(value) * 2)"),

@@ -10,7 +10,7 @@ import pytest
 from gem.errors import BackendError, ConfigError
 from gem.kernels import resources as module
 from gem.kernels import source
-from gem.kernels.__main__ import EXAMPLES, FRAGMENTS, PAIR, check, main, poor, variants
+from gem.kernels.__main__ import EXAMPLES, FRAGMENTS, PAIR, SPILLED, _program, check, main, poor, variants
 from gem.kernels.resources import Resources, compile_cubin, occupancy, resources, table
 from gem.models.mixtures import KERNEL_CODE
 
@@ -158,10 +158,18 @@ def test_the_table_has_a_row_per_record():
 @pytest.mark.usefixtures("nvrtc")
 @pytest.mark.parametrize("name", source.names())
 def test_our_kernels_spill_nothing_and_leave_half_the_threads(name):
-    """Rung 2: float32, the example on every architecture, what else models build on two."""
+    """Rung 2: float32; the example and spilled states on every architecture, what else models build on two."""
     for sizes in variants(name):
-        for record, block in check(name, 32, sizes, PAIR if sizes else module.ARCHITECTURES):
+        everywhere = not sizes or sizes in SPILLED.get(name, [])
+        for record, block in check(name, 32, sizes, module.ARCHITECTURES if everywhere else PAIR):
             assert not poor(record, block), (record, sizes)
+
+
+def test_what_is_compiled_for_states_in_global_memory():
+    assert set(SPILLED) == {name for name in source.names() if hasattr(source.twin(name), "state_reals")}
+    for name, sizes in SPILLED.items():
+        assert all(_program(name, 32, s)[1]["SPILLED"] == 1 for s in sizes)
+        assert sum(_program(name, 32, v)[1]["SPILLED"] for v in variants(name)) == len(sizes)
 
 
 @pytest.mark.usefixtures("nvrtc")

@@ -21,12 +21,14 @@ log = logging.getLogger("gem")
 
 VECTOR_BYTES = 64  # the lanes of a CPU device: one vector register, or a few that the compiler splits it into
 BLOCK = 128  # work-items of a group on a GPU: four warps
+SPILLED_BLOCK = 256  # of one that takes a single data point, whose many states lie in global memory
 LANE_BYTES = 100  # local memory per work-item that leaves every GPU half of its threads
 WALKING_TILE = 32  # data points, a power of two, of a group that walks over tiles
 WALKING_BYTES = 12 << 10  # of local memory, so that enough groups share the 100 KiB of a small multiprocessor
 PRIVATE_BYTES = 1 << 20  # of the one work-item of a CPU's group: it lives on a thread's stack
 GROUPS_PER_UNIT = 4  # of kernels whose groups walk over many tiles: enough to hide latency
 PARTIAL_BYTES = 64 << 20  # what such kernels may return at the most: fewer groups if one's sums are large
+SPILL_BYTES = 256 << 20  # of states in global memory, for all groups together: fewer groups if one's are many
 
 
 @dataclass(frozen=True)
@@ -43,12 +45,15 @@ class Schedule:
         Data points a group takes at a time.
     groups : int or None
         Their number, for kernels whose groups walk over tiles; None: one for each tile.
+    spilled : int
+        Numbers that a group keeps in global memory: the states of a data point, where local memory is too small.
     """
 
     width: int
     group: int
     tile: int
     groups: int | None = None
+    spilled: int = 0
 
     def count(self, N: int) -> int:
         """Groups for N data points."""
@@ -56,36 +61,37 @@ class Schedule:
 
     @property
     def defines(self) -> dict[str, int]:
-        return {"WIDTH": self.width, "GROUP": self.group, "TILE": self.tile}
+        return {"WIDTH": self.width, "GROUP": self.group, "TILE": self.tile, "SPILLED": int(self.spilled > 0)}
 
 
 def schedule(name: str, constants: dict[str, int], itemsize: int, cpu: bool, units: int, local_bytes: int) -> Schedule:
     """Choose the schedule of a kernel: vectors of data points or latents on a CPU, tiles of work-items on a GPU.
 
-    A twin module may say `local_reals(**constants)`, local memory per data point in reals, and
-    `walks(cpu, **constants)`, the size of one group's sums if its groups walk over the data (0 if not).
+    A twin module may say `state_reals(**constants)`, the states of a data point, `local_reals(**constants)`, what else
+    it takes of local memory in reals, and `walks(cpu, **constants)`, the size of one group's sums if its groups walk
+    over the data (0 if not). States that do not fit local memory are spilled.
 
     Raises
     ------
     BackendError
-        If a data point needs more local memory than the device has.
+        If a data point needs more memory than the device has.
     """
     module = source.twin(name)
     sums = getattr(module, "walks", lambda cpu, **_: 0)(cpu, **constants)
     groups = min(units * (1 if cpu else GROUPS_PER_UNIT), max(1, PARTIAL_BYTES // (8 * sums))) if sums else None
-    per_point = itemsize * getattr(module, "local_reals", lambda **_: 0)(**constants)
+    states = getattr(module, "state_reals", lambda **_: 0)(**constants)
+    local = itemsize * getattr(module, "local_reals", lambda **_: 0)(**constants)
+    per_point = itemsize * states + local
     if cpu:
         width = VECTOR_BYTES // itemsize
         tile = 4 * width if sums else width
         while tile > width and 4 * tile * per_point > PRIVATE_BYTES:
             tile //= 2
         return Schedule(width, 1, tile, groups)
-    room = local_bytes // 2
-    if per_point > room:
-        raise BackendError(
-            f"kernel {name} needs {per_point:,} bytes of local memory for a data point, the device has "
-            f"{local_bytes:,}: choose a smaller model (Hprime, gamma; D, K)"
-        )
+    if per_point > local_bytes // 2:
+        _demand_room(name, itemsize * states, local, local_bytes)
+        most = max(1, SPILL_BYTES // (itemsize * states))
+        return Schedule(1, SPILLED_BLOCK, 1, min(groups or units * GROUPS_PER_UNIT, most), spilled=states)
     if sums:
         tile = WALKING_TILE
         while (
@@ -97,6 +103,20 @@ def schedule(name: str, constants: dict[str, int], itemsize: int, cpu: bool, uni
     while lanes < 2 * BLOCK and per_point > LANE_BYTES * lanes:
         lanes *= 2
     return Schedule(1, max(lanes, BLOCK), max(1, BLOCK // lanes), groups)
+
+
+def _demand_room(name: str, states: int, local: int, local_bytes: int) -> None:
+    """Refuse a kernel of which a GPU could not hold a data point with its `states` in global memory, sizes in bytes."""
+    if not states or local + 8 * SPILLED_BLOCK > local_bytes:  # the scratch of sums over a group
+        raise BackendError(
+            f"kernel {name} needs {local:,} bytes of local memory for a data point, the device has "
+            f"{local_bytes:,}: choose a smaller model (Hprime, gamma; D, K)"
+        )
+    if states > SPILL_BYTES:
+        raise BackendError(
+            f"kernel {name} needs {states:,} bytes for the states of a data point, more than local memory has, "
+            f"and than the {SPILL_BYTES:,} of global memory that it may take: choose a smaller Hprime or gamma"
+        )
 
 
 class DeviceBackend(Backend):
@@ -111,10 +131,12 @@ class DeviceBackend(Backend):
         table = None if states is None or plan.width > 1 else (states.Hprime, states.gamma)
         key = (name, fragment, plan, table, *sorted(constants.items()))
         if key not in self._built:
-            text = source.program(name, states if table else None, fragment)
+            text = source.program(name, states if table else None, fragment, plan.spilled > 0)
             defines = {**constants, **plan.defines, "GEM_REAL": 8 * self.dtype.itemsize}
-            self._built[key] = self.build(name, text, defines)
-        return DeviceKernel(self, name, self._built[key], plan)
+            tables = [self.to_device(a) for a in source.state_tables(states)] if plan.spilled else []
+            self._built[key] = self.build(name, text, defines), tables
+        built, tables = self._built[key]
+        return DeviceKernel(self, name, built, tables, plan)
 
     def demand(self, what: str, *arrays: Any) -> None:
         """Refuse arrays that are not this backend's: a device would read memory that is not there.
@@ -233,15 +255,18 @@ class DeviceBackend(Backend):
 class DeviceKernel(Kernel):
     """A built kernel, laid out for its device."""
 
-    def __init__(self, backend: DeviceBackend, name: str, built: Any, plan: Schedule):
+    def __init__(self, backend: DeviceBackend, name: str, built: Any, tables: list[Array], plan: Schedule):
         self.name = name
-        self._backend, self._built, self._plan = backend, built, plan
+        self._backend, self._built, self._tables, self._plan = backend, built, tables, plan
 
     def groups(self, N: int) -> int:
         return self._plan.count(N)
 
     def __call__(self, N: int, *arguments: Any) -> None:
         self._backend.demand(f"kernel {self.name}", *arguments)
+        if self._plan.spilled:
+            room = self._backend.empty((self.groups(N), self._plan.spilled))
+            arguments = (*arguments, room, *self._tables)
         self._backend.launch(self._built, self._plan, N, arguments)
 
 
