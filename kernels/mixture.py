@@ -3,12 +3,10 @@
 log N(y; μ_k, P_k⁻¹) is linear in features of y − c: (y, y²) for diagonal precisions, (y, y yᵀ) for full ones; that of
 counts is in y, and where entries are missing, in whether each is there. So the log joint is one matrix product with
 the features, the moments are another, and a softmax lies between. A feature that is always 1 carries the constants
-in, and the counts out.
+in, and the counts out. Full precisions of many dimensions are taken one by one instead (`_Wide`).
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,7 +14,7 @@ import numpy as np
 from gem.kernels.weights import settled_exp
 
 TILE_BYTES = 1 << 21  # features of the data points whose responsibilities exist at once: N × K is never formed
-TILE, LONG_TILE = 64, 512  # data points at least; and where their features are taken in parts
+WIDE = 128  # dimensions from which on products with D × D matrices are faster than D (D + 1) / 2 features
 DIAG, FULL, TIED, POISSON = 0, 1, 2, 3  # COVARIANCE, a number for the sake of C
 LOG_FACTORIALS = np.cumsum(np.log(np.maximum(1, np.arange(1024))))
 SAFE = 1e3  # squared distance, in standard deviations, up to which float32 expands a square with error < 1e-4
@@ -66,62 +64,35 @@ def mixture(
     """
     rates = mu[-1] if COVARIANCE == POISSON else None
     mu = mu[: len(log_weight)]
+    wide = COVARIANCE == FULL and mu.shape[1] >= WIDE
     centre, dtype = _frame(Y, mu, precision, COVARIANCE)
-    expansion = EXPANSIONS[COVARIANCE, MISSING](mu - centre, precision.astype(np.float64))
+    dtype = Y.dtype if wide else dtype
+    kind = _Wide if wide else EXPANSIONS[COVARIANCE, MISSING]
+    expansion = kind(mu - centre, precision.astype(np.float64), dtype)
     D = len(centre)
     whole = [expansion.linear, (log_weight + expansion.constant)[:, None], expansion.coefficients]
     coefficients = np.concatenate(whole, axis=1).astype(dtype)
-    tile, parts = _parts(N, expansion, D + 1, dtype)
-    moments, square = np.zeros(coefficients.shape), np.zeros((D, D))
-    features = np.empty((max(part.rows.stop for part in parts), tile), dtype=dtype)  # data points run along: SIMD
+    moments = np.zeros(coefficients.shape)
+    tile = min(N, max(64, TILE_BYTES // coefficients[0].nbytes))
+    features = np.empty((coefficients.shape[1], tile), dtype=dtype)  # data points run along the last axis: SIMD
     features[D] = 1
     for start in range(0, N, tile):
-        here = slice(start, min(N, start + tile))
-        f = features[:, : here.stop - start]
+        part = slice(start, min(N, start + tile))
+        f = features[:, : part.stop - start]
         y = f[:D]
-        np.subtract(Y[here].T, centre.astype(dtype)[:, None], out=y)  # the same number: `_frame` has rounded it
-        joint = np.zeros((len(coefficients), y.shape[1]), dtype)
-        for part in parts:
-            expansion.fill(f[D + 1 : part.rows.stop], y, part.block)
-            joint += coefficients[:, part.columns] @ f[part.rows]
-        r = _softmax(joint, beta, shift, weights[here], log_evidence[here])
+        np.subtract(Y[part].T, centre.astype(dtype)[:, None], out=y)  # the same number: `_frame` has rounded it
+        expansion.fill(f[D + 1 :], y)
+        joint = coefficients @ f
+        expansion.weigh(joint, y)
+        r = _softmax(joint, beta, shift, weights[part], log_evidence[part])
         if rates is not None:
-            log_evidence[here] += _log_poisson(Y[here], rates)
+            log_evidence[part] += _log_poisson(Y[part], rates)
         if STORE:
-            responsibilities[here] = r.T
-        for part in parts:
-            if len(parts) > 1:  # else it is still there
-                expansion.fill(f[D + 1 : part.rows.stop], y, part.block)
-            moments[:, part.columns] += r @ f[part.rows].T
-        if COVARIANCE == TIED:
-            square += (y * weights[here].astype(dtype)) @ y.T
-    counts, first, second = moments[:, D], moments[:, :D], moments[:, D + 1 :]
-    sums[0] = np.concatenate([counts, *(a.ravel() for a in expansion.recentre(counts, first, second, square))])
-
-
-@dataclass(frozen=True)
-class _Part:
-    """Features that exist at once: which `rows` of the array, for which `columns` of coefficients, made of `block`."""
-
-    rows: slice
-    columns: slice
-    block: slice
-
-
-def _parts(N: int, expansion: "_Expansion", head: int, dtype: np.dtype) -> tuple[int, list[_Part]]:
-    """How many data points are taken at once, and their features in which parts; `head` of these are y and 1."""
-    tile = TILE_BYTES // ((head + expansion.coefficients.shape[1]) * dtype.itemsize)
-    blocks = [slice(0, expansion.D)]
-    if tile < TILE:
-        blocks = expansion.blocks(TILE_BYTES // (LONG_TILE * dtype.itemsize))
-    parts: list[_Part] = []
-    end = head
-    for block in blocks:
-        size = expansion.size(block)
-        begin = end if parts else 0
-        parts.append(_Part(slice(min(begin, head), head + size), slice(begin, end + size), block))
-        end += size
-    return min(N, LONG_TILE if len(parts) > 1 else max(TILE, tile)), parts
+            responsibilities[part] = r.T
+        moments += r @ f.T
+        expansion.collect(r, y)
+    first_and_second = expansion.recentre(moments[:, D], moments[:, :D], moments[:, D + 1 :])
+    sums[0] = np.concatenate([moments[:, D], *(a.ravel() for a in first_and_second)])
 
 
 def _frame(Y: np.ndarray, mu: np.ndarray, precision: np.ndarray, covariance: int) -> tuple[np.ndarray, np.dtype]:
@@ -158,7 +129,7 @@ def _softmax(
 
 
 class _Expansion:
-    """The log joint as a product of features: y, 1, and others that `fill` makes of a block of y's rows.
+    """The log joint as a product with features: y, 1, and others that `fill` makes of y; what is not, `weigh` adds.
 
     Attributes
     ----------
@@ -170,23 +141,19 @@ class _Expansion:
     coefficients: np.ndarray
     constant: np.ndarray
 
-    def __init__(self, offset: np.ndarray):
-        self.offset, self.D = offset, offset.shape[1]
+    def __init__(self, offset: np.ndarray, dtype: np.dtype):
+        self.offset, self.D, self.dtype = offset, offset.shape[1], dtype
 
-    def blocks(self, most: int) -> list[slice]:
-        """Blocks of y's rows that make about `most` of the other features each."""
-        return [slice(0, self.D)]
+    def fill(self, others: np.ndarray, y: np.ndarray) -> None:
+        """Make the other features."""
 
-    def size(self, block: slice) -> int:
-        """Number of the other features that a block makes."""
-        return self.coefficients.shape[1]
+    def weigh(self, joint: np.ndarray, y: np.ndarray) -> None:
+        """Add to the log joint (K, n) what is no product with features."""
 
-    def fill(self, others: np.ndarray, y: np.ndarray, block: slice) -> None:
-        """Make the other features of a block."""
+    def collect(self, r: np.ndarray, y: np.ndarray) -> None:
+        """Sum what are no moments of features, with responsibilities (K, n)."""
 
-    def recentre(
-        self, counts: np.ndarray, linear: np.ndarray, others: np.ndarray, square: np.ndarray
-    ) -> tuple[np.ndarray, ...]:
+    def recentre(self, counts: np.ndarray, linear: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, ...]:
         """First and second moments about the means, from the features' moments."""
         raise NotImplementedError
 
@@ -194,17 +161,15 @@ class _Expansion:
 class _Diagonal(_Expansion):
     """y²."""
 
-    def __init__(self, offset: np.ndarray, precision: np.ndarray):
-        super().__init__(offset)
+    def __init__(self, offset: np.ndarray, precision: np.ndarray, dtype: np.dtype):
+        super().__init__(offset, dtype)
         self.linear, self.coefficients = precision * offset, -precision / 2
         self.constant = -(self.linear * offset).sum(axis=1) / 2
 
-    def fill(self, others: np.ndarray, y: np.ndarray, block: slice) -> None:
+    def fill(self, others: np.ndarray, y: np.ndarray) -> None:
         np.multiply(y, y, out=others[: self.D])
 
-    def recentre(
-        self, counts: np.ndarray, linear: np.ndarray, others: np.ndarray, square: np.ndarray
-    ) -> tuple[np.ndarray, ...]:
+    def recentre(self, counts: np.ndarray, linear: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, ...]:
         first = linear - counts[:, None] * self.offset
         return first, others - self.offset * (linear + first)
 
@@ -212,20 +177,18 @@ class _Diagonal(_Expansion):
 class _DiagonalWithGaps(_Diagonal):
     """y², and whether there is a y."""
 
-    def __init__(self, offset: np.ndarray, precision: np.ndarray):
+    def __init__(self, offset: np.ndarray, precision: np.ndarray, dtype: np.dtype):
         self.precision, normalisation = np.split(precision, 2)
-        super().__init__(offset, self.precision)
+        super().__init__(offset, self.precision, dtype)
         taken = self.precision * offset**2 / 2 + normalisation
         self.coefficients = np.concatenate([self.coefficients, -taken], axis=1)
         self.constant = np.zeros(len(offset))
 
-    def fill(self, others: np.ndarray, y: np.ndarray, block: slice) -> None:
+    def fill(self, others: np.ndarray, y: np.ndarray) -> None:
         _mark_observed(others[self.D :], y)
-        super().fill(others, y, block)
+        super().fill(others, y)
 
-    def recentre(
-        self, counts: np.ndarray, linear: np.ndarray, others: np.ndarray, square: np.ndarray
-    ) -> tuple[np.ndarray, ...]:
+    def recentre(self, counts: np.ndarray, linear: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, ...]:
         """A missing entry adds its variance to the second moment."""
         squares, seen = np.split(others, 2, axis=1)
         first = linear - seen * self.offset
@@ -236,13 +199,11 @@ class _DiagonalWithGaps(_Diagonal):
 class _Counts(_Expansion):
     """Nothing but y."""
 
-    def __init__(self, rates: np.ndarray, log_rates: np.ndarray):
-        super().__init__(rates)
+    def __init__(self, rates: np.ndarray, log_rates: np.ndarray, dtype: np.dtype):
+        super().__init__(rates, dtype)
         self.linear, self.coefficients, self.constant = log_rates, np.empty((len(rates), 0)), np.zeros(len(rates))
 
-    def recentre(
-        self, counts: np.ndarray, linear: np.ndarray, others: np.ndarray, square: np.ndarray
-    ) -> tuple[np.ndarray, ...]:
+    def recentre(self, counts: np.ndarray, linear: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, ...]:
         """First moments about the rates."""
         return (linear - counts[:, None] * self.offset,)
 
@@ -250,17 +211,15 @@ class _Counts(_Expansion):
 class _CountsWithGaps(_Counts):
     """Whether there is a y."""
 
-    def __init__(self, rates: np.ndarray, log_rates: np.ndarray):
+    def __init__(self, rates: np.ndarray, log_rates: np.ndarray, dtype: np.dtype):
         per_entry, taken = np.split(log_rates, 2)
-        super().__init__(rates, per_entry)
+        super().__init__(rates, per_entry, dtype)
         self.coefficients = -taken
 
-    def fill(self, others: np.ndarray, y: np.ndarray, block: slice) -> None:
+    def fill(self, others: np.ndarray, y: np.ndarray) -> None:
         _mark_observed(others, y)
 
-    def recentre(
-        self, counts: np.ndarray, linear: np.ndarray, others: np.ndarray, square: np.ndarray
-    ) -> tuple[np.ndarray, ...]:
+    def recentre(self, counts: np.ndarray, linear: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, ...]:
         return (linear - others * self.offset,)
 
 
@@ -293,14 +252,14 @@ def _log_factorial(y: np.ndarray) -> np.ndarray:
 class _Full(_Expansion):
     """y_i y_j for i ≤ j: half the work of K products with D × D matrices."""
 
-    def __init__(self, offset: np.ndarray, precision: np.ndarray):
-        super().__init__(offset)
+    def __init__(self, offset: np.ndarray, precision: np.ndarray, dtype: np.dtype):
+        super().__init__(offset, dtype)
         self.linear = (precision @ offset[:, :, None])[:, :, 0]
+        self.constant = -(self.linear * offset).sum(axis=1) / 2
         self.coefficients = np.empty((len(offset), self.D * (self.D + 1) // 2))
         for i, row in self._rows():
             np.negative(precision[:, i, i:], out=self.coefficients[:, row])  # y_i y_j stands for y_j y_i, too
             self.coefficients[:, row.start] /= 2
-        self.constant = -(self.linear * offset).sum(axis=1) / 2
 
     def _rows(self) -> Iterator[tuple[int, slice]]:
         """For each i, where its y_i y_j are."""
@@ -309,55 +268,67 @@ class _Full(_Expansion):
             yield i, slice(start, start + self.D - i)
             start += self.D - i
 
-    def blocks(self, most: int) -> list[slice]:
-        starts, size = [0], 0
-        for i in range(self.D):
-            if size + self.D - i > most and size:
-                starts, size = [*starts, i], 0
-            size += self.D - i
-        return [slice(start, stop) for start, stop in pairwise([*starts, self.D])]
+    def fill(self, others: np.ndarray, y: np.ndarray) -> None:
+        for i, row in self._rows():
+            np.multiply(y[i:], y[i], out=others[row])
 
-    def size(self, block: slice) -> int:
-        return sum(self.D - i for i in range(block.start, block.stop))
-
-    def fill(self, others: np.ndarray, y: np.ndarray, block: slice) -> None:
-        start = 0
-        for i in range(block.start, block.stop):
-            np.multiply(y[i:], y[i], out=others[start : start + self.D - i])
-            start += self.D - i
-
-    def recentre(
-        self, counts: np.ndarray, linear: np.ndarray, others: np.ndarray, square: np.ndarray
-    ) -> tuple[np.ndarray, ...]:
+    def recentre(self, counts: np.ndarray, linear: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, ...]:
         second = np.empty((len(others), self.D, self.D))
         for i, row in self._rows():
             second[:, i, i:] = second[:, i:, i] = others[:, row]
         first = linear - counts[:, None] * self.offset
-        for k, offset in enumerate(self.offset):
-            second[k] -= np.outer(offset, linear[k])
-            second[k] -= np.outer(first[k], offset)
+        for k, moved in enumerate(self.offset):
+            second[k] -= np.outer(moved, linear[k])
+            second[k] -= np.outer(first[k], moved)
         return first, second
+
+
+class _Wide(_Expansion):
+    """No other features: products with D × D matrices about each mean, which skip who has no responsibility."""
+
+    def __init__(self, offset: np.ndarray, precision: np.ndarray, dtype: np.dtype):
+        super().__init__(offset, dtype)
+        K = len(offset)
+        self.linear, self.coefficients, self.constant = np.zeros(offset.shape), np.empty((K, 0)), np.zeros(K)
+        self.half, self.means = (precision / 2).astype(dtype), offset.astype(dtype)[:, :, None]
+        self.second = np.zeros(precision.shape)
+
+    def weigh(self, joint: np.ndarray, y: np.ndarray) -> None:
+        for k, half in enumerate(self.half):
+            from_mean = y - self.means[k]
+            joint[k] -= np.einsum("dn,dn->n", half @ from_mean, from_mean)
+
+    def collect(self, r: np.ndarray, y: np.ndarray) -> None:
+        for k, share in enumerate(r):
+            own = np.flatnonzero(share)
+            scaled = y[:, own] if own.size < share.size else y
+            scaled = (scaled - self.means[k]) * np.sqrt(share[own])
+            self.second[k] += scaled @ scaled.T  # half the work, since it is symmetric
+
+    def recentre(self, counts: np.ndarray, linear: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, ...]:
+        return linear - counts[:, None] * self.offset, self.second
 
 
 class _Tied(_Expansion):
     """½ yᵀPy: the square is the same for all components, so is its moment."""
 
-    def __init__(self, offset: np.ndarray, precision: np.ndarray):
-        super().__init__(offset)
-        self.precision = precision
+    def __init__(self, offset: np.ndarray, precision: np.ndarray, dtype: np.dtype):
+        super().__init__(offset, dtype)
         self.linear, self.coefficients = offset @ precision, -np.ones((len(offset), 1))
         self.constant = -(self.linear * offset).sum(axis=1) / 2
+        self.half = (precision / 2).astype(dtype)
+        self.square = np.zeros(precision.shape)
 
-    def fill(self, others: np.ndarray, y: np.ndarray, block: slice) -> None:
-        np.sum((self.precision.astype(y.dtype) @ y) * y, axis=0, out=others[0])
-        others[0] /= 2
+    def fill(self, others: np.ndarray, y: np.ndarray) -> None:
+        np.sum((self.half @ y) * y, axis=0, out=others[0])
 
-    def recentre(
-        self, counts: np.ndarray, linear: np.ndarray, others: np.ndarray, square: np.ndarray
-    ) -> tuple[np.ndarray, ...]:
+    def collect(self, r: np.ndarray, y: np.ndarray) -> None:
+        self.square += (y * r.sum(axis=0)) @ y.T
+
+    def recentre(self, counts: np.ndarray, linear: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, ...]:
         """First moments about the means, and the second ones summed over components."""
         first = linear - counts[:, None] * self.offset
-        return first, square - self.offset.T @ linear - first.T @ self.offset
+        return first, self.square - self.offset.T @ linear - first.T @ self.offset
 
 
 EXPANSIONS: dict[tuple[int, int], type[Any]] = {  # of an offset and a precision
