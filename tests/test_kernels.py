@@ -233,7 +233,7 @@ CASES = {
         )
         for T in (1.0, 2.5)
     ]
-    + [(gram_posterior, (5, 24, 20, 4, 2.5))],
+    + [(gram_posterior, (3, 24, 20, 4, 2.5))],
     "split_missing": [(split_missing, a) for a in ((1, 1), (37, 20))],
     "linear_scores": [(linear_scores, a) for a in ((1, 1, 1, 0), (37, 20, 3, 0), (37, 20, 1, 1))],
     "masked_gram": [(masked_gram, a) for a in ((1, 1, 2, 2), (37, 20, 30, 8), (19, 70, 20, 13), (3, 5, 2, 1))],
@@ -247,14 +247,14 @@ CASES = {
         for a, b in (((1, 1, 1, 1, 1), ()), ((37, 20, 30, 6, 4), (2.5,)), ((9, 35, 8, 8, 8), (1.0, 1)))
     ]
     + [(causes, (7, 140, 9, 5, 2, "maximum")), (causes, (5, 3, 40, 32, 2, "maximum", 2.5))]
-    + [(causes, (5, 5, 24, 20, 4, "noisyor", 2.5, 1))],
+    + [(causes, (3, 5, 24, 20, 4, "noisyor", 2.5, 1))],
     "scale_rows": [(scale_rows, a) for a in ((1, 1), (37, 30))],
     "spike_slab_scores": [(spike_slab_scores, a) for a in ((1, 1, 0), (37, 30, 0), (40, 33, 1))],
     "spike_slab": [
         (spike_slab, a)
         for a in (
             *((1, 1, 1, 1, 1.0, 0), (37, 30, 8, 5, 2.5, 0), (50, 33, 5, 4, 1.0, 1), (7, 8, 8, 1, 2.5, 0)),
-            *((12, 40, 12, 3, 1.0, 0), (4, 40, 32, 2, 2.5, 1), (5, 24, 20, 4, 2.5, 0)),
+            *((12, 40, 12, 3, 1.0, 0), (4, 40, 32, 2, 2.5, 1), (3, 24, 20, 4, 2.5, 0)),
         )
     ],
     "shrink": [(shrink, a) for a in ((1, 1, 1), (37, 30, 1), (50, 33, 1), (9, 300, 1), (37, 30, 0))],
@@ -443,6 +443,8 @@ def test_cuda_branch_runs_on_the_host(how):
     wanted = "cuda and not host"
     if how == "fwd":
         chosen += ["tests/test_devices.py", "tests/test_golden.py"]
+    if how == "rand":  # what the order of fibres changes, it changes in both types
+        wanted += " and not float32"
     if how == "ubsan":  # of each kernel some cases: a build with the sanitizer takes twice as long
         some = [(name, n) for name, cases in CASES.items() for n in range(min(1, len(cases) - 1), len(cases), 3)]
         chosen = [f"tests/test_kernels.py::test_parity[{name}-{n}-cuda-float64]" for name, n in some]
