@@ -24,10 +24,10 @@ from gem.models import SC
 
 
 def patches(side: int, count: int) -> np.ndarray:
-    """Whitened patches, (count, side²)."""
+    """Whitened patches in random order, (count, side²): a source gives one photograph after the other."""
     folder = Path(sklearn.datasets.__file__).parent / "images"
     with open_data([str(folder / name) for name in ("china.jpg", "flower.jpg")], patch=side, count=count) as source:
-        return source.read(0, count).astype(np.float64)
+        return np.random.default_rng(0).permutation(source.read(0, count).astype(np.float64))
 
 
 def judge(W: np.ndarray, Y: np.ndarray, penalty: float) -> tuple[float, float]:

@@ -41,7 +41,7 @@ def learn(name: str, photographs: list[str], steps: int, count: int) -> tuple[np
     with open_data(photographs, patch=PATCH, count=count, onoff=onoff) as source:
         model = make(name, {"D": source.shape[1], "H": H, **settings})
         em = gem.EM(model, source, gem.Annealing(steps=steps, **schedule)).run(progress=True)
-        found = gem.posterior(model, em.params, source.read(0, SHOWN), backend=em.backend)
+        found = gem.posterior(model, em.params, source.read(0, count)[:: max(1, count // SHOWN)], backend=em.backend)
     W = em.params["W"]
     mean = found.mean if found.product is None else found.product
     return W[: PATCH**2] - W[PATCH**2 :] if onoff else W, np.abs(mean).mean(axis=0)
