@@ -141,8 +141,8 @@ class _Expansion:
     coefficients: np.ndarray
     constant: np.ndarray
 
-    def __init__(self, offset: np.ndarray, dtype: np.dtype):
-        self.offset, self.D, self.dtype = offset, offset.shape[1], dtype
+    def __init__(self, offset: np.ndarray):
+        self.offset, self.D = offset, offset.shape[1]
 
     def fill(self, others: np.ndarray, y: np.ndarray) -> None:
         """Make the other features."""
@@ -162,7 +162,7 @@ class _Diagonal(_Expansion):
     """y²."""
 
     def __init__(self, offset: np.ndarray, precision: np.ndarray, dtype: np.dtype):
-        super().__init__(offset, dtype)
+        super().__init__(offset)
         self.linear, self.coefficients = precision * offset, -precision / 2
         self.constant = -(self.linear * offset).sum(axis=1) / 2
 
@@ -200,7 +200,7 @@ class _Counts(_Expansion):
     """Nothing but y."""
 
     def __init__(self, rates: np.ndarray, log_rates: np.ndarray, dtype: np.dtype):
-        super().__init__(rates, dtype)
+        super().__init__(rates)
         self.linear, self.coefficients, self.constant = log_rates, np.empty((len(rates), 0)), np.zeros(len(rates))
 
     def recentre(self, counts: np.ndarray, linear: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -253,7 +253,7 @@ class _Full(_Expansion):
     """y_i y_j for i ≤ j: half the work of K products with D × D matrices."""
 
     def __init__(self, offset: np.ndarray, precision: np.ndarray, dtype: np.dtype):
-        super().__init__(offset, dtype)
+        super().__init__(offset)
         self.linear = (precision @ offset[:, :, None])[:, :, 0]
         self.constant = -(self.linear * offset).sum(axis=1) / 2
         self.coefficients = np.empty((len(offset), self.D * (self.D + 1) // 2))
@@ -287,7 +287,7 @@ class _Wide(_Expansion):
     """No other features: products with D × D matrices about each mean, which skip who has no responsibility."""
 
     def __init__(self, offset: np.ndarray, precision: np.ndarray, dtype: np.dtype):
-        super().__init__(offset, dtype)
+        super().__init__(offset)
         K = len(offset)
         self.linear, self.coefficients, self.constant = np.zeros(offset.shape), np.empty((K, 0)), np.zeros(K)
         self.half, self.means = (precision / 2).astype(dtype), offset.astype(dtype)[:, :, None]
@@ -313,7 +313,7 @@ class _Tied(_Expansion):
     """½ yᵀPy: the square is the same for all components, so is its moment."""
 
     def __init__(self, offset: np.ndarray, precision: np.ndarray, dtype: np.dtype):
-        super().__init__(offset, dtype)
+        super().__init__(offset)
         self.linear, self.coefficients = offset @ precision, -np.ones((len(offset), 1))
         self.constant = -(self.linear * offset).sum(axis=1) / 2
         self.half = (precision / 2).astype(dtype)
