@@ -1,9 +1,10 @@
 """On paper: flops and bytes per data point of each kernel of a BSC and a MoG step, and the floor they give on a GPU.
 
-    python -m benchmarks.floors [--bandwidth 3.0] [--tflops 60] [--D 256] [--H 300] [--Hprime 8] [--gamma 5]
+    python -m benchmarks.floors [--bandwidth 3.0] [--tflops 60] [--pcie 25] [--D 256] [--H 300] [--Hprime 8] [--gamma 5]
 
 Bytes are those that must cross device memory when each array is read or written once per kernel; an exponential counts
-8 flops. The defaults are an H100: 3.0 TB/s, 60 TFLOP/s in float32.
+8 flops. The defaults are an H100: 3.0 TB/s, 60 TFLOP/s in float32. Then what the sums of a batch weigh, and what it
+would cost to add them up on the host.
 """
 
 from __future__ import annotations
@@ -14,7 +15,12 @@ from math import comb
 from rich.console import Console
 from rich.table import Table
 
+from gem.backends import _cuda
+from gem.backends._device import schedule
+from gem.models import BSC, MCA, Model, MoG
+
 REAL, INDEX, EXP = 4, 4, 8
+UNITS = 132  # multiprocessors of an H100
 
 
 def linear(D: int, H: int, Hprime: int, gamma: int, values: int = 1) -> dict[str, tuple[float, float]]:
@@ -43,10 +49,49 @@ def mog(D: int, K: int) -> dict[str, tuple[float, float]]:
     return {"mixture (diag)": (4 * D * K + (3 + EXP) * K + 4 * D * K, REAL * (D + 2))}
 
 
+def sums(model: Model) -> tuple[int, int]:
+    """Data points in a batch, and bytes of the sums that the kernels leave of it, all groups' rows."""
+    D, n = model.D, _cuda.BATCH_BYTES // model.bytes_per_point(REAL)[0]
+
+    def rows(kernel: str, columns: int, **sizes: int) -> int:
+        """In float64, of a kernel whose groups walk over the data."""
+        return 8 * columns * (schedule(kernel, sizes, REAL, False, UNITS, _cuda.SHARED_BYTES).groups or 0)
+
+    if isinstance(model, MoG):
+        sizes = {"D": D, "K": model.K, "COVARIANCE": 0, "MISSING": 0, "STORE": 0}
+        return n, rows("mixture", model.K * (2 * D + 1), **sizes) + rows("column_sums", 1, H=1)
+    assert isinstance(model, BSC | MCA)
+    H = model.H
+    if isinstance(model, BSC):  # Yᵀ⟨s⟩, pairs; Σ⟨s⟩, and log evidence and ‖y‖², the latter for two sums
+        return n, REAL * D * H + 8 * H * H + rows("column_sums", H, H=H) + 3 * rows("column_sums", 1, H=1)
+    sizes = {"D": D, "H": H, "HPRIME": model.Hprime, "GAMMA": model.gamma, "MANY": model.states.S, "STATS": 1}
+    return n, REAL * D * H + rows("causes", 2 * D * H, **sizes) + 2 * rows("column_sums", H, H=H)
+
+
+def print_sums(console: Console, bandwidth: float, pcie: float) -> None:
+    table = Table(title="sums of a batch", title_justify="left")
+    for column in (
+        "model",
+        "points",
+        "MB",
+        "added on the device, µs",
+        "by way of the host, µs",
+        "the same per point, ns",
+    ):
+        table.add_column(column, justify="left" if column == "model" else "right")
+    for model in (BSC(256, 300), MoG(64, 50), MCA(256, 300)):
+        n, size = sums(model)
+        host = size / pcie / 1e3
+        row = (model.name, f"{n:,}", f"{size / 1e6:.1f}", f"{size / bandwidth / 1e6:.1f}", f"{host:.0f}")
+        table.add_row(*row, f"{1e3 * host / n:.2f}")
+    console.print(table)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bandwidth", type=float, default=3.0, help="TB/s")
     parser.add_argument("--tflops", type=float, default=60.0)
+    parser.add_argument("--pcie", type=float, default=25.0, help="GB/s between device and host")
     for name, value in {"D": 256, "H": 300, "Hprime": 8, "gamma": 5}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     args = parser.parse_args()
@@ -69,6 +114,7 @@ def main() -> None:
             table.add_row(*row)
         table.add_row("sum", "", "", f"{total:.2f}", "", "")
         console.print(table)
+    print_sums(console, args.bandwidth, args.pcie)
 
 
 if __name__ == "__main__":

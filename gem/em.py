@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from gem.backends import Backend, Batches, blas, select
+from gem.backends import Backend, Batches, Totals, blas, select
 from gem.data import Shard, open_data
 from gem.errors import BackendError, ConfigError, DataError
 from gem.models import Model, Posterior, Step
 from gem.models.base import Params
 from gem.models.mixtures import Mixture
 from gem.parallel import Communicator, communicator, largest
-from gem.statistics import Statistics
+from gem.statistics import Sums
 from gem.trace import OFF, Trace
 
 MAX_BATCH = 1 << 22  # data points at a time: kernels count them in 32 bits
@@ -150,7 +150,8 @@ def posterior(
 
         def infer(start: int, Y: Any) -> Posterior:
             found = model.infer_full(tables, Y)
-            _check(found.log_evidence, model, chosen, Y, start)
+            log_evidence = found.log_evidence.values(chosen)
+            _check(log_evidence, model, chosen, Y, start)
             y = model.reconstruct(tables, Y, found) if reconstruct else None
             host: dict[str, Any] = {
                 name: None if array is None else chosen.to_host(array)
@@ -161,7 +162,7 @@ def posterior(
                     ("reconstruction", y),
                 )
             }
-            told = Posterior(found.log_evidence, **host)
+            told = Posterior(log_evidence, **host)
             if top:
                 told.states, told.probabilities = model.top_states(checked, chosen.to_host(Y).astype(float), told, top)
             return told
@@ -211,17 +212,20 @@ def run_step(
     """
     began = time.perf_counter()
     params = {name: np.asarray(value) for name, value in params.items()}  # a scalar's powers round otherwise
-    stats = Statistics({"free_energy": (), "N": (), "N_use": (), "stop": (), **model.layout})
-    stats.add({"N": batches.N})
+    totals = backend.totals({"free_energy": (), "N": (), "N_use": (), "stop": (), **model.layout})
     with blas.limited(1):  # threads are the backend's: those of BLAS spin after their work, in the way of all others
         with trace.span("E-step"):
             with _room_for_tables(model, backend):
                 tables = model.tables(params, backend, step)
             expectation = _e_step if step.Ncut == 0 else _selective_e_step
-            expectation(_Task(model, params, tables, batches, backend, comm, step, trace), stats)
-        stats.add({"stop": stop()})
-        with trace.span("reduction", bytes=stats.buffer.nbytes):
-            comm.allreduce(stats.buffer)
+            task = _Task(model, params, tables, batches, backend, comm, step, trace)
+            expectation(task, totals)
+            backend.synchronize()
+        totals.add({"N": batches.N, "stop": int(stop())})
+        with trace.span("reduction", bytes=totals.nbytes):
+            stats = totals.reduce(comm)
+        if not np.isfinite(stats["free_energy"]):
+            _refuse(task)
         with trace.span("M-step"):
             new, notes = model.m_step(stats, params, step)
             if step.reseed:
@@ -257,20 +261,42 @@ def _room_for_tables(model: Model, backend: Backend) -> Iterator[None]:
         ) from error
 
 
-def _e_step(task: _Task, stats: Statistics) -> None:
-    """Posterior and statistics of every batch in one pass: all points count."""
+def _e_step(task: _Task, totals: Totals) -> None:
+    """Posterior and statistics of every batch in one pass: all points count. A device is not waited for."""
 
-    def expect(start: int, Y: Any) -> tuple[np.ndarray, Mapping[str, Any]]:
-        log_evidence, sums = task.model.e_step(task.tables, Y)
-        _check(log_evidence, task.model, task.backend, Y, start)
-        return log_evidence, sums
+    def expect(start: int, Y: Any) -> Sums:
+        evidence, sums = task.model.e_step(task.tables, Y)
+        return {"free_energy": evidence.sums(totals), "N_use": Y.shape[0], **sums}
 
-    for log_evidence, sums in task.backend.map(expect, task.batches):
-        stats.add({"free_energy": log_evidence.sum(), "N_use": len(log_evidence)})
-        stats.add(sums)
+    for sums in task.backend.map(expect, task.batches):
+        totals.add(sums)
 
 
-def _selective_e_step(task: _Task, stats: Statistics) -> None:
+def _refuse(task: _Task) -> None:
+    """The evidence of some data point is not finite: name the first one, on all ranks.
+
+    Raises
+    ------
+    DataError
+        In any case.
+    """
+
+    def look(start: int, Y: Any) -> str:
+        try:
+            values = task.model.infer(task.tables, Y).log_evidence.values(task.backend)
+            _check(values, task.model, task.backend, Y, start)
+        except DataError as error:
+            return str(error)
+        return ""
+
+    found = next((said for said in task.backend.map(look, task.batches) if said), "")
+    for rank, said in enumerate(task.comm.allgather(found)):
+        if said:
+            raise DataError(said if rank == task.comm.rank else f"on rank {rank}: {said}")
+    raise DataError("the free energy is not finite: use dtype='float64', or rescale the data")
+
+
+def _selective_e_step(task: _Task, totals: Totals) -> None:
     """Data selection: the points of largest evidence, over all ranks, make the statistics (math.md, the set M)."""
     model, tables, batches = task.model, task.tables, task.batches
     keep = batches.N * model.bytes_per_point(task.backend.dtype.itemsize)[1] <= KEEP_BYTES
@@ -279,15 +305,16 @@ def _selective_e_step(task: _Task, stats: Statistics) -> None:
 
     def infer(start: int, Y: Any) -> None:
         found = model.infer(tables, Y)
-        _check(found.log_evidence, model, task.backend, Y, start)
-        log_evidence[start - batches.start :][: len(found.log_evidence)] = found.log_evidence
+        values = found.log_evidence.values(task.backend)
+        _check(values, model, task.backend, Y, start)
+        log_evidence[start - batches.start :][: len(values)] = values
         if keep:
             kept[start] = found
 
-    def select_and_sum(start: int, Y: Any) -> Mapping[str, Any]:
+    def select_and_sum(start: int, Y: Any) -> Sums:
         weights = chosen[start - batches.start :][: Y.shape[0]].astype(float)
         found = kept.pop(start, None)
-        if found is None or len(found.log_evidence) != len(weights):  # not kept, or the batch came in other parts
+        if found is None or found.log_evidence.n != len(weights):  # not kept, or the batch came in other parts
             found = model.infer(tables, Y)
         return model.sums(tables, Y, found, weights) if weights.any() else {}
 
@@ -298,9 +325,9 @@ def _selective_e_step(task: _Task, stats: Statistics) -> None:
         task.comm.allreduce(total)
         A, _ = model.truncation(task.params)
         chosen = largest(task.comm, log_evidence, max(1, math.floor(total[0] * (1 - task.step.Ncut * (1 - A)))))
-    stats.add({"free_energy": log_evidence.sum(), "N_use": chosen.sum()})
+    totals.add({"free_energy": log_evidence.sum(), "N_use": chosen.sum()})
     for sums in task.backend.map(select_and_sum, batches):
-        stats.add(sums)
+        totals.add(sums)
 
 
 def _check(log_evidence: np.ndarray, model: Model, backend: Backend, Y: Any, start: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import time
@@ -17,6 +18,7 @@ from gem.errors import ConfigError, GemError
 
 MPI_HINT = 'MPI is not available ({reason}): pip install "gem-em[mpi]", or run without mpiexec and with comm=None'
 LAUNCHERS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "MPI_LOCALNRANKS")  # set by mpiexec and srun
+AWARE = "GEM_CUDA_AWARE_MPI"
 MESSAGE_BYTES = 1 << 30  # counts in MPI are 32-bit: longer reductions are cut into pieces of this size
 
 
@@ -27,10 +29,11 @@ class Communicator(ABC):
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
+    device_aware: bool = False  # whether `allreduce` takes arrays in the memory of a CUDA device
 
     @abstractmethod
-    def allreduce(self, buffer: np.ndarray) -> None:
-        """Sum a contiguous array over all ranks, in place."""
+    def allreduce(self, buffer: Any) -> None:
+        """Sum a contiguous array over all ranks, in place; one of CuPy where the communicator is `device_aware`."""
 
     @abstractmethod
     def allgather(self, value: Any) -> list[Any]:
@@ -122,7 +125,7 @@ def _told(error: BaseException) -> str:
 class Serial(Communicator):
     """One process, nothing to exchange."""
 
-    def allreduce(self, buffer: np.ndarray) -> None:
+    def allreduce(self, buffer: Any) -> None:
         pass
 
     def allgather(self, value: Any) -> list[Any]:
@@ -145,10 +148,11 @@ class MPI(Communicator):
         local = comm.Split_type(mpi.COMM_TYPE_SHARED)
         self.local_rank, self.local_size = local.Get_rank(), local.Get_size()
         local.Free()
+        self.device_aware = self.size > 1 and _takes_device_memory(mpi)
 
-    def allreduce(self, buffer: np.ndarray) -> None:
+    def allreduce(self, buffer: Any) -> None:
         flat = buffer.reshape(-1)
-        if not np.shares_memory(flat, buffer):
+        if isinstance(buffer, np.ndarray) and not np.shares_memory(flat, buffer):
             raise ValueError("allreduce works in place: it needs a contiguous array")
         count = max(1, MESSAGE_BYTES // buffer.itemsize)
         for start in range(0, flat.size, count):
@@ -200,6 +204,26 @@ def _import_mpi() -> Any:
     except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py is there, an MPI library is not
         raise ConfigError(MPI_HINT.format(reason=str(error).splitlines()[0])) from error
     return mpi
+
+
+def _takes_device_memory(mpi: Any) -> bool:
+    """Whether the MPI library works in the memory of CUDA devices: GEM_CUDA_AWARE_MPI says so, else the library.
+
+    Raises
+    ------
+    ConfigError
+        If the variable is neither 0 nor 1.
+    """
+    said = os.environ.get(AWARE)
+    if said is not None:
+        if said not in ("0", "1"):
+            raise ConfigError(f"{AWARE} = {said!r} must be 1 (MPI takes device memory) or 0, or not be set")
+        return said == "1"
+    try:  # an extension of Open MPI, MPICH and their kin that mpi4py does not know
+        query = ctypes.CDLL(mpi.__file__).MPIX_Query_cuda_support
+    except (AttributeError, OSError):
+        return False
+    return bool(query())
 
 
 def _cores() -> int:

@@ -26,9 +26,11 @@ FRAGMENTS = {  # where a kernel asks for a model's own lines: all that there are
 }
 UNITS = 132  # multiprocessors of an H100: only the number of groups depends on it
 EXAMPLES: dict[str, dict[str, int]] = {  # the sizes of a large model
+    "accumulate": {"ROWS": 528, "COLUMNS": 128, "KIND": 1},
     "cause_scores": {"D": 256, "H": 300, "MISSING": 0},
     "causes": {"D": 256, "H": 300, "HPRIME": 8, "GAMMA": 5, "MANY": 210}
     | {"ANNEAL": 1, "MISSING": 0, "STATS": 1, "RECONSTRUCT": 0},
+    "check_rows": {"D": 256},
     "column_sums": {"H": 300},
     "gram_posterior": {"H": 300, "HPRIME": 8, "GAMMA": 5, "ANNEAL": 1, "VALUES": 1, "MASKED": 0},
     "linear_scores": {"H": 300, "VALUES": 2, "COSINE": 0},
@@ -62,7 +64,9 @@ SPILLED: dict[str, list[Sizes]] = {  # with more states than local memory holds
     "spike_slab": _each(HPRIME=(32,), GAMMA=(4,), ANNEAL=(0, 1)),
 }
 VARIANTS: dict[str, list[Sizes]] = {  # what models build besides the example: how it differs from that
+    "accumulate": _each(ROWS=(1,), KIND=(0, 2)) + _each(COLUMNS=(1,)),
     "cause_scores": _each(MISSING=(1,)),
+    "column_sums": _each(H=(1, 3, 30)),
     "causes": [
         {"fragment": fragment, "ANNEAL": anneal, "MISSING": anneal ^ flip, **wanted}  # every pair of values is there
         for fragment in FRAGMENTS["causes"]

@@ -2,6 +2,18 @@
  *
  * Group g takes its SLAB of the rows. Sizes: H.
  */
+#if H > GROUP / 2
+#define COLUMNS GROUP
+#elif H > 16
+#define COLUMNS (GROUP < 32 ? GROUP : 32)
+#elif H > 4
+#define COLUMNS (GROUP < 16 ? GROUP : 16)
+#elif H > 1
+#define COLUMNS (GROUP < 4 ? GROUP : 4)
+#else
+#define COLUMNS 1
+#endif
+
 KERNEL void column_sums(int N, GLOBAL const real *RESTRICT X, GLOBAL const real *RESTRICT weights,
                         GLOBAL acc *RESTRICT sums)
 {
@@ -23,11 +35,22 @@ KERNEL void column_sums(int N, GLOBAL const real *RESTRICT X, GLOBAL const real 
                 mine[h] += weights[n] * X[(size_t)n * H + h];
     }
 #else
-    for (int h = LOCAL_ID; h < H; h += GROUP) {
+    /* Neighbouring work-items take neighbouring columns; where there are few, several share the rows of one. */
+    LOCAL acc scratch[GROUP];
+    const int column = (int)((unsigned int)LOCAL_ID % COLUMNS), share = (int)((unsigned int)LOCAL_ID / COLUMNS);
+    for (int start = 0; start < H; start += COLUMNS) {
+        const int h = start + column;
         acc sum = 0;
-        for (int n = first; n < last; n++)
-            sum += weights[n] * X[(size_t)n * H + h];
-        mine[h] = sum;
+        if (h < H)
+            for (int n = first + share; n < last; n += GROUP / COLUMNS)
+                sum += weights[n] * X[(size_t)n * H + h];
+        scratch[LOCAL_ID] = sum;
+        BARRIER();
+        for (int other = 1; share == 0 && other < GROUP / COLUMNS; other++)
+            sum += scratch[other * COLUMNS + column];
+        if (share == 0 && h < H)
+            mine[h] = sum;
+        BARRIER();
     }
 #endif
 }

@@ -3,17 +3,20 @@
 import numpy as np
 
 
-def pair_sums(N: int, candidates: np.ndarray, pairs: np.ndarray, weights: np.ndarray, sums: np.ndarray) -> None:
-    """sums[c_i, c_j] += 2⁴⁰ Σ_n weights[n] pairs[n, ij] for the pairs i < j: the upper triangle, as integers.
+def pair_sums(
+    N: int, candidates: np.ndarray, pairs: np.ndarray, weights: np.ndarray, scale: float, sums: np.ndarray
+) -> None:
+    """sums[c_i, c_j] += 2⁴⁰ scale Σ_n weights[n] pairs[n, ij] for the pairs i < j: the upper triangle, as integers.
 
     Integers, because their sum does not depend on the order in which the groups of a device come to add. Σ_n of
-    |weights[n] pairs[n, ij]| must stay below 2²³.
+    |scale weights[n] pairs[n, ij]| must stay below 2²³.
 
     Parameters
     ----------
     candidates : (N, H') int32 array, ascending
     pairs : (N, H'(H'−1)/2) array
     weights : (N,) array
+    scale : float
     sums : (H, H) int64 array, in and out
     """
     H = len(sums)
@@ -21,7 +24,7 @@ def pair_sums(N: int, candidates: np.ndarray, pairs: np.ndarray, weights: np.nda
     where = candidates[:, i] * np.int64(H) + candidates[:, j]
     values = pairs * weights[:, None]
     total = np.bincount(where.ravel(), values.ravel(), H * H).reshape(H, H)
-    sums += np.rint(total * 2.0**40).astype(np.int64)
+    sums += np.rint(total * (scale * 2.0**40)).astype(np.int64)
 
 
 def walks(cpu: bool, **_: int) -> int:

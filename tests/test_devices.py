@@ -433,7 +433,7 @@ class NoDriverError(RuntimeError):
 class FakeDevice(nullcontext):
     def __init__(self, index):
         super().__init__()
-        self.id, self.attributes = index, {"MultiProcessorCount": 1}
+        self.id, self.attributes, self.mem_info = index, {"MultiProcessorCount": 1}, (1 << 34, 1 << 34)
 
 
 def fake_cupy(devices=3, driver=True, compiler=None):
@@ -526,6 +526,18 @@ def test_states_beyond_local_memory_are_spilled_or_refused():
         plan("spike_slab", HPRIME=20, GAMMA=20)
     with pytest.raises(BackendError, match=r"mixture needs .* bytes of local memory .* smaller model"):
         plan("mixture", K=9000, COVARIANCE=0)
+
+
+def test_large_sums_leave_no_multiprocessor_idle():
+    """Each group has sums of its own, and they stay on the device: as many as its memory can spare."""
+    sizes = {"D": 256, "H": 300, "HPRIME": 8, "GAMMA": 5, "MANY": 210, "STATS": 1}
+
+    def groups(memory):
+        return schedule("causes", sizes, 4, False, 132, 48 << 10, memory).groups
+
+    assert groups(80 << 30) == groups(16 << 30) > 3 * 132
+    assert groups(4 << 30) == (4 << 30) // 32 // (16 * 256 * 300)
+    assert groups(1 << 20) == 1
 
 
 SETTINGS = [

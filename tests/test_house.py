@@ -150,13 +150,18 @@ def test_32_candidates_go_through_a_step():
 
 def test_statistics_are_one_buffer():
     a = Statistics({"x": (2, 3), "n": ()})
-    a.add({"x": np.ones((2, 3), np.float32), "n": 4})
+    a.add("x", np.ones((2, 3), np.float32))
+    a.add("n", np.full((8, 1), 1), scale=0.5)
     b = a + a
     assert b.buffer.tolist() == [2.0] * 6 + [8.0]
     assert np.shares_memory(b["x"], b.buffer)
     assert a.buffer.tolist() == [1.0] * 6 + [4.0]
+    a.add(("x", "n"), np.arange(14.0).reshape(2, 7))
+    assert a.buffer.tolist() == [8.0, 10.0, 12.0, 14.0, 16.0, 18.0, 23.0]
     with pytest.raises(ValueError, match="different layouts"):
         a + Statistics({"n": (), "x": (2, 3)})
+    with pytest.raises(ValueError, match="n, x do not follow each other in the layout x, n"):
+        a.add(("n", "x"), np.zeros(7))
 
 
 @pytest.mark.parametrize(

@@ -37,10 +37,18 @@ class Case:
     constants: dict[str, int] = field(default_factory=dict)
     states: Any = None
     fragment: str | None = None
+    exact: tuple[int, ...] = ()  # arguments in float64 whatever the backend's type
 
 
 def squared_norms(rng, N, D):
     return Case(N, [rng.standard_normal((N, D)), np.zeros(N)], (1,), {"D": D})
+
+
+def check_rows(rng, N, D):
+    Y = (rng.random((N, D)) < 0.5).astype(float)
+    bad = np.flatnonzero(rng.random(N) < 0.5)
+    Y[bad, rng.integers(D, size=len(bad))] = rng.choice([np.nan, -1, 0.5, np.inf, 2], len(bad))
+    return Case(N, [Y, np.zeros(N)], (1,), {"D": D})
 
 
 def preselect(rng, N, H, Hprime, V):
@@ -98,7 +106,14 @@ def pair_sums(rng, N, H, Hprime):
     candidates = np.sort(np.argsort(rng.random((N, H)), axis=1)[:, :Hprime], axis=1).astype(np.int32)
     pairs = rng.random((N, Hprime * (Hprime - 1) // 2))
     weights = (rng.random(N) < 0.7).astype(float)
-    return Case(N, [candidates, pairs, weights, np.zeros((H, H), np.int64)], (3,), {"H": H, "HPRIME": Hprime})
+    return Case(N, [candidates, pairs, weights, 0.5, np.zeros((H, H), np.int64)], (4,), {"H": H, "HPRIME": Hprime})
+
+
+def accumulate(rng, N, rows, kind):
+    values = np.round(rng.standard_normal((rows, N)) * 2**30).astype(np.int64) if kind == 2 else rng.random((rows, N))
+    total = rng.random(N + 5)
+    constants = {"ROWS": rows, "COLUMNS": source.twin("accumulate").columns(N), "KIND": kind}
+    return Case(N, [values, 0.5, 1e-3, 3, total], (4,), constants, exact=(0, 4) if kind == 1 else (4,))
 
 
 def column_sums(rng, N, H):
@@ -215,6 +230,7 @@ def shrink(rng, N, H, move):
 
 CASES = {
     "squared_norms": [(squared_norms, a) for a in ((1, 1), (37, 20), (130, 33))],
+    "check_rows": [(check_rows, a) for a in ((1, 1), (37, 20), (130, 33))],
     "preselect": [
         (preselect, a) for a in ((1, 1, 1, 1), (37, 30, 8, 1), (50, 33, 5, 3), (9, 300, 12, 1), (5, 32, 32, 2))
     ],
@@ -238,7 +254,8 @@ CASES = {
     "linear_scores": [(linear_scores, a) for a in ((1, 1, 1, 0), (37, 20, 3, 0), (37, 20, 1, 1))],
     "masked_gram": [(masked_gram, a) for a in ((1, 1, 2, 2), (37, 20, 30, 8), (19, 70, 20, 13), (3, 5, 2, 1))],
     "pair_sums": [(pair_sums, a) for a in ((1, 2, 2), (37, 30, 8), (300, 10, 5))],
-    "column_sums": [(column_sums, a) for a in ((1, 1), (37, 30), (300, 16))],
+    "column_sums": [(column_sums, a) for a in ((1, 1), (37, 30), (300, 16), (300, 1), (90, 3), (60, 40), (20, 200))],
+    "accumulate": [(accumulate, a) for a in ((1, 300, 1), (300, 1, 0), (130, 7, 1), (3, 90, 0), (37, 1, 2))],
     "sparse_product": [(sparse_product, a) for a in ((1, 1, 1), (37, 20, 30), (100, 64, 33))],
     "cause_scores": [(cause_scores, a) for a in ((1, 1, 1, 0), (37, 20, 70, 1), (21, 33, 16, 0), (30, 5, 200, 0))],
     "causes": [
@@ -316,6 +333,8 @@ def run(backend, name, case, dtype):
         elif position == GROUP_SUMS.get(name):
             kind = backend.dtype if name == "sparse_product" else backend.acc
             arguments.append(backend.empty((kernel.groups(case.N), *argument.shape[1:]), kind))
+        elif position in case.exact:
+            arguments.append(backend.to_device(argument.copy(), np.float64))
         else:
             arguments.append(
                 backend.to_device(argument.astype(dtype) if argument.dtype.kind == "f" else argument.copy())
@@ -343,7 +362,7 @@ def assert_same(name, dtype, found, wanted):
         if w.dtype.kind == "i":
             np.testing.assert_allclose(f, w, rtol=0, atol=0 if name == "preselect" else 2**40 * TOLERANCE[dtype])
         else:
-            scale = max(1.0, float(np.abs(w).max(initial=0)))
+            scale = max(1.0, float(np.abs(w).max(initial=0, where=np.isfinite(w))))
             np.testing.assert_allclose(f, w, rtol=0, atol=TOLERANCE[dtype] * scale)
 
 
@@ -442,7 +461,7 @@ def test_cuda_branch_runs_on_the_host(how):
     chosen = ["tests/test_kernels.py"]
     wanted = "cuda and not host"
     if how == "fwd":
-        chosen += ["tests/test_devices.py", "tests/test_golden.py"]
+        chosen += ["tests/test_devices.py", "tests/test_golden.py", "tests/test_totals.py"]
     if how == "rand":  # what the order of fibres changes, it changes in both types
         wanted += " and not float32"
     if how == "ubsan":  # of each kernel some cases: a build with the sanitizer takes twice as long

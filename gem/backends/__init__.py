@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from gem.backends._numpy import NumpyBackend
-from gem.backends.base import Array, Backend, Batches, Kernel
+from gem.backends.base import Array, Backend, Batches, Kernel, Totals
 from gem.errors import BackendError, ConfigError
 from gem.parallel import Communicator, Serial
 
-__all__ = ["Array", "Backend", "Batches", "Kernel", "available", "select"]
+__all__ = ["Array", "Backend", "Batches", "Kernel", "Totals", "available", "select"]
 
 log = logging.getLogger("gem")
 

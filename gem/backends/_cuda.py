@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from gem.backends._device import DeviceBackend, Schedule, schedule
+from gem.backends._device import DeviceBackend, DeviceTotals, Schedule, schedule
+from gem.backends.base import Totals
 from gem.errors import BackendError
+from gem.parallel import Communicator
+from gem.statistics import Layout, Statistics
 
 INSTALL = 'pip install "gem-em[cuda]" (for CUDA 13; for CUDA 12: pip install cupy-cuda12x)'
 SHARED_BYTES = 48 << 10  # static shared memory of a block, on every architecture
@@ -60,12 +63,9 @@ class CudaBackend(DeviceBackend):
 
     # -- memory --------------------------------------------------------------------------------------------
 
-    def to_device(self, host: np.ndarray) -> Any:
-        host = np.asarray(host)
+    def to_device(self, host: np.ndarray, dtype: Any = None) -> Any:
         with self._device:
-            return self._cupy.asarray(
-                np.ascontiguousarray(host, dtype=self.dtype if host.dtype.kind == "f" else host.dtype)
-            )
+            return self._cupy.asarray(self.contiguous(host, dtype))
 
     def prefetch(self, host: np.ndarray) -> Callable[[], Any]:
         """Copy to one of two pinned buffers, and from there to the device while kernels run on another stream."""
@@ -101,6 +101,18 @@ class CudaBackend(DeviceBackend):
         with self._device:
             return self._cupy.empty(shape, dtype or self.dtype)
 
+    def zeros(self, shape: tuple[int, ...], dtype: Any = None) -> Any:
+        with self._device:
+            return self._cupy.zeros(shape, dtype or self.dtype)
+
+    def pinned(self, size: int) -> np.ndarray:
+        """A float64 host buffer (size,) that the device writes to at full speed."""
+        with self._device:
+            return np.frombuffer(self._cupy.cuda.alloc_pinned_memory(8 * size), np.float64, size)
+
+    def totals(self, layout: Layout) -> Totals:
+        return CudaTotals(self, layout)
+
     # -- work ----------------------------------------------------------------------------------------------
 
     def matmul(self, a: Any, b: Any, *, transpose_a: bool = False) -> Any:
@@ -110,10 +122,11 @@ class CudaBackend(DeviceBackend):
 
     def plan(self, name: str, constants: dict[str, int]) -> Schedule:
         units = self._device.attributes["MultiProcessorCount"]
-        return schedule(name, constants, self.dtype.itemsize, False, units, SHARED_BYTES)
+        memory = self._device.mem_info[1]
+        return schedule(name, constants, self.dtype.itemsize, False, units, SHARED_BYTES, memory)
 
     def launch(self, built: Any, plan: Schedule, N: int, arguments: tuple[Any, ...]) -> None:
-        values = [a if self.owns(a) else self.dtype.type(a) for a in arguments]
+        values = [a if self.owns(a) else self.scalar(a) for a in arguments]
         with self._device:
             built((plan.count(N),), (plan.group,), (np.int32(N), *values))
 
@@ -146,6 +159,27 @@ class CudaBackend(DeviceBackend):
     def free_memory(self) -> None:
         with self._device:
             self._cupy.get_default_memory_pool().free_all_blocks()
+
+
+class CudaTotals(DeviceTotals):
+    """Sums on the device, reduced there by an MPI that takes device memory, else through one pinned host buffer."""
+
+    def __init__(self, backend: CudaBackend, layout: Layout):
+        super().__init__(backend, layout)
+        self._cuda = backend
+
+    def reduce(self, comm: Communicator) -> Statistics:
+        size = self._host.buffer.size
+        if comm.device_aware:
+            self._accumulate(self._cuda.to_device(self._host.buffer, np.float64), 1.0, 0, size)
+            self._cuda.synchronize()  # MPI knows nothing of streams
+            comm.allreduce(self._total)
+        pinned = self._cuda.pinned(size)
+        self._total.get(out=pinned)
+        if not comm.device_aware:
+            pinned += self._host.buffer
+            comm.allreduce(pinned)
+        return Statistics(self._host.layout, pinned)
 
 
 def device_count() -> int:

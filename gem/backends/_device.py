@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from gem.backends.base import Array, Backend, Batches, Kernel, Result
+from gem.backends.base import Array, Backend, Batches, Kernel, Result, Totals
 from gem.errors import BackendError
-from gem.kernels import source
+from gem.kernels import accumulate, source
+from gem.parallel import Communicator
+from gem.statistics import Layout, Names, Statistics, Sum
 
 log = logging.getLogger("gem")
 
@@ -27,7 +29,8 @@ WALKING_TILE = 32  # data points, a power of two, of a group that walks over til
 WALKING_BYTES = 12 << 10  # of local memory, so that enough groups share the 100 KiB of a small multiprocessor
 PRIVATE_BYTES = 1 << 20  # of the one work-item of a CPU's group: it lives on a thread's stack
 GROUPS_PER_UNIT = 4  # of kernels whose groups walk over many tiles: enough to hide latency
-PARTIAL_BYTES = 64 << 20  # what such kernels may return at the most: fewer groups if one's sums are large
+PARTIAL_BYTES = 512 << 20  # what such kernels may leave at the most: fewer groups if one's sums are large
+PARTIAL_SHARE = 32  # nor more than a device's memory over this
 SPILL_BYTES = 256 << 20  # of states in global memory, for all groups together: fewer groups if one's are many
 
 
@@ -64,12 +67,21 @@ class Schedule:
         return {"WIDTH": self.width, "GROUP": self.group, "TILE": self.tile, "SPILLED": int(self.spilled > 0)}
 
 
-def schedule(name: str, constants: dict[str, int], itemsize: int, cpu: bool, units: int, local_bytes: int) -> Schedule:
+def schedule(
+    name: str,
+    constants: dict[str, int],
+    itemsize: int,
+    cpu: bool,
+    units: int,
+    local_bytes: int,
+    memory: int = PARTIAL_BYTES * PARTIAL_SHARE,
+) -> Schedule:
     """Choose the schedule of a kernel: vectors of data points or latents on a CPU, tiles of work-items on a GPU.
 
     A twin module may say `state_reals(**constants)`, the states of a data point, `local_reals(**constants)`, what else
     it takes of local memory in reals, and `walks(cpu, **constants)`, the size of one group's sums if its groups walk
-    over the data (0 if not). States that do not fit local memory are spilled.
+    over the data (0 if not). States that do not fit local memory are spilled. A kernel whose tiles are not of data
+    points may say how large they are on a GPU, `tile(**constants)`.
 
     Raises
     ------
@@ -78,7 +90,8 @@ def schedule(name: str, constants: dict[str, int], itemsize: int, cpu: bool, uni
     """
     module = source.twin(name)
     sums = getattr(module, "walks", lambda cpu, **_: 0)(cpu, **constants)
-    groups = min(units * (1 if cpu else GROUPS_PER_UNIT), max(1, PARTIAL_BYTES // (8 * sums))) if sums else None
+    partial = min(PARTIAL_BYTES, memory // PARTIAL_SHARE)
+    groups = min(units * (1 if cpu else GROUPS_PER_UNIT), max(1, partial // (8 * sums))) if sums else None
     states = getattr(module, "state_reals", lambda **_: 0)(**constants)
     local = itemsize * getattr(module, "local_reals", lambda **_: 0)(**constants)
     per_point = itemsize * states + local
@@ -92,6 +105,8 @@ def schedule(name: str, constants: dict[str, int], itemsize: int, cpu: bool, uni
         _demand_room(name, itemsize * states, local, local_bytes)
         most = max(1, SPILL_BYTES // (itemsize * states))
         return Schedule(1, SPILLED_BLOCK, 1, min(groups or units * GROUPS_PER_UNIT, most), spilled=states)
+    if hasattr(module, "tile"):
+        return Schedule(1, BLOCK, module.tile(**constants))
     if sums:
         tile = WALKING_TILE
         while (
@@ -152,6 +167,10 @@ class DeviceBackend(Backend):
                     f"argument {position} of {what} is a {type(array).__name__}, not an array of {self.name}: "
                     "pass it through backend.to_device first"
                 )
+
+    def totals(self, layout: Layout) -> Totals:
+        """On the device where it counts in float64, as the host does."""
+        return DeviceTotals(self, layout) if self.acc == np.float64 else super().totals(layout)
 
     def load(self, shard: Any) -> Batches:
         self.most = sys.maxsize
@@ -231,6 +250,10 @@ class DeviceBackend(Backend):
     def launch(self, built: Any, plan: Schedule, N: int, arguments: tuple[Any, ...]) -> None:
         """Run what `build` gave."""
 
+    def scalar(self, value: float) -> Any:
+        """A number as a kernel takes it."""
+        return np.int32(value) if isinstance(value, int) else self.dtype.type(value)
+
     @abstractmethod
     def owns(self, array: Any) -> bool:
         """Whether an array is one of this backend's, on this device."""
@@ -268,6 +291,47 @@ class DeviceKernel(Kernel):
             room = self._backend.empty((self.groups(N), self._plan.spilled))
             arguments = (*arguments, room, *self._tables)
         self._backend.launch(self._built, self._plan, N, arguments)
+
+
+class DeviceTotals(Totals):
+    """Sums that stay on the device until the last batch is done; what models sum on the host waits there."""
+
+    def __init__(self, backend: DeviceBackend, layout: Layout):
+        super().__init__(backend, layout)
+        self._device = backend
+        self._total = backend.zeros(self._host.buffer.shape, np.float64)
+        self._kernels: dict[tuple[int, int, int], Kernel] = {}
+        self._ones: dict[int, Array] = {}
+
+    def of_points(self, array: Array, factor: float) -> Sum:
+        """In parts, by all multiprocessors; `add` would take one for it."""
+        n, kernel = array.shape[0], self._device.kernel("column_sums", H=1)
+        if n not in self._ones:
+            self._ones[n] = self._device.to_device(np.ones(n))
+        sums = self._device.empty((kernel.groups(n),), self._device.acc)
+        kernel(n, array, self._ones[n], sums)
+        return Sum(sums, factor)
+
+    def _add(self, names: Names, value: Sum) -> None:
+        if not self._device.owns(value.rows):
+            return super()._add(names, value)
+        place = self._host.place(names)
+        self._accumulate(value.rows, value.scale, place.start, place.stop - place.start)
+
+    def _accumulate(self, rows: Array, scale: float, start: int, count: int) -> None:
+        kind = 0 if rows.dtype == self._device.dtype else 1
+        if rows.dtype.kind == "i":
+            kind, scale = accumulate.FIXED_POINT, scale * 2.0**40
+        high = float(self._device.dtype.type(scale))
+        sizes = (int(np.prod(rows.shape)) // count, accumulate.columns(count), kind)
+        if sizes not in self._kernels:
+            named = dict(zip(("ROWS", "COLUMNS", "KIND"), sizes, strict=True))
+            self._kernels[sizes] = self._device.kernel("accumulate", **named)
+        self._kernels[sizes](count, rows, high, scale - high, start, self._total)
+
+    def reduce(self, comm: Communicator) -> Statistics:
+        self._host.buffer += self._device.to_host(self._total)
+        return super().reduce(comm)
 
 
 class Resident:

@@ -43,9 +43,8 @@ class NumpyBackend(Backend):
             "dtype": str(self.dtype),
         }
 
-    def to_device(self, host: np.ndarray) -> np.ndarray:
-        host = np.asarray(host)
-        return np.ascontiguousarray(host, dtype=self.dtype if host.dtype.kind == "f" else host.dtype)
+    def to_device(self, host: np.ndarray, dtype: Any = None) -> np.ndarray:
+        return self.contiguous(host, dtype)
 
     def to_host(self, device: np.ndarray) -> np.ndarray:
         return device

@@ -21,8 +21,9 @@ import numpy as np
 
 from gem.backends import blas
 from gem.backends._device import DeviceBackend, Schedule, schedule
-from gem.backends.base import Batches
+from gem.backends.base import Batches, Result, Totals, singly
 from gem.errors import BackendError
+from gem.statistics import Layout, Names, Sum, Sums
 
 log = logging.getLogger("gem")
 
@@ -115,9 +116,8 @@ class OpenCLBackend(DeviceBackend):
 
     # -- memory --------------------------------------------------------------------------------------------
 
-    def to_device(self, host: np.ndarray) -> DeviceArray:
-        host = np.asarray(host)
-        host = np.ascontiguousarray(host, dtype=self.dtype if host.dtype.kind == "f" else host.dtype)
+    def to_device(self, host: np.ndarray, dtype: Any = None) -> DeviceArray:
+        host = self.contiguous(host, dtype)
         if not host.size:  # OpenCL has no empty buffers
             return self.empty(host.shape, host.dtype)
         flags = self._cl.mem_flags
@@ -132,6 +132,12 @@ class OpenCLBackend(DeviceBackend):
         where = "stay in the host's memory, where it" if shard.resident else "are read at each step; it"
         log.info("%s is a CPU: data %s works on them in place", self.name, where)
         return InPlace(self, shard)
+
+    def map(self, function: Callable[[int, Any], Result], batches: Batches) -> Iterator[Result]:
+        """One batch after the other: what was freed is in use until the queue has come to it."""
+        for result in super().map(function, batches):
+            yield result
+            self._queue.finish()
 
     def prefetch(self, host: np.ndarray) -> Callable[[], DeviceArray]:
         """Copy on a queue of its own, while kernels run on the other."""
@@ -151,7 +157,7 @@ class OpenCLBackend(DeviceBackend):
         if not np.prod(device.shape):
             return np.empty(device.shape, device.dtype)
         if self._cpu:
-            return self._mapped(device)[0].copy()
+            return self.mapped(device)[0].copy()
         host = np.empty(device.shape, device.dtype)
         self._cl.enqueue_copy(self._queue, host, device.buffer)
         return host
@@ -162,6 +168,17 @@ class OpenCLBackend(DeviceBackend):
         if self._cpu and np.prod(shape):
             return self._reused(tuple(shape), kind, size)
         return DeviceArray(self._cl.Buffer(self._context, self._cl.mem_flags.READ_WRITE, size), tuple(shape), kind)
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any = None) -> DeviceArray:
+        array = self.empty(shape, dtype)
+        if self._cpu:
+            self.mapped(array)[0][...] = 0
+        else:
+            self._cl.enqueue_fill_buffer(self._queue, array.buffer, array.dtype.type(0), 0, array.buffer.size)
+        return array
+
+    def totals(self, layout: Layout) -> Totals:
+        return MappedTotals(self, layout) if self._cpu else super().totals(layout)
 
     def _reused(self, shape: tuple[int, ...], kind: np.dtype, size: int) -> DeviceArray:
         """Memory that an array of the same size gave back: fresh pages cost more than most kernels."""
@@ -182,7 +199,7 @@ class OpenCLBackend(DeviceBackend):
         buffer = self._cl.Buffer(self._context, access | flags.USE_HOST_PTR, hostbuf=host)
         return DeviceArray(buffer, host.shape, host.dtype, host, writable)
 
-    def _mapped(self, *arrays: DeviceArray) -> list[Any]:
+    def mapped(self, *arrays: DeviceArray) -> list[Any]:
         """The arrays' own memory, on a CPU device: nothing is copied, the queue has done its work.
 
         They stay mapped until a kernel asks for them: each mapping takes two switches of threads, 0.1 ms.
@@ -214,7 +231,7 @@ class OpenCLBackend(DeviceBackend):
         if self._cpu and transpose_a and self._is_sparse(a, b):
             self._sparse_product(a, b, out)
         elif self._cpu:
-            x, y, z = self._mapped(a, b, out)
+            x, y, z = self.mapped(a, b, out)
             blas.matmul(self._pool, self._threads, x.T if transpose_a else x, y, z)
         else:
             self._reikna(a.shape, b.shape, transpose_a)(out.buffer, a.buffer, b.buffer)
@@ -224,7 +241,7 @@ class OpenCLBackend(DeviceBackend):
         """Whether few of the numbers in b are not 0, by a look at some of its rows."""
         if a.shape[0] * a.shape[1] * b.shape[1] < SPARSE_WORK:
             return False
-        seen = self._mapped(b)[0][:: max(1, b.shape[0] // SPARSE_ROWS)]
+        seen = self.mapped(b)[0][:: max(1, b.shape[0] // SPARSE_ROWS)]
         return np.count_nonzero(seen) < SPARSE_SHARE * seen.size
 
     def _sparse_product(self, a: DeviceArray, b: DeviceArray, out: DeviceArray) -> None:
@@ -232,7 +249,7 @@ class OpenCLBackend(DeviceBackend):
         kernel = self.kernel("sparse_product", D=D, H=H)
         sums = self.empty((kernel.groups(N), H, D))
         kernel(N, a, b, sums)
-        parts, whole = self._mapped(sums, out)
+        parts, whole = self.mapped(sums, out)
         whole[...] = parts.sum(axis=0).T
 
     def _reikna(self, a: tuple[int, ...], b: tuple[int, ...], transpose_a: bool) -> Any:
@@ -244,7 +261,8 @@ class OpenCLBackend(DeviceBackend):
 
     def plan(self, name: str, constants: dict[str, int]) -> Schedule:
         local_bytes = min(self._device.local_mem_size, LOCAL_BYTES)
-        return schedule(name, constants, self.dtype.itemsize, self._vectors, self._units, local_bytes)
+        memory = self._device.global_mem_size
+        return schedule(name, constants, self.dtype.itemsize, self._vectors, self._units, local_bytes, memory)
 
     def build(self, name: str, text: str, defines: dict[str, int]) -> Any:
         options = [f"-D{key}={value}" for key, value in defines.items()]
@@ -271,7 +289,7 @@ class OpenCLBackend(DeviceBackend):
 
     def launch(self, built: Any, plan: Schedule, N: int, arguments: tuple[Any, ...]) -> None:
         self._unmap(*(a for a in arguments if isinstance(a, DeviceArray)))
-        values = [a.buffer if isinstance(a, DeviceArray) else self.dtype.type(a) for a in arguments]
+        values = [a.buffer if isinstance(a, DeviceArray) else self.scalar(a) for a in arguments]
         event = built(self._queue, (plan.count(N) * plan.group,), (plan.group,), np.int32(N), *values)
         if self._cpu:  # it works in arrays that Python may free when they are not needed any more
             event.wait()
@@ -294,6 +312,23 @@ class OpenCLBackend(DeviceBackend):
     def free_memory(self) -> None:
         self._queue.finish()
         self._spare.clear()
+
+
+class MappedTotals(Totals):
+    """The memory of a CPU device is the host's: sums are added where they lie, all of a batch waited for at once."""
+
+    def __init__(self, backend: OpenCLBackend, layout: Layout):
+        super().__init__(backend, layout)
+        self._opencl = backend
+
+    def add(self, sums: Sums) -> None:
+        self._opencl.mapped(*(value.rows for _, value in singly(sums) if isinstance(value.rows, DeviceArray)))
+        super().add(sums)
+
+    def _add(self, names: Names, value: Sum) -> None:
+        if isinstance(value.rows, DeviceArray):
+            value = Sum(np.asarray(value.rows.view), value.scale)
+        super()._add(names, value)
 
 
 class InPlace:

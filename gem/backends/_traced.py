@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from gem.backends.base import Array, Backend, Batches, Kernel, Result
+from gem.backends.base import Array, Backend, Batches, Kernel, Result, Totals
+from gem.parallel import Communicator
+from gem.statistics import Layout, Statistics, Sum, Sums
 from gem.trace import Trace
 
 
@@ -33,9 +35,9 @@ class Traced(Backend):
     def describe(self) -> dict[str, Any]:
         return self._backend.describe()
 
-    def to_device(self, host: np.ndarray) -> Array:
+    def to_device(self, host: np.ndarray, dtype: Any = None) -> Array:
         with self._trace.span("copy to device", bytes=np.asarray(host).nbytes):
-            return self._backend.to_device(host)
+            return self._backend.to_device(host, dtype)
 
     def to_host(self, device: Array) -> np.ndarray:
         with self._trace.span("copy to host"):
@@ -43,6 +45,9 @@ class Traced(Backend):
 
     def empty(self, shape: tuple[int, ...], dtype: Any = None) -> Array:
         return self._backend.empty(shape, dtype)
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any = None) -> Array:
+        return self._backend.zeros(shape, dtype)
 
     def matmul(self, a: Array, b: Array, *, transpose_a: bool = False) -> Array:
         with self._span("matmul"):
@@ -66,6 +71,9 @@ class Traced(Backend):
 
         return self._backend.map(recorded, batches)
 
+    def totals(self, layout: Layout) -> Totals:
+        return _TracedTotals(self._backend.totals(layout), self._span)
+
     def synchronize(self) -> None:
         self._backend.synchronize()
 
@@ -80,6 +88,26 @@ class _TracedKernel(Kernel):
     def __call__(self, N: int, *arguments: Any) -> None:
         with self._span(self.name):
             self._kernel(N, *arguments)
+
+
+class _TracedTotals(Totals):
+    def __init__(self, totals: Totals, span: Callable[[str], AbstractContextManager[None]]):
+        self._totals, self._span = totals, span
+
+    @property
+    def nbytes(self) -> int:
+        return self._totals.nbytes
+
+    def of_points(self, array: Array, factor: float) -> Sum:
+        with self._span("add sums"):
+            return self._totals.of_points(array, factor)
+
+    def add(self, sums: Sums) -> None:
+        with self._span("add sums"):
+            self._totals.add(sums)
+
+    def reduce(self, comm: Communicator) -> Statistics:
+        return self._totals.reduce(comm)
 
 
 class _TracedBatches:

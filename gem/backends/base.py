@@ -8,6 +8,9 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from gem.parallel import Communicator
+from gem.statistics import Layout, Names, Statistics, Sum, Sums
+
 Array = Any  # numpy.ndarray, cupy.ndarray or pyopencl.array.Array: what `to_device` gave
 Result = TypeVar("Result")
 
@@ -32,6 +35,8 @@ class Batches(Protocol):
 class Kernel(ABC):
     """A compiled kernel: called with the number of data points and the arguments its .c file names.
 
+    Of numbers among them a float is a `real` to the kernel, an int an `int`.
+
     How many groups of which size serve them is the backend's affair: it differs between a CPU and a GPU.
     """
 
@@ -43,6 +48,43 @@ class Kernel(ABC):
 
     @abstractmethod
     def __call__(self, N: int, *arguments: Any) -> None: ...
+
+
+class Totals:
+    """The sums of a step on this rank, and then those of all ranks. These are kept on the host, batch by batch."""
+
+    def __init__(self, backend: Backend, layout: Layout):
+        self._backend, self._host = backend, Statistics(layout)
+
+    @property
+    def nbytes(self) -> int:
+        """Of the one buffer that is reduced."""
+        return self._host.buffer.nbytes
+
+    def of_points(self, array: Array, factor: float) -> Sum:
+        """`factor` times the sum over the data points of a device array (n,), as `add` takes it."""
+        return Sum(array, factor)
+
+    def add(self, sums: Sums) -> None:
+        """Add a batch's sums; where they are kept on a device nothing is waited for."""
+        for names, value in singly(sums):
+            self._add(names, value)
+
+    def _add(self, names: Names, value: Sum) -> None:
+        on_host = isinstance(value.rows, np.ndarray | np.generic | float | int)
+        self._host.add(names, value.rows if on_host else self._backend.to_host(value.rows), value.scale)
+
+    def reduce(self, comm: Communicator) -> Statistics:
+        """Sum over all ranks, once, after the last batch."""
+        comm.allreduce(self._host.buffer)
+        return self._host
+
+
+def singly(sums: Sums) -> Iterator[tuple[Names, Sum]]:
+    """Every contribution with the name of its statistic, or their names."""
+    for names, values in sums.items():
+        for value in values if isinstance(values, list) else [values]:
+            yield names, value if isinstance(value, Sum) else Sum(value)
 
 
 class Backend(ABC):
@@ -67,8 +109,8 @@ class Backend(ABC):
         """Device, driver, versions: plain data for the log, the run file and the benchmarks."""
 
     @abstractmethod
-    def to_device(self, host: np.ndarray) -> Array:
-        """A device copy of a host array; floating-point arrays become this backend's dtype."""
+    def to_device(self, host: np.ndarray, dtype: Any = None) -> Array:
+        """A device copy of a host array (dtype, if not given: of floating-point arrays this backend's)."""
 
     @abstractmethod
     def to_host(self, device: Array) -> np.ndarray:
@@ -77,6 +119,15 @@ class Backend(ABC):
     @abstractmethod
     def empty(self, shape: tuple[int, ...], dtype: Any = None) -> Array:
         """An uninitialised device array (dtype: this backend's, if not given)."""
+
+    def contiguous(self, host: Any, dtype: Any = None) -> np.ndarray:
+        """A host array as `to_device` copies it."""
+        host = np.asarray(host)
+        return np.ascontiguousarray(host, dtype or (self.dtype if host.dtype.kind == "f" else host.dtype))
+
+    def zeros(self, shape: tuple[int, ...], dtype: Any = None) -> Array:
+        """A device array of zeros."""
+        return self.to_device(np.zeros(shape, dtype or self.dtype))
 
     @abstractmethod
     def matmul(self, a: Array, b: Array, *, transpose_a: bool = False) -> Array:
@@ -101,6 +152,10 @@ class Backend(ABC):
 
         The caller has limited BLAS to one thread (`gem.backends.blas`): threads are the backend's.
         """
+
+    def totals(self, layout: Layout) -> Totals:
+        """Where the sums of a step are added up."""
+        return Totals(self, layout)
 
     @abstractmethod
     def synchronize(self) -> None:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 
-from gem.backends.base import Array, Backend, Kernel
+from gem.backends.base import Array, Backend, Kernel, Totals
 from gem.data import Shard, check_finite, open_data
 from gem.errors import ConfigError, DataError
 from gem.parallel import Communicator, communicator
 from gem.philox import per_point
-from gem.statistics import Layout, Statistics
+from gem.statistics import Layout, Statistics, Sums
 
 Params = dict[str, np.ndarray]
 MIN_PROBABILITY = 1e-10  # a prior of 0 or 1 could never change again
@@ -65,13 +65,57 @@ class Step:
             raise ConfigError(f"Ncut = {self.Ncut} must lie between 0 and 1")
 
 
-@dataclass
-class Posterior:
-    """What the E-step finds out about a batch: arrays on the device, the log evidence on the host.
+class Weights:
+    """Weights of data points on the device: 1 for all, made once for each size of a batch, or those given."""
+
+    def __init__(self, backend: Backend):
+        self._backend = backend
+        self._ones: dict[int, Array] = {}
+
+    def __call__(self, n: int, weights: np.ndarray | None = None) -> Array:
+        if weights is not None:
+            return self._backend.to_device(weights)
+        if n not in self._ones:
+            self._ones[n] = self._backend.to_device(np.ones(n))
+        return self._ones[n]
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """log p(y_n | Θ) of the n points of a batch, in the parts it is computed in: they can stay on the device.
 
     Attributes
     ----------
-    log_evidence : (n,) float64 array
+    n : int
+    parts : sequence of (device array (n,), factor)
+    constant : float, or (n,) host array
+        What is added to all points, or to each.
+    """
+
+    n: int
+    parts: Sequence[tuple[Array, float]] = ()
+    constant: Any = 0.0
+
+    def values(self, backend: Backend) -> np.ndarray:
+        """(n,) float64, on the host."""
+        total = np.full(self.n, self.constant, dtype=np.float64)
+        for array, factor in self.parts:
+            total += factor * backend.to_host(array).astype(np.float64)
+        return total
+
+    def sums(self, totals: Totals) -> list[Any]:
+        """What the batch adds to the free energy."""
+        constant = float(np.broadcast_to(self.constant, self.n).sum())
+        return [constant, *(totals.of_points(array, factor) for array, factor in self.parts)]
+
+
+@dataclass
+class Posterior:
+    """What the E-step finds out about a batch: arrays on the device, or, as `gem.posterior` gives them, on the host.
+
+    Attributes
+    ----------
+    log_evidence : Evidence, or (n,) float64 host array
         log Σ_{s ∈ K_n} p(s, y_n | Θ), at T = 1 with every constant.
     candidates : (n, H') int32 device array, or None
     mean : (n, H) device array, or None
@@ -86,7 +130,7 @@ class Posterior:
         E[y] under the posterior, likewise.
     """
 
-    log_evidence: np.ndarray
+    log_evidence: Any
     candidates: Array = None
     mean: Array = None
     product: Array = None
@@ -256,10 +300,13 @@ class Model(ABC):
         """The posterior of a batch."""
 
     @abstractmethod
-    def sums(self, tables: Any, Y: Array, posterior: Posterior, weights: np.ndarray | None) -> Mapping[str, Any]:
-        """The batch's part of the sufficient statistics; `weights` (n,) drops points; `posterior` is used up."""
+    def sums(self, tables: Any, Y: Array, posterior: Posterior, weights: np.ndarray | None) -> Sums:
+        """The batch's part of the sufficient statistics; `weights` (n,) drops points; `posterior` is used up.
 
-    def e_step(self, tables: Any, Y: Array) -> tuple[np.ndarray, Mapping[str, Any]]:
+        What is on the device stays there: a copy to the host would make it wait.
+        """
+
+    def e_step(self, tables: Any, Y: Array) -> tuple[Evidence, Sums]:
         """Log evidence and statistics of a batch whose points all count."""
         posterior = self.infer(tables, Y)
         return posterior.log_evidence, self.sums(tables, Y, posterior, None)
@@ -367,20 +414,20 @@ def shard_and_moments(data: Any, D: int, comm: Any, missing: bool = False) -> tu
     return shard, group, moments(shard, group, missing)
 
 
-def squared_norms(backend: Backend, kernel: Kernel, rows: Array) -> np.ndarray:
-    """‖row‖² of each row of a device array, (n,) float64 on the host; `kernel` is "squared_norms" of their length."""
+def squared_norms(backend: Backend, kernel: Kernel, rows: Array) -> Array:
+    """‖row‖² of each row of a device array, (n,); `kernel` is "squared_norms" of their length."""
     out = backend.empty((rows.shape[0],))
     kernel(rows.shape[0], rows, out)
-    return backend.to_host(out).astype(np.float64)
+    return out
 
 
-def column_sums(backend: Backend, rows: Array, keep: np.ndarray) -> np.ndarray:
-    """Σ_n keep_n rows_n of a device array (n, H), (H,) float64 on the host."""
-    n, H = rows.shape
+def column_sums(backend: Backend, rows: Array, keep: Array) -> Array:
+    """Σ_n keep_n rows_n of a device array (n, H) or (n,), in parts (groups, H)."""
+    n, H = rows.shape if len(rows.shape) > 1 else (rows.shape[0], 1)
     kernel = backend.kernel("column_sums", H=H)
     sums = backend.empty((kernel.groups(n), H), backend.acc)
-    kernel(n, rows, backend.to_device(keep), sums)
-    return backend.to_host(sums).sum(axis=0, dtype=np.float64)
+    kernel(n, rows, keep, sums)
+    return sums
 
 
 def whole_number(name: str, value: Any, least: int = 1) -> int:

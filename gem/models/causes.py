@@ -13,11 +13,20 @@ import numpy as np
 
 from gem.backends.base import Array, Backend, Kernel
 from gem.errors import ConfigError, DataError
-from gem.models.base import MIN_PROBABILITY, Params, Posterior, Step, column_sums, squared_norms
+from gem.models.base import (
+    MIN_PROBABILITY,
+    Evidence,
+    Params,
+    Posterior,
+    Step,
+    Weights,
+    column_sums,
+    squared_norms,
+)
 from gem.models.observed import split_missing
 from gem.models.truncated import Truncated, held, noise_level
 from gem.philox import generator
-from gem.statistics import Layout, Statistics
+from gem.statistics import Layout, Statistics, Sum, Sums
 
 MAX_STATES = 1 << 14  # of several causes: kernels hold the energies of all for a data point
 SETTINGS = 4  # numbers that a fragment is given, as in kernels/causes.c
@@ -56,9 +65,9 @@ class Tables:
     """Parameters as the kernels want them, and what of them is needed on the host."""
 
     backend: Backend
+    weights: Weights
     params: Params
     likelihood: Likelihood
-    logit: np.ndarray
     log_p0: float
     W: Array
     fields: Array
@@ -67,6 +76,7 @@ class Tables:
     offset: Array
     score_slope: Array
     score_offset: Array
+    zeros: Array
     prior: Array
     shift: Array
     settings: Array
@@ -79,23 +89,24 @@ class Tables:
 
 @dataclass(frozen=True)
 class Expectation:
-    """What the kernel says of a batch: device arrays, but for the numbers of data points.
+    """What the kernel says of a batch: device arrays.
 
-    `Y` and `observed` are the data with 0 for what is missing, and their mask (or None). `single` is q of the
-    singletons and `mean` ⟨s⟩, (n, H), both times the data points' weights; `energy` is ⟨E⟩ and `reference` the part
-    of log p(y | s) outside of E, (n,).
+    `Y` and `observed` are the data with 0 for what is missing, and their mask (or None), `counts` (n,) the number of
+    observed entries (or None). `single` is q of the singletons and `mean` ⟨s⟩, (n, H), both times the data points'
+    weights; `energy` (n,) is ⟨E⟩, and `reference` the part of log p(y | s) outside of E.
     """
 
     Y: Array
     observed: Array
+    counts: Array
     candidates: Array
     single: Array
     mean: Array
     sums: Array
     reconstruction: Array
-    log_evidence: np.ndarray
-    energy: np.ndarray
-    reference: np.ndarray
+    log_evidence: Evidence
+    energy: Array
+    reference: Evidence
 
 
 class Causes(Truncated):
@@ -127,9 +138,9 @@ class Causes(Truncated):
     def likelihood(self, params: Params, step: Step) -> Likelihood:
         """The likelihood with these parameters."""
 
-    def reference(self, tables: Tables, Y: Array) -> np.ndarray:
-        """The part of log p(y_n | s) that depends on y alone and is not in the kernel's energies, (n,)."""
-        return np.zeros(Y.shape[0])
+    def reference(self, tables: Tables, Y: Array) -> Evidence:
+        """The part of log p(y_n | s) that depends on y alone and is not in the kernel's energies."""
+        return Evidence(Y.shape[0])
 
     def per_entry(self, params: Params) -> float:
         """The same, what every observed entry adds."""
@@ -157,16 +168,16 @@ class Causes(Truncated):
 
     def tables(self, params: Params, backend: Backend, step: Step) -> Tables:
         known = self.likelihood(params, step)
-        pi = np.clip(np.broadcast_to(params["pi"], (self.H,)), MIN_PROBABILITY, 1 - MIN_PROBABILITY)
+        pi = self.activities(params)
         logit = np.log(pi) - np.log1p(-pi)
         alone = np.zeros(self.H) if self.missing or self.offset_in_b else known.offset.sum(axis=0)
         sizes = {"D": self.D, "H": self.H, "HPRIME": self.Hprime, "GAMMA": self.gamma, "MANY": self.states.S}
         flags = {"ANNEAL": int(step.T != 1), "MISSING": int(self.missing)}
         return Tables(
             backend=backend,
+            weights=Weights(backend),
             params=params,
             likelihood=known,
-            logit=logit,
             log_p0=float(np.log1p(-pi).sum()),
             W=backend.to_device(params["W"]),
             fields=backend.to_device(known.fields.T),
@@ -175,6 +186,7 @@ class Causes(Truncated):
             offset=backend.to_device(alone + logit),
             score_slope=backend.to_device(np.ones((1, self.H))),
             score_offset=backend.to_device(alone[None]),
+            zeros=backend.zeros((1, self.H)),
             prior=backend.to_device(logit),
             shift=backend.to_device(np.zeros(self.H) if step.anneal_prior else (1 - 1 / step.T) * logit),
             settings=backend.to_device(np.pad(np.array(known.settings), (0, SETTINGS - len(known.settings)))),
@@ -184,6 +196,10 @@ class Causes(Truncated):
             preselect=backend.kernel("preselect", H=self.H, HPRIME=self.Hprime, VALUES=1),
             squared_norms=backend.kernel("squared_norms", D=self.D),
         )
+
+    def activities(self, params: Params) -> np.ndarray:
+        """p(s_h = 1), (H,)."""
+        return np.clip(np.broadcast_to(params["pi"], (self.H,)), MIN_PROBABILITY, 1 - MIN_PROBABILITY)
 
     def scores(self, tables: Tables, Y: Array, observed: Array, b: Array) -> tuple[Array, Array, Array]:
         """Scores of the latents (n, H), and the line (slope, offset) on them that `preselect` takes.
@@ -205,10 +221,10 @@ class Causes(Truncated):
     ) -> Expectation:
         """Preselect, if `candidates` are not given, and weigh K_n: a matrix product, and kernels."""
         n, device = Y.shape[0], t.backend
-        observed, counts = t.nothing, np.full(n, self.D)
+        observed, counts = t.nothing, None
         if self.missing:
             Y, observed = split_missing(device, Y)
-            counts = device.to_host(observed).sum(axis=1, dtype=np.float64)
+            counts = squared_norms(device, t.squared_norms, observed)  # of 0 and 1
         b = self.products(t, Y, observed)
         if candidates is None:
             candidates = device.empty((n, self.Hprime), np.int32)
@@ -222,16 +238,17 @@ class Causes(Truncated):
             reconstruction = device.empty((n, self.D))
         kernel(
             n, Y, observed, b, t.fields, t.offset, t.prior, t.shift, t.settings, candidates, t.beta,
-            device.to_device(np.ones(n) if weights is None else weights),
-            log_evidence, energy, mean, reconstruction, sums,
+            t.weights(n, weights), log_evidence, energy, mean, reconstruction, sums,
         )  # fmt: skip
-        reference = self.reference(t, Y)
-        constant = t.log_p0 + reference + counts * self.per_entry(t.params)
+        reference, entry = self.reference(t, Y), self.per_entry(t.params)
+        parts, constant = [(log_evidence, 1.0), *reference.parts], t.log_p0 + reference.constant
+        if counts is None:
+            constant = constant + self.D * entry
+        elif entry:
+            parts.append((counts, entry))
         return Expectation(
-            Y, observed if self.missing else None, candidates, b, mean, sums, reconstruction,
-            device.to_host(log_evidence).astype(np.float64) + constant,
-            device.to_host(energy).astype(np.float64),
-            reference,
+            Y, observed if self.missing else None, counts, candidates, b, mean, sums, reconstruction,
+            Evidence(n, parts, constant), energy, reference,
         )  # fmt: skip
 
     def infer(self, tables: Tables, Y: Array) -> Posterior:
@@ -246,46 +263,54 @@ class Causes(Truncated):
     def reconstruct(self, tables: Tables, Y: Array, posterior: Posterior) -> Array:
         return posterior.rest["reconstruction"]
 
-    def e_step(self, tables: Tables, Y: Array) -> tuple[np.ndarray, Mapping[str, Any]]:
+    def e_step(self, tables: Tables, Y: Array) -> tuple[Evidence, Sums]:
         found = self.expect(tables, Y, STATS=1)
-        return found.log_evidence, self.statistics(tables, found, np.ones(Y.shape[0]))
+        return found.log_evidence, self.statistics(tables, found, tables.weights(Y.shape[0]))
 
-    def sums(self, tables: Tables, Y: Array, posterior: Posterior, weights: np.ndarray | None) -> Mapping[str, Any]:
-        keep = np.ones(Y.shape[0]) if weights is None else weights
-        found = self.expect(tables, Y, posterior.candidates, keep, STATS=1)
-        return self.statistics(tables, found, keep)
+    def sums(self, tables: Tables, Y: Array, posterior: Posterior, weights: np.ndarray | None) -> Sums:
+        found = self.expect(tables, Y, posterior.candidates, weights, STATS=1)
+        return self.statistics(tables, found, tables.weights(Y.shape[0], weights))
 
-    def statistics(self, t: Tables, found: Expectation, keep: np.ndarray) -> dict[str, Any]:
-        """Σ⟨A⟩ and Σ⟨A y⟩: the kernel's sums over states of several causes, and two products for the singletons."""
-        device, known = t.backend, t.likelihood
-        ones = np.ones(len(keep))
-        several = device.to_host(found.sums).astype(np.float64).sum(axis=0)
-        seen = count = column_sums(device, found.single, ones)
-        if self.missing:
-            seen = device.to_host(device.matmul(found.observed, found.single, transpose_a=True)).astype(np.float64)
-        alone = device.to_host(device.matmul(found.Y, found.single, transpose_a=True)).astype(np.float64)
-        if self.imputes:
-            alone, seen = alone + (count - seen) * known.value, count
-        return {
-            "A": several[0].T + known.share * seen,
-            "Ay": several[1].T + known.share * alone,
-            "s": column_sums(device, found.mean, ones),
+    def statistics(self, t: Tables, found: Expectation, keep: Array) -> dict[str, Any]:
+        """The kernel's sums over states of several causes, and those of the singletons: `effects` adds them up."""
+        device = t.backend
+        columns = partial(column_sums, device, keep=t.weights(found.Y.shape[0]))
+        sums = {
+            "several": Sum(found.sums),
+            "alone": device.matmul(found.Y, found.single, transpose_a=True),
+            "count": Sum(columns(found.single)),
+            "s": Sum(columns(found.mean)),
         }
+        if self.missing:
+            sums["seen"] = device.matmul(found.observed, found.single, transpose_a=True)
+        return sums
 
     @property
     def layout(self) -> Layout:
-        return {"A": (self.D, self.H), "Ay": (self.D, self.H), "s": (self.H,)}
+        D, H = self.D, self.H
+        seen: Layout = {"seen": (D, H)} if self.missing else {}
+        return {"several": (2, H, D), "alone": (D, H), "count": (H,), "s": (H,), **seen}
 
     # -- M-step --------------------------------------------------------------------------------------------
 
-    def weighted_means(self, stats: Statistics, old: np.ndarray, notes: list[str]) -> np.ndarray:
+    def effects(self, stats: Statistics, params: Params, step: Step) -> tuple[np.ndarray, np.ndarray]:
+        """Σ⟨A⟩ and Σ⟨A y⟩, (D, H): of states of several causes, and of latents that are alone."""
+        known = self.likelihood(params, step)
+        A, Ay = stats["several"].swapaxes(1, 2)
+        alone, count = stats["alone"], stats["count"]
+        seen = stats["seen"] if self.missing else count
+        if self.imputes:
+            alone, seen = alone + (count - seen) * known.value, count
+        return A + known.share * seen, Ay + known.share * alone
+
+    def weighted_means(self, A: np.ndarray, Ay: np.ndarray, old: np.ndarray, notes: list[str]) -> np.ndarray:
         """W = Σ⟨A⟩y / Σ⟨A⟩; what never wins stays."""
-        wins = stats["A"] > 0
+        wins = A > 0
         notes += [f"latent {h} was never active: its field was kept" for h in np.flatnonzero(~wins.any(axis=0))]
         some = int(np.count_nonzero(~wins & wins.any(axis=0)))
         if some:
             notes.append(f"{some} of {wins.size} W never had the largest effect: they were kept")
-        return np.divide(stats["Ay"], stats["A"], out=old.copy(), where=wins)
+        return np.divide(Ay, A, out=old.copy(), where=wins)
 
     def common_pi(self, stats: Statistics, params: Params, step: Step, notes: list[str]) -> np.ndarray:
         """π = Σ⟨|s|⟩ / NH, corrected for the data selection."""
@@ -387,34 +412,38 @@ class GaussianCauses(Causes):
             settings = (*settings, 1 / rho, scale, float(W.min() < 0))
         return Likelihood(fragment, fields, settings, W * precision, -(W**2) * precision / 2, np.ones_like(W), W)
 
-    def reference(self, tables: Tables, Y: Array) -> np.ndarray:
-        return tables.likelihood.settings[0] * squared_norms(tables.backend, tables.squared_norms, Y)
+    def reference(self, tables: Tables, Y: Array) -> Evidence:
+        norms = squared_norms(tables.backend, tables.squared_norms, Y)
+        return Evidence(Y.shape[0], [(norms, tables.likelihood.settings[0])])
 
     def per_entry(self, params: Params) -> float:
         return float(-np.log(2 * np.pi * params["sigma"] ** 2) / 2)
 
-    def statistics(self, t: Tables, found: Expectation, keep: np.ndarray) -> dict[str, Any]:
-        """As in `Causes`; log p(y | s) less its constants is −‖y − W̄‖²/2σ²."""
-        sums = super().statistics(t, found, keep)
-        fit = (found.energy + found.reference) @ keep - t.logit @ sums["s"].astype(np.float64)
-        gaps = 0.0
+    def statistics(self, t: Tables, found: Expectation, keep: Array) -> dict[str, Any]:
+        """As in `Causes`, and what the noise is told from."""
+        rows = {"energy": found.energy, "yy": found.reference.parts[0][0]}
         if self.missing:
-            gaps = float(keep @ (self.D - t.backend.to_host(found.observed).sum(axis=1, dtype=np.float64)))
-        half = t.likelihood.settings[0]
-        return {**sums, "squares": fit / half, "yy": found.reference @ keep / half, "missing": gaps}
+            rows["observed"] = found.counts
+        more = {name: Sum(column_sums(t.backend, array, keep)) for name, array in rows.items()}
+        return {**super().statistics(t, found, keep), **more}
 
     @property
     def layout(self) -> Layout:
-        return {**super().layout, "squares": (), "yy": (), "missing": ()}
+        observed: Layout = {"observed": ()} if self.missing else {}
+        return {**super().layout, "energy": (), "yy": (), **observed}
 
     def m_step(self, stats: Statistics, params: Params, step: Step) -> tuple[Params, list[str]]:
         """W = Σ⟨A⟩y / Σ⟨A⟩, σ² = Σ⟨‖y − W̄(s; W_old)‖²⟩ / ND, π = Σ⟨|s|⟩ / NH, corrected for the data selection."""
         notes: list[str] = []
+        sigma2, pi = params["sigma"] ** 2, self.activities(params)
         entries = float(stats["N_use"]) * self.D
-        variance = (stats["squares"] + stats["missing"] * params["sigma"] ** 2) / entries
+        # log p(y | s) less its constants is −‖y − W̄‖²/2σ², the energies hold the prior's log odds, too
+        fit = stats["energy"] - (np.log(pi) - np.log1p(-pi)) @ stats["s"] - stats["yy"] / (2 * sigma2)
+        gaps = entries - stats["observed"] if self.missing else 0.0
+        variance = (gaps * sigma2 - 2 * sigma2 * fit) / entries
         floor = step.resolution * stats["yy"] / entries  # below, it cannot be told from rounding
         sigma = noise_level(float(variance), float(floor), notes)
-        W = self.weighted_means(stats, params["W"], notes)
+        W = self.weighted_means(*self.effects(stats, params, step), params["W"], notes)
         if self.domains["W"] == "nonnegative":
             W = held("W", W, 0, np.inf, notes)
         return {"W": W, "pi": self.common_pi(stats, params, step, notes), "sigma": sigma}, notes
@@ -442,7 +471,7 @@ class MCA(GaussianCauses):
         scores = device.empty((n, self.H))
         kernel = device.kernel("cause_scores", D=self.D, H=self.H, MISSING=int(self.missing))
         kernel(n, Y, observed, tables.W, scores)
-        return scores, tables.score_slope, device.to_device(np.zeros((1, self.H)))
+        return scores, tables.score_slope, tables.zeros
 
 
 class MMCA(GaussianCauses):
@@ -542,12 +571,12 @@ class PMCA(Causes):
         rate = np.maximum(y, self.background)
         return np.sum(y * np.log(rate) - (rate - self.background), axis=1)
 
-    def reference(self, tables: Tables, Y: Array) -> np.ndarray:
+    def reference(self, tables: Tables, Y: Array) -> Evidence:
         """log p(y | the best rates) less the background of each entry; NaN where a row holds what is no count."""
         y = tables.backend.to_host(Y).astype(np.float64)
         if not np.all((y >= 0) & (np.floor(y) == y)):
-            return np.full(len(y), np.nan)
-        return self._best(y) - _log_factorials(y)
+            return Evidence(len(y), constant=np.nan)
+        return Evidence(len(y), constant=self._best(y) - _log_factorials(y))
 
     def per_entry(self, params: Params) -> float:
         return -self.background
@@ -555,7 +584,8 @@ class PMCA(Causes):
     def m_step(self, stats: Statistics, params: Params, step: Step) -> tuple[Params, list[str]]:
         """W = Σ⟨A⟩y / Σ⟨A⟩, at least the background; π = Σ⟨|s|⟩ / NH, corrected for the data selection."""
         notes: list[str] = []
-        W = held("W", self.weighted_means(stats, params["W"], notes), self.background, np.inf, notes)
+        W = self.weighted_means(*self.effects(stats, params, step), params["W"], notes)
+        W = held("W", W, self.background, np.inf, notes)
         return {"W": W, "pi": self.common_pi(stats, params, step, notes)}, notes
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from math import frexp
 from typing import Any, ClassVar
 
@@ -12,12 +13,21 @@ import numpy as np
 
 from gem.backends.base import Array, Backend, Kernel
 from gem.errors import ConfigError
-from gem.models.base import MIN_PROBABILITY, Params, Posterior, Step, column_sums, squared_norms
+from gem.models.base import (
+    MIN_PROBABILITY,
+    Evidence,
+    Params,
+    Posterior,
+    Step,
+    Weights,
+    column_sums,
+    squared_norms,
+)
 from gem.models.imputation import impute
 from gem.models.observed import ObservedGram, split_missing
 from gem.models.truncated import Truncated, held, noise_level, pieces
 from gem.philox import generator
-from gem.statistics import Layout, Statistics
+from gem.statistics import Layout, Statistics, Sum
 
 FIXED_POINT = 2.0**40  # the scale of pair_sums: integers add up to the same bits in any order
 ROOM = 21  # sums of pairs stay below 2²¹ units of 2⁴⁰: a quarter of what 64 bits hold
@@ -30,6 +40,7 @@ class Tables:
     """Parameters as the kernels want them, and as they are."""
 
     backend: Backend
+    weights: Weights
     params: Params
     sigma2: float
     W: Array
@@ -140,6 +151,7 @@ class LinearSuperposition(Truncated):
         sizes: dict[str, Any] = {"H": H, "HPRIME": self.Hprime}
         return Tables(
             backend=backend,
+            weights=Weights(backend),
             params=params,
             sigma2=sigma2,
             W=backend.to_device(W),
@@ -186,13 +198,14 @@ class LinearSuperposition(Truncated):
             log_evidence, pairs, squares, counts,
         )  # fmt: skip
         yy = squared_norms(t.backend, t.squared_norms, seen.Y)
-        D = self.D if seen.observed is None else squared_norms(t.backend, t.squared_norms, seen.observed)  # of 0 and 1
-        relative = t.backend.to_host(log_evidence).astype(np.float64)
-        log_joint = relative + t.log_p0 - (yy / t.sigma2 + D * np.log(2 * np.pi * t.sigma2)) / 2
         rest = {"pairs": pairs, "squares": squares, "counts": counts, "yy": yy}
-        if seen.observed is not None:
+        parts, constant, entry = [(log_evidence, 1.0), (yy, -0.5 / t.sigma2)], t.log_p0, np.log(2 * np.pi * t.sigma2)
+        if seen.observed is None:
+            constant -= self.D / 2 * entry
+        else:
+            parts.append((squared_norms(t.backend, t.squared_norms, seen.observed), -entry / 2))  # of 0 and 1
             rest |= {"Y": seen.Y, "observed": seen.observed}
-        return Posterior(log_joint, seen.candidates, seen.b, rest=rest)
+        return Posterior(Evidence(n, parts, constant), seen.candidates, seen.b, rest=rest)
 
     def _select(self, t: Tables, Y: Array) -> Seen:
         candidates = t.backend.empty((Y.shape[0], self.Hprime), np.int32)
@@ -213,24 +226,21 @@ class LinearSuperposition(Truncated):
 
     def sums(self, tables: Tables, Y: Array, posterior: Posterior, weights: np.ndarray | None) -> dict[str, Any]:
         t, n, rest = tables, Y.shape[0], posterior.rest
-        keep = np.ones(n) if weights is None else weights
-        sums = {"yy": rest["yy"] @ keep, **self._latent_sums(t, posterior, keep)}
-        sums["ss"] = pair_moments(t, posterior, keep, sums["squares"])
-        if self.missing:
-            ys, yy = self._imputed(t, posterior, weights)
-        if weights is not None:
-            t.scale_rows(n, posterior.mean, t.backend.to_device(keep))
-        sums["ys"] = t.backend.to_host(t.backend.matmul(rest.get("Y", Y), posterior.mean, transpose_a=True))
-        return {**sums, "ys": sums["ys"] + ys, "yy": sums["yy"] + yy} if self.missing else sums
-
-    def _latent_sums(self, t: Tables, posterior: Posterior, keep: np.ndarray) -> dict[str, np.ndarray]:
-        """Σ⟨s_h²⟩, and how many latents had each value; where there is one value, ⟨s⟩ says both."""
+        keep, columns = t.weights(n, weights), partial(column_sums, t.backend)
+        sums: dict[str, Any] = {"yy": [Sum(columns(rest["yy"], keep))]}
         if len(self.values) > 1:
-            squares, counts = posterior.rest["squares"], t.backend.to_host(posterior.rest["counts"])
-            return {"squares": column_sums(t.backend, squares, keep), "counts": keep @ counts}
-        total = column_sums(t.backend, posterior.mean, keep)
-        value = self.values[0]
-        return {"squares": value * total, "counts": total.sum(dtype=np.float64, keepdims=True) / value}
+            sums |= {name: Sum(columns(rest[name], keep)) for name in ("squares", "counts")}
+        else:  # ⟨s⟩ says it
+            sums["squares"] = Sum(columns(posterior.mean, keep), self.values[0])
+        sums["ss"] = pair_moments(t, n, posterior, keep, n * max(value**2 for value in self.values))
+        ys, yy = self._imputed(t, posterior, weights) if self.missing else (0.0, 0.0)
+        if weights is not None:
+            t.scale_rows(n, posterior.mean, keep)
+        sums["ys"] = [t.backend.matmul(rest.get("Y", Y), posterior.mean, transpose_a=True)]
+        if self.missing:
+            sums["ys"].append(ys)
+            sums["yy"].append(yy)
+        return sums
 
     def _imputed(self, t: Tables, posterior: Posterior, weights: np.ndarray | None) -> tuple[np.ndarray, float]:
         """What the missing entries, latents themselves, add to Σ y⟨s⟩ᵀ and Σ‖y‖²."""
@@ -245,7 +255,8 @@ class LinearSuperposition(Truncated):
     @property
     def layout(self) -> Layout:
         D, H = self.D, self.H
-        return {"yy": (), "ys": (D, H), "squares": (H,), "ss": (H, H), "counts": (len(self.values),)}
+        counts: Layout = {"counts": (len(self.values),)} if len(self.values) > 1 else {}
+        return {"yy": (), "ys": (D, H), "squares": (H,), "ss": (H, H), **counts}
 
     def usage(self, stats: Statistics) -> np.ndarray:
         """As if all active latents had the smallest value: an upper bound, and exact where all are of one size."""
@@ -259,7 +270,8 @@ class LinearSuperposition(Truncated):
         ss = symmetric(stats["ss"], stats["squares"])
         W = solve_fields(stats["ys"], ss, params["W"])
         notes = [f"latent {h} was never active: its field was kept" for h in np.flatnonzero(stats["squares"] == 0)]
-        active = stats["counts"] / (N * self.H) * self.selection_factor(params, step)
+        counts = stats["counts"] if len(self.values) > 1 else stats["squares"].sum(keepdims=True) / self.values[0] ** 2
+        active = counts / (N * self.H) * self.selection_factor(params, step)
         new = {"W": W, "pi": self.prior(active, notes)}
         return {**new, "sigma": residual_noise(W, stats["yy"], stats["ys"], ss, N, step, notes)}, notes
 
@@ -391,17 +403,17 @@ def checked_values(values: Sequence[float]) -> tuple[float, ...]:
     return found
 
 
-def pair_moments(t: Any, posterior: Posterior, keep: np.ndarray, squares: np.ndarray) -> np.ndarray:
+def pair_moments(t: Any, n: int, posterior: Posterior, keep: Array, bound: float) -> Sum:
     """Σ_n keep_n ⟨s_i s_j⟩_n of i < j, (H, H), in whole numbers whose unit suits the size of the latents.
 
-    No Σ|⟨s_i s_j⟩| exceeds the largest Σ⟨s_h²⟩, `squares` (H,): that is what the unit, a power of 2, leaves room for.
+    No Σ|⟨s_i s_j⟩| exceeds the largest Σ⟨s_h²⟩, and this not `bound`: what the unit, a power of 2, leaves room for.
     """
-    H = len(squares)
-    _, exponent = frexp(float(squares.max()))
-    scale = 2.0 ** np.clip(ROOM - exponent, -FLOAT_RANGE, FLOAT_RANGE)
-    sums = t.backend.to_device(np.zeros((H, H), dtype=np.int64))
-    t.pair_sums(len(keep), posterior.candidates, posterior.rest["pairs"], t.backend.to_device(keep * scale), sums)
-    return t.backend.to_host(sums) / (FIXED_POINT * scale)
+    H = posterior.mean.shape[1]
+    _, exponent = frexp(bound)
+    scale = 2.0 ** float(np.clip(ROOM - exponent, -FLOAT_RANGE, FLOAT_RANGE))
+    sums = t.backend.zeros((H, H), np.int64)
+    t.pair_sums(n, posterior.candidates, posterior.rest["pairs"], keep, scale, sums)
+    return Sum(sums, 1 / (FIXED_POINT * scale))
 
 
 def symmetric(upper: np.ndarray, diagonal: np.ndarray) -> np.ndarray:

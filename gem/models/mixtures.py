@@ -13,9 +13,20 @@ import numpy as np
 from gem.backends.base import Array, Backend, Kernel
 from gem.errors import ConfigError, DataError
 from gem.models import missing_gaussian
-from gem.models.base import Model, Moments, Params, Posterior, Step, shard_and_moments, subsample, whole_number
+from gem.models.base import (
+    Evidence,
+    Model,
+    Moments,
+    Params,
+    Posterior,
+    Step,
+    Weights,
+    shard_and_moments,
+    subsample,
+    whole_number,
+)
 from gem.philox import generator
-from gem.statistics import Layout, Statistics
+from gem.statistics import Layout, Statistics, Sum, Sums
 
 COVARIANCES = ("diag", "spherical", "tied", "full")
 KERNEL_CODE = {
@@ -35,6 +46,7 @@ class Tables:
     """Parameters as the kernel wants them."""
 
     backend: Backend
+    weights: Weights
     centres: Array
     mu: Array
     precision: Array
@@ -120,6 +132,7 @@ class Mixture(Model):
         sizes: dict[str, Any] = {"D": self.D, "K": self.K, "COVARIANCE": code, "MISSING": int(self.missing)}
         return Tables(
             backend=backend,
+            weights=Weights(backend),
             centres=backend.to_device(params[self.centre]),
             mu=backend.to_device(mu),
             precision=backend.to_device(precision),
@@ -134,17 +147,16 @@ class Mixture(Model):
         """What the annealed log joint needs added, (K,), where the prior is not annealed."""
         return np.zeros(self.K) if step.anneal_prior else (1 - 1 / step.T) * log_pi
 
-    def _run(self, t: Any, Y: Array, weights: np.ndarray | None, store: bool = False) -> tuple[Posterior, Statistics]:
+    def _run(self, t: Any, Y: Array, weights: np.ndarray | None, store: bool = False) -> tuple[Posterior, Sums]:
         backend, n = t.backend, Y.shape[0]
         kernel = t.storing if store else t.kernel
         log_evidence = backend.empty((n,))
         responsibilities = backend.empty((n, self.K) if store else (1, 1))
         size = sum(prod(shape) for shape in self.layout.values())
         sums = backend.empty((kernel.groups(n), size), backend.acc)
-        keep = backend.to_device(np.ones(n) if weights is None else weights)
+        keep = t.weights(n, weights)
         kernel(n, Y, t.mu, t.precision, t.log_weight, t.beta, t.shift, keep, log_evidence, responsibilities, sums)
-        total = Statistics(self.layout, backend.to_host(sums).sum(axis=0, dtype=np.float64))
-        return Posterior(backend.to_host(log_evidence).astype(np.float64), mean=responsibilities), total
+        return Posterior(Evidence(n, [(log_evidence, 1.0)]), mean=responsibilities), {tuple(self.layout): Sum(sums)}
 
     def infer(self, tables: Any, Y: Array) -> Posterior:
         return self._run(tables, Y, None)[0]
@@ -152,10 +164,10 @@ class Mixture(Model):
     def infer_full(self, tables: Any, Y: Array) -> Posterior:
         return self._run(tables, Y, None, store=True)[0]
 
-    def sums(self, tables: Any, Y: Array, posterior: Posterior, weights: np.ndarray | None) -> Statistics:
+    def sums(self, tables: Any, Y: Array, posterior: Posterior, weights: np.ndarray | None) -> Sums:
         return self._run(tables, Y, weights)[1]
 
-    def e_step(self, tables: Any, Y: Array) -> tuple[np.ndarray, Statistics]:
+    def e_step(self, tables: Any, Y: Array) -> tuple[Evidence, Sums]:
         posterior, sums = self._run(tables, Y, None)
         return posterior.log_evidence, sums
 
@@ -327,14 +339,12 @@ class MoG(Mixture):
         constant = np.broadcast_to(-(log_det + self.D * log_2pi) / 2, (self.K,))
         return params["mu"], np.swapaxes(inverse, -1, -2) @ inverse, constant
 
-    def _run(self, t: Any, Y: Array, weights: np.ndarray | None, store: bool = False) -> tuple[Posterior, Statistics]:
+    def _run(self, t: Any, Y: Array, weights: np.ndarray | None, store: bool = False) -> tuple[Posterior, Sums]:
         if not isinstance(t, missing_gaussian.Tables):
             return super()._run(t, Y, weights, store)
         y = t.backend.to_host(Y).astype(np.float64)
         log_evidence, r, sums = missing_gaussian.e_step(t, y, np.ones(len(y)) if weights is None else weights)
-        total = Statistics(self.layout)
-        total.add(sums)
-        return Posterior(log_evidence, mean=t.backend.to_device(r)), total
+        return Posterior(Evidence(len(y), constant=log_evidence), mean=t.backend.to_device(r)), dict(sums)
 
     def reconstruct(self, tables: Any, Y: Array, posterior: Posterior) -> Array:
         """Σ_k r_nk μ_k, and for missing entries Σ_k r_nk E[y | k, what is observed of y_n]."""

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gem.backends.base import Array
-from gem.models.base import MIN_PROBABILITY, Params, Step, shard_and_moments
+from gem.models.base import MIN_PROBABILITY, Evidence, Params, Step, shard_and_moments
 from gem.models.causes import Causes, Expectation, Likelihood, Tables, refuse
 from gem.models.truncated import held
 from gem.philox import generator
@@ -73,23 +73,25 @@ class NoisyOR(Causes):
         fields = np.where(W <= 0.5, W, W - 1)
         return Likelihood("noisyor", fields, (1.0,), np.log(W) - np.log1p(-W), np.log1p(-W), (1 - W) / W, W)
 
-    def reference(self, tables: Tables, Y: Array) -> np.ndarray:
-        """0, or NaN where a row holds what is not binary."""
-        y = tables.backend.to_host(Y)
-        return np.where(((y == 0) | (y == 1)).all(axis=1), 0, np.nan)
+    def reference(self, tables: Tables, Y: Array) -> Evidence:
+        """0, or −∞ where a row holds what is not binary."""
+        n, backend = Y.shape[0], tables.backend
+        nothing = backend.empty((n,))
+        backend.kernel("check_rows", D=self.D)(n, Y, nothing)
+        return Evidence(n, [(nothing, 1.0)])
 
-    def statistics(self, t: Tables, found: Expectation, keep: np.ndarray) -> dict[str, Any]:
-        """As in `Causes`, and Σ⟨s_h⟩(1 − y_d) over the observed entries."""
+    def statistics(self, t: Tables, found: Expectation, keep: Array) -> dict[str, Any]:
+        """As in `Causes`, and Σ⟨s_h⟩y_d, and of the observed entries Σ⟨s_h⟩."""
         sums = super().statistics(t, found, keep)
-        on = t.backend.matmul(found.Y, found.mean, transpose_a=True)
-        seen = sums["s"]
+        sums["on"] = t.backend.matmul(found.Y, found.mean, transpose_a=True)
         if self.missing:
-            seen = t.backend.to_host(t.backend.matmul(found.observed, found.mean, transpose_a=True))
-        return {**sums, "off": seen - t.backend.to_host(on).astype(np.float64)}
+            sums["active"] = t.backend.matmul(found.observed, found.mean, transpose_a=True)
+        return sums
 
     @property
     def layout(self) -> Layout:
-        return {**super().layout, "off": (self.D, self.H)}
+        active: Layout = {"active": (self.D, self.H)} if self.missing else {}
+        return {**super().layout, "on": (self.D, self.H), **active}
 
     def m_step(self, stats: Statistics, params: Params, step: Step) -> tuple[Params, list[str]]:
         """W = 1 + Σ(y − 1)⟨B⟩ / Σ⟨C⟩, a fixed point; π = Σ⟨s⟩ / N, corrected for the data selection.
@@ -98,10 +100,11 @@ class NoisyOR(Causes):
         """
         notes: list[str] = []
         old = _inside(params["W"])
-        wins = stats["A"] > 0
+        A, Ay = self.effects(stats, params, step)
+        wins = A > 0
         notes += [f"latent {h} was never active: its field was kept" for h in np.flatnonzero(~wins.any(axis=0))]
-        unlit = (1 - old) * (stats["off"] + stats["A"] - stats["Ay"])
-        W = 1 - np.divide(unlit, stats["A"], out=1 - old, where=wins)
+        off = (stats["active"] if self.missing else stats["s"]) - stats["on"]
+        W = 1 - np.divide((1 - old) * (off + A - Ay), A, out=1 - old, where=wins)
         pi = stats["s"] / float(stats["N_use"]) * self.selection_factor(params, step)
         new = {
             "W": held("W", W, LEAST, 1 - LEAST, notes),

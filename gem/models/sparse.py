@@ -10,9 +10,9 @@ import numpy as np
 
 from gem.backends.base import Array, Backend, Kernel
 from gem.errors import ConfigError, DataError
-from gem.models.base import TINY, Model, Params, Posterior, Step, shard_and_moments, subsample, whole_number
+from gem.models.base import TINY, Evidence, Model, Params, Posterior, Step, shard_and_moments, subsample, whole_number
 from gem.philox import generator
-from gem.statistics import Layout, Statistics
+from gem.statistics import Layout, Statistics, Sums
 
 CHECK_EVERY = 10  # iterations: reading the gaps waits for the device
 SWEEPS = 20  # of the M-step over the columns of W, at the most
@@ -146,7 +146,7 @@ class SC(Model):
         device = t.backend
         b, squares = device.matmul(Y, t.W), device.empty((n,))
         t.squared_norms(n, Y, squares)
-        s, z, zG = (device.to_device(np.zeros((n, self.H))) for _ in range(3))
+        s, z, zG = (device.zeros((n, self.H)) for _ in range(3))
         inertia, gap = device.to_device(np.ones(n)), device.to_device(np.full(n, np.inf))
         objective = device.empty((n,))
         enough = self.tol * device.to_host(squares)
@@ -156,16 +156,15 @@ class SC(Model):
                 break
             zG = device.matmul(z, t.gram)
         t.judge(n, device.matmul(s, t.gram), b, squares, t.step, t.penalty, self.tol, z, s, inertia, objective, gap)
-        lasso = device.to_host(objective).astype(np.float64)
-        return Posterior(t.constant - t.precision * lasso, mean=s)
+        return Posterior(Evidence(n, [(objective, -t.precision)], t.constant), mean=s)
 
-    def sums(self, tables: Tables, Y: Array, posterior: Posterior, weights: np.ndarray | None) -> dict[str, Any]:
+    def sums(self, tables: Tables, Y: Array, posterior: Posterior, weights: np.ndarray | None) -> Sums:
         t, s = tables, posterior.mean
         if weights is not None:
             t.scale_rows(Y.shape[0], s, t.backend.to_device(weights))
         return {
-            "ys": t.backend.to_host(t.backend.matmul(Y, s, transpose_a=True)),
-            "ss": t.backend.to_host(t.backend.matmul(s, s, transpose_a=True)),
+            "ys": t.backend.matmul(Y, s, transpose_a=True),
+            "ss": t.backend.matmul(s, s, transpose_a=True),
         }
 
     def reconstruct(self, tables: Tables, Y: Array, posterior: Posterior) -> Array:

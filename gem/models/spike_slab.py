@@ -9,13 +9,23 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gem.backends.base import Array, Backend, Kernel
-from gem.models.base import MIN_PROBABILITY, TINY, Params, Posterior, Step, column_sums, squared_norms
+from gem.models.base import (
+    MIN_PROBABILITY,
+    TINY,
+    Evidence,
+    Params,
+    Posterior,
+    Step,
+    Weights,
+    column_sums,
+    squared_norms,
+)
 from gem.models.imputation import impute
 from gem.models.linear import pair_moments, residual_noise, solve_fields, symmetric
 from gem.models.observed import ObservedGram, split_missing
 from gem.models.truncated import Truncated, held
 from gem.philox import generator
-from gem.statistics import Layout, Statistics
+from gem.statistics import Layout, Statistics, Sum
 
 
 @dataclass(frozen=True)
@@ -23,6 +33,7 @@ class Tables:
     """Parameters as the kernels want them, in the units of kernels/spike_slab.c."""
 
     backend: Backend
+    weights: Weights
     dictionary: np.ndarray
     sigma2: float
     projection: Array
@@ -121,6 +132,7 @@ class GSC(Truncated):
         shift = np.zeros(H) if step.anneal_prior else (1 - 1 / step.T) * logit
         return Tables(
             backend=backend,
+            weights=Weights(backend),
             dictionary=params["W"],
             sigma2=sigma**2,
             projection=backend.to_device(V / sigma),
@@ -166,31 +178,33 @@ class GSC(Truncated):
         log_evidence, pairs = empty((n,)), empty((n, self.pairs))
         t.spike_slab(n, product, gram, norms, t.latents, candidates, t.beta, mean, log_evidence, square, pairs)
         yy = squared_norms(t.backend, t.squared_norms, Y)
-        known = self.D if observed is None else squared_norms(t.backend, t.squared_norms, observed)
-        nothing = -(yy / t.sigma2 + known * np.log(2 * np.pi * t.sigma2)) / 2  # log p(y | s = 0)
-        relative = t.backend.to_host(log_evidence).astype(np.float64)
+        parts, constant, entry = [(log_evidence, 1.0), (yy, -0.5 / t.sigma2)], t.log_p0, np.log(2 * np.pi * t.sigma2)
+        if observed is None:
+            constant -= self.D / 2 * entry
+        else:
+            parts.append((squared_norms(t.backend, t.squared_norms, observed), -entry / 2))
         rest = {"square": square, "pairs": pairs, "yy": yy, "Y": Y, "observed": observed}
-        return Posterior(relative + t.log_p0 + nothing, candidates, mean, product, rest)
+        return Posterior(Evidence(n, parts, constant), candidates, mean, product, rest)
 
     def sums(self, tables: Tables, Y: Array, posterior: Posterior, weights: np.ndarray | None) -> dict[str, Any]:
-        t, n = tables, Y.shape[0]
-        keep = np.ones(n) if weights is None else weights
+        t, n, device = tables, Y.shape[0], tables.backend
+        keep = t.weights(n, weights)
         moments = {"s": posterior.mean, "sz": posterior.product, "square": posterior.rest["square"]}
         if weights is not None:
-            device_keep = t.backend.to_device(keep)
             for rows in moments.values():
-                t.scale_rows(n, rows, device_keep)
-        columns = {name: column_sums(t.backend, rows, np.ones(n)) for name, rows in moments.items()}
-        yy = posterior.rest["yy"] @ keep
-        ys = t.backend.to_host(t.backend.matmul(posterior.rest["Y"], posterior.product, transpose_a=True))
+                t.scale_rows(n, rows, keep)
+        sums: dict[str, Any] = {name: Sum(column_sums(device, rows, t.weights(n))) for name, rows in moments.items()}
+        sums["yy"] = [Sum(column_sums(device, posterior.rest["yy"], keep))]
+        sums["ys"] = [device.matmul(posterior.rest["Y"], posterior.product, transpose_a=True)]
         if self.missing:
-            more, rest = self._imputed(t, posterior, keep)
-            ys, yy = ys + more, yy + rest
-        second = _about_zero(t, columns["s"], columns["sz"], columns["square"])
-        pairs = pair_moments(t, posterior, keep, second / t.spread**2)
-        return {**columns, "yy": yy, "ys": ys, "szsz": pairs * t.spread * t.spread[:, None]}
+            for name, more in zip(("ys", "yy"), self._imputed(t, posterior, weights), strict=True):
+                sums[name].append(more)
+        # Strengths have no bound but what they are: the host waits for three short arrays.
+        s, sz, square = (device.to_host(sums[name].rows).sum(axis=0, dtype=np.float64) for name in moments)
+        sums["pairs"] = pair_moments(t, n, posterior, keep, float(np.max(_about_zero(t, s, sz, square) / t.spread**2)))
+        return sums
 
-    def _imputed(self, t: Tables, posterior: Posterior, keep: np.ndarray) -> tuple[np.ndarray, float]:
+    def _imputed(self, t: Tables, posterior: Posterior, weights: np.ndarray | None) -> tuple[np.ndarray, float]:
         """What the expectations of missing entries add to the sums."""
         square, pairs, s, sz, observed, chosen = (
             t.backend.to_host(rows)
@@ -201,7 +215,7 @@ class GSC(Truncated):
         )  # fmt: skip
         i, j = self.states.pairs
         strengths = pairs * (t.spread[chosen[:, i]] * t.spread[chosen[:, j]])
-        return impute(t.dictionary, t.sigma2, observed, _about_zero(t, s, sz, square), chosen, strengths, keep)
+        return impute(t.dictionary, t.sigma2, observed, _about_zero(t, s, sz, square), chosen, strengths, weights)
 
     def reconstruct(self, tables: Tables, Y: Array, posterior: Posterior) -> Array:
         return tables.backend.matmul(posterior.product, tables.fields)
@@ -210,7 +224,7 @@ class GSC(Truncated):
     def layout(self) -> Layout:
         return {
             "yy": (), "ys": (self.D, self.H), "s": (self.H,), "sz": (self.H,), "square": (self.H,),
-            "szsz": (self.H, self.H),
+            "pairs": (self.H, self.H),
         }  # fmt: skip
 
     # -- M-step --------------------------------------------------------------------------------------------
@@ -230,7 +244,8 @@ class GSC(Truncated):
         floor = np.where(alive, np.maximum(step.resolution * second / count, TINY), 0)
         new_psi = np.where(alive, psi * stats["square"] / count - (new_mu - mu) ** 2, psi)
 
-        szsz = symmetric(stats["szsz"], second)
+        spread = np.sqrt(psi)
+        szsz = symmetric(stats["pairs"] * spread * spread[:, None], second)
         W = solve_fields(stats["ys"], szsz, params["W"])
         notes = [f"latent {h} was never active: its field and strengths were kept" for h in np.flatnonzero(~alive)]
         pi = s / N * self.selection_factor(params, step)

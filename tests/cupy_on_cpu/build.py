@@ -231,11 +231,11 @@ def _disable_generators(prefix: Path) -> None:
 
 
 def _install_gem(prefix: Path) -> None:
-    """Install this checkout, editable, with what it requires; again when its set-up changes."""
+    """Install this checkout, editable, with what it and MPI require; again when its set-up changes."""
     setup = b"".join((ROOT / name).read_bytes() for name in ("setup.cfg", "pyproject.toml"))
     digest, marker = hashlib.sha256(setup).hexdigest(), prefix / "gem_installed"
     if not marker.exists() or marker.read_text() != digest:
-        _run(_python(prefix), "-m", "pip", "install", "--no-build-isolation", "-e", ROOT)
+        _run(_python(prefix), "-m", "pip", "install", "--no-build-isolation", "-e", f"{ROOT}[mpi]")
         marker.write_text(digest)
 
 
