@@ -460,6 +460,26 @@ def test_cuda_ranks_of_a_host_take_its_devices_in_turn(monkeypatch):
     assert gem.backends.select("cuda:2", comm=Rank(1)).name == "cuda:2"
 
 
+def test_ranks_that_share_a_device_share_its_memory(monkeypatch):
+    monkeypatch.setattr(_cuda, "_import_cupy", fake_cupy)
+    assert [gem.backends.select("cuda", comm=Rank(r))._ranks for r in range(4)] == [2, 1, 1, 2]  # of three devices
+    assert gem.backends.select("cuda:2", comm=Rank(1))._ranks == 4
+    assert gem.backends.select("cuda")._ranks == 1
+
+
+def test_a_rank_keeps_its_share_of_the_data_at_most(device, problem, monkeypatch, caplog):
+    model, params, Y = problem
+    monkeypatch.setattr(device, "_cpu", False, raising=False)
+    monkeypatch.setattr(device, "matmul", products(device))
+    monkeypatch.setattr(device, "room", lambda: 2 * Y.nbytes)
+    for ranks, kept in ((2, "stay on"), (3, "streamed")):
+        monkeypatch.setattr(device, "_ranks", ranks)
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "gem"):
+            gem.em_step(model, params, Y, backend=device, batch=16)
+        assert kept in caplog.text
+
+
 @pytest.mark.parametrize(
     ("cupy", "message"),
     [

@@ -26,14 +26,23 @@ def _make_numpy(dtype: np.dtype, index: int | None, comm: Communicator) -> Backe
 def _make_opencl(dtype: np.dtype, index: int | None, comm: Communicator) -> Backend:
     from gem.backends._opencl import OpenCLBackend, device_count
 
-    device = comm.local_rank % device_count() if index is None else index
-    return OpenCLBackend(dtype, device, threads=comm.threads)
+    device, ranks = _placed(comm, device_count(), index)
+    return OpenCLBackend(dtype, device, threads=comm.threads, ranks=ranks)
 
 
 def _make_cuda(dtype: np.dtype, index: int | None, comm: Communicator) -> Backend:
     from gem.backends._cuda import CudaBackend, device_count
 
-    return CudaBackend(dtype, comm.local_rank % device_count() if index is None else index)
+    device, ranks = _placed(comm, device_count(), index)
+    return CudaBackend(dtype, device, ranks)
+
+
+def _placed(comm: Communicator, devices: int, index: int | None) -> tuple[int, int]:
+    """The device of this rank, and how many ranks of the host have the same: by turns, or all the one asked for."""
+    if index is not None:
+        return index, comm.local_size
+    device = comm.local_rank % devices
+    return device, max(1, len(range(device, comm.local_size, devices)))
 
 
 Maker = Callable[[np.dtype, "int | None", Communicator], Backend]

@@ -28,6 +28,8 @@ class CudaBackend(DeviceBackend):
     dtype : float32 or float64
     index : int
         The device's number.
+    ranks : int
+        Processes that share its memory.
 
     Raises
     ------
@@ -35,8 +37,8 @@ class CudaBackend(DeviceBackend):
         If CuPy, a driver or the device is missing.
     """
 
-    def __init__(self, dtype: Any = "float32", index: int = 0):
-        super().__init__()
+    def __init__(self, dtype: Any = "float32", index: int = 0, ranks: int = 1):
+        super().__init__(ranks)
         self._cupy = _import_cupy()
         if index >= device_count():
             raise BackendError(f"there is no CUDA device {index}, only {device_count()}: numbers begin at 0")

@@ -137,7 +137,8 @@ def _demand_room(name: str, states: int, local: int, local_bytes: int) -> None:
 class DeviceBackend(Backend):
     """A backend with memory of its own: batches go there once and stay, or are streamed ahead of their use."""
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: int = 1) -> None:
+        self._ranks = ranks  # that have this device
         self._built: dict[Any, Any] = {}
         self.most = sys.maxsize  # data points at a time: less once memory has run out, until the next data are loaded
 
@@ -174,7 +175,7 @@ class DeviceBackend(Backend):
 
     def load(self, shard: Any) -> Batches:
         self.most = sys.maxsize
-        needed, room = shard.N * shard.D * self.dtype.itemsize, self.room()
+        needed, room = shard.N * shard.D * self.dtype.itemsize, self.room() // self._ranks
         if needed <= room:
             try:
                 resident = Resident(self, shard)
@@ -260,7 +261,7 @@ class DeviceBackend(Backend):
 
     @abstractmethod
     def room(self) -> int:
-        """Bytes of device memory that data may take for the length of a run."""
+        """Bytes of device memory that data of all ranks may take for the length of a run."""
 
     @abstractmethod
     def out_of_memory(self) -> tuple[type[BaseException], ...]:

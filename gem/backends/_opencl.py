@@ -72,6 +72,8 @@ class OpenCLBackend(DeviceBackend):
         Whether the lanes of a data point are vector elements (default: on CPU devices) or work-items.
     threads : int
         For matrix products on a CPU device (0: its compute units).
+    ranks : int
+        Processes that share a device's memory.
 
     Raises
     ------
@@ -79,8 +81,10 @@ class OpenCLBackend(DeviceBackend):
         If PyOpenCL or the device is missing, or float64 is asked of a device without it.
     """
 
-    def __init__(self, dtype: Any = "float32", index: int = 0, vectors: bool | None = None, threads: int = 0):
-        super().__init__()
+    def __init__(
+        self, dtype: Any = "float32", index: int = 0, vectors: bool | None = None, threads: int = 0, ranks: int = 1
+    ):
+        super().__init__(ranks)
         self._cl = _import_pyopencl()
         found = devices()
         if index >= len(found):
