@@ -71,6 +71,42 @@ def test_data_that_stay_and_data_that_stream_give_the_same(device, problem, cut,
         assert "streamed" in caplog.text
 
 
+def test_norms_of_data_that_stay_are_computed_once(device, monkeypatch):
+    model, runs, build = MODELS["bsc"], [], device.kernel
+    Y = np.random.default_rng(0).standard_normal((100, 8))
+    params = model.init_params(Y, seed=1)
+    anneal = gem.Annealing(steps=4)
+    wanted = gem.EM(model, Y, anneal, params=params, backend="numpy", dtype="float64").run().params
+
+    def spy(name, **sizes):
+        kernel = build(name, **sizes)
+
+        def run(N, *arguments):
+            runs.append((name, N))
+            kernel(N, *arguments)
+
+        run.name, run.groups = name, kernel.groups
+        return run
+
+    monkeypatch.setattr(device, "kernel", spy)
+    for times in (1, 4):
+        runs.clear()
+        close(gem.EM(model, Y, anneal, params=params, backend=device, batch=40).run().params, wanted)
+        assert [N for name, N in runs if name == "squared_norms"] == [40, 40, 20] * times
+        assert [N for name, N in runs if name == "preselect"] == [40, 40, 20] * 4
+        monkeypatch.setattr(device, "_cpu", False, raising=False)  # from here on the data stream
+        monkeypatch.setattr(device, "matmul", products(device))
+        monkeypatch.setattr(device, "room", lambda: 0)
+    gone = device.to_device(Y)
+    device.notes(device.stays(gone))["something"] = gone
+    key = id(gone)
+    assert device.notes(gone) == {"something": gone}
+    assert device.notes(device.to_device(Y)) == {}
+    device.notes(gone).clear()
+    del gone
+    assert key not in device._notes
+
+
 @pytest.mark.parametrize("cut", [0.0, 0.8])
 def test_where_memory_runs_out_the_batch_is_halved_and_the_step_goes_on(device, problem, cut, monkeypatch, caplog):
     model, params, Y = problem

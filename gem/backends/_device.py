@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import weakref
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -140,6 +141,7 @@ class DeviceBackend(Backend):
     def __init__(self, ranks: int = 1) -> None:
         self._ranks = ranks  # that have this device
         self._built: dict[Any, Any] = {}
+        self._notes: dict[int, tuple[weakref.ref[Any], dict[str, Array]]] = {}  # of batches that stay, by identity
         self.most = sys.maxsize  # data points at a time: less once memory has run out, until the next data are loaded
 
     def kernel(self, name: str, *, states: Any = None, fragment: str | None = None, **constants: int) -> Kernel:
@@ -168,6 +170,16 @@ class DeviceBackend(Backend):
                     f"argument {position} of {what} is a {type(array).__name__}, not an array of {self.name}: "
                     "pass it through backend.to_device first"
                 )
+
+    def stays(self, Y: Array) -> Array:
+        """Y, for which notes are kept from now on."""
+        key = id(Y)
+        self._notes[key] = weakref.ref(Y, lambda _: self._notes.pop(key, None)), {}
+        return Y
+
+    def notes(self, Y: Array) -> dict[str, Array]:
+        known = self._notes.get(id(Y))
+        return known[1] if known and known[0]() is Y else {}
 
     def totals(self, layout: Layout) -> Totals:
         """On the device where it counts in float64, as the host does."""
@@ -341,7 +353,7 @@ class Resident:
     def __init__(self, backend: DeviceBackend, shard: Any):
         self.N, self.start, self.stop = shard.N, shard.start, shard.stop
         self._backend = backend
-        self._batches = deque((start, backend.to_device(Y)) for start, Y in shard.batches())
+        self._batches = deque((start, backend.stays(backend.to_device(Y))) for start, Y in shard.batches())
 
     def __iter__(self) -> Iterator[tuple[int, Array]]:
         if any(Y.shape[0] > self._backend.most for _, Y in self._batches):
@@ -356,7 +368,8 @@ class Resident:
             del Y
             self._backend.free_memory()
             self._batches.extend(
-                (start + at, self._backend.to_device(part)) for at, part in _parts(host, self._backend.most)
+                (start + at, self._backend.stays(self._backend.to_device(part)))
+                for at, part in _parts(host, self._backend.most)
             )
 
 

@@ -341,7 +341,7 @@ class InPlace:
     def __init__(self, backend: OpenCLBackend, shard: Any):
         self.N, self.start, self.stop = shard.N, shard.start, shard.stop
         self._backend, self._shard = backend, shard
-        self._kept = list(self._wrapped()) if shard.resident else None
+        self._kept = [(start, backend.stays(Y)) for start, Y in self._wrapped()] if shard.resident else None
 
     def __iter__(self) -> Iterator[tuple[int, DeviceArray]]:
         return self._wrapped() if self._kept is None else iter(self._kept)

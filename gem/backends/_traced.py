@@ -71,6 +71,9 @@ class Traced(Backend):
 
         return self._backend.map(recorded, batches)
 
+    def notes(self, Y: Array) -> dict[str, Array]:
+        return self._backend.notes(Y)
+
     def totals(self, layout: Layout) -> Totals:
         return _TracedTotals(self._backend.totals(layout), self._span)
 

@@ -153,6 +153,10 @@ class Backend(ABC):
         The caller has limited BLAS to one thread (`gem.backends.blas`): threads are the backend's.
         """
 
+    def notes(self, Y: Array) -> dict[str, Array]:
+        """A place for what is computed from a batch alone: kept as long as the batch is, if it stays on the device."""
+        return {}
+
     def totals(self, layout: Layout) -> Totals:
         """Where the sums of a step are added up."""
         return Totals(self, layout)

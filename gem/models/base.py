@@ -415,10 +415,15 @@ def shard_and_moments(data: Any, D: int, comm: Any, missing: bool = False) -> tu
 
 
 def squared_norms(backend: Backend, kernel: Kernel, rows: Array) -> Array:
-    """‖row‖² of each row of a device array, (n,); `kernel` is "squared_norms" of their length."""
-    out = backend.empty((rows.shape[0],))
-    kernel(rows.shape[0], rows, out)
-    return out
+    """‖row‖² of each row of a device array, (n,); `kernel` is "squared_norms" of their length.
+
+    Not to be written to: those of data that stay on the device are kept for the next step.
+    """
+    notes = backend.notes(rows)
+    if kernel.name not in notes:
+        notes[kernel.name] = backend.empty((rows.shape[0],))
+        kernel(rows.shape[0], rows, notes[kernel.name])
+    return notes[kernel.name]
 
 
 def column_sums(backend: Backend, rows: Array, keep: Array) -> Array:
