@@ -53,6 +53,10 @@ class Traced(Backend):
         with self._span("matmul"):
             return self._backend.matmul(a, b, transpose_a=transpose_a)
 
+    def sum_products(self, a: Array, b: Array) -> Array:
+        with self._span("matmul"):
+            return self._backend.sum_products(a, b)
+
     def kernel(self, name: str, *, states: Any = None, fragment: str | None = None, **constants: int) -> Kernel:
         with self._trace.span(f"build {name}"):
             return _TracedKernel(self._backend.kernel(name, states=states, fragment=fragment, **constants), self._span)

@@ -133,6 +133,10 @@ class Backend(ABC):
     def matmul(self, a: Array, b: Array, *, transpose_a: bool = False) -> Array:
         """a @ b, or aᵀ @ b, by the best library of the device."""
 
+    def sum_products(self, a: Array, b: Array) -> Array:
+        """Σ_n a_n b_nᵀ of the rows of (n, D) and (n, H): (D, H), or (parts, D, H) that `totals` adds up."""
+        return self.matmul(a, b, transpose_a=True)
+
     @abstractmethod
     def kernel(self, name: str, *, states: Any = None, fragment: str | None = None, **constants: int) -> Kernel:
         """The kernel of `kernels/NAME.c` (or its twin), specialised: compile-time constants, a state table, and the

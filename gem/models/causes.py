@@ -277,12 +277,12 @@ class Causes(Truncated):
         columns = partial(column_sums, device, keep=t.weights(found.Y.shape[0]))
         sums = {
             "several": Sum(found.sums),
-            "alone": device.matmul(found.Y, found.single, transpose_a=True),
+            "alone": device.sum_products(found.Y, found.single),
             "count": Sum(columns(found.single)),
             "s": Sum(columns(found.mean)),
         }
         if self.missing:
-            sums["seen"] = device.matmul(found.observed, found.single, transpose_a=True)
+            sums["seen"] = device.sum_products(found.observed, found.single)
         return sums
 
     @property

@@ -236,7 +236,7 @@ class LinearSuperposition(Truncated):
         ys, yy = self._imputed(t, posterior, weights) if self.missing else (0.0, 0.0)
         if weights is not None:
             t.scale_rows(n, posterior.mean, keep)
-        sums["ys"] = [t.backend.matmul(rest.get("Y", Y), posterior.mean, transpose_a=True)]
+        sums["ys"] = [t.backend.sum_products(rest.get("Y", Y), posterior.mean)]
         if self.missing:
             sums["ys"].append(ys)
             sums["yy"].append(yy)

@@ -83,9 +83,9 @@ class NoisyOR(Causes):
     def statistics(self, t: Tables, found: Expectation, keep: Array) -> dict[str, Any]:
         """As in `Causes`, and Σ⟨s_h⟩y_d, and of the observed entries Σ⟨s_h⟩."""
         sums = super().statistics(t, found, keep)
-        sums["on"] = t.backend.matmul(found.Y, found.mean, transpose_a=True)
+        sums["on"] = t.backend.sum_products(found.Y, found.mean)
         if self.missing:
-            sums["active"] = t.backend.matmul(found.observed, found.mean, transpose_a=True)
+            sums["active"] = t.backend.sum_products(found.observed, found.mean)
         return sums
 
     @property

@@ -163,8 +163,8 @@ class SC(Model):
         if weights is not None:
             t.scale_rows(Y.shape[0], s, t.backend.to_device(weights))
         return {
-            "ys": t.backend.matmul(Y, s, transpose_a=True),
-            "ss": t.backend.matmul(s, s, transpose_a=True),
+            "ys": t.backend.sum_products(Y, s),
+            "ss": t.backend.sum_products(s, s),
         }
 
     def reconstruct(self, tables: Tables, Y: Array, posterior: Posterior) -> Array:

@@ -195,7 +195,7 @@ class GSC(Truncated):
                 t.scale_rows(n, rows, keep)
         sums: dict[str, Any] = {name: Sum(column_sums(device, rows, t.weights(n))) for name, rows in moments.items()}
         sums["yy"] = [Sum(column_sums(device, posterior.rest["yy"], keep))]
-        sums["ys"] = [device.matmul(posterior.rest["Y"], posterior.product, transpose_a=True)]
+        sums["ys"] = [device.sum_products(posterior.rest["Y"], posterior.product)]
         if self.missing:
             for name, more in zip(("ys", "yy"), self._imputed(t, posterior, weights), strict=True):
                 sums[name].append(more)
