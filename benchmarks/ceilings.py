@@ -82,7 +82,7 @@ def products(backend: Backend, shard: Shard, W: np.ndarray) -> Callable[[], None
     batches, device_W = backend.load(shard), backend.to_device(W)
 
     def both(start: int, Y: object) -> None:
-        backend.matmul(Y, backend.matmul(Y, device_W), transpose_a=True)
+        backend.sum_products(Y, backend.matmul(Y, device_W))
 
     def run() -> None:
         with blas.limited(1):  # as in a step: threads are the backend's

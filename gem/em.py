@@ -212,17 +212,17 @@ def run_step(
     """
     began = time.perf_counter()
     params = {name: np.asarray(value) for name, value in params.items()}  # a scalar's powers round otherwise
-    totals = backend.totals({"free_energy": (), "N": (), "N_use": (), "stop": (), **model.layout})
     with blas.limited(1):  # threads are the backend's: those of BLAS spin after their work, in the way of all others
         with trace.span("E-step"):
             with _room_for_tables(model, backend):
+                totals = backend.totals({"free_energy": (), "N": (), "N_use": (), "stop": (), **model.layout})
                 tables = model.tables(params, backend, step)
             expectation = _e_step if step.Ncut == 0 else _selective_e_step
             task = _Task(model, params, tables, batches, backend, comm, step, trace)
             expectation(task, totals)
             backend.synchronize()
         totals.add({"N": batches.N, "stop": int(stop())})
-        with trace.span("reduction", bytes=totals.nbytes):
+        with trace.span("reduction", bytes=totals.nbytes), _room_for_tables(model, backend):
             stats = totals.reduce(comm)
         if not np.isfinite(stats["free_energy"]):
             _refuse(task)
@@ -266,10 +266,11 @@ def _e_step(task: _Task, totals: Totals) -> None:
 
     def expect(start: int, Y: Any) -> Sums:
         evidence, sums = task.model.e_step(task.tables, Y)
-        return {"free_energy": evidence.sums(totals), "N_use": Y.shape[0], **sums}
+        return {"free_energy": evidence.sums(task.backend), "N_use": Y.shape[0], **sums}
 
     for sums in task.backend.map(expect, task.batches):
         totals.add(sums)
+        del sums  # before the next batch makes its own
 
 
 def _refuse(task: _Task) -> None:
@@ -328,6 +329,7 @@ def _selective_e_step(task: _Task, totals: Totals) -> None:
     totals.add({"free_energy": log_evidence.sum(), "N_use": chosen.sum()})
     for sums in task.backend.map(select_and_sum, batches):
         totals.add(sums)
+        del sums
 
 
 def _check(log_evidence: np.ndarray, model: Model, backend: Backend, Y: Any, start: int) -> None:

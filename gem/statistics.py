@@ -87,4 +87,4 @@ class Statistics(Mapping[str, np.ndarray]):
         if mine.size == 1:  # a plain sum is much faster than one over an axis
             mine += scale * rows.sum(dtype=np.float64)
         else:
-            mine += scale * (rows[0] if len(rows) == 1 else rows.sum(axis=0, dtype=np.float64))
+            mine += scale * (rows[0].astype(np.float64) if len(rows) == 1 else rows.sum(axis=0, dtype=np.float64))

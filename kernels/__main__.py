@@ -26,7 +26,7 @@ FRAGMENTS = {  # where a kernel asks for a model's own lines: all that there are
 }
 UNITS = 132  # multiprocessors of an H100: only the number of groups depends on it
 EXAMPLES: dict[str, dict[str, int]] = {  # the sizes of a large model
-    "accumulate": {"ROWS": 528, "COLUMNS": 128, "KIND": 1},
+    "accumulate": {"COLUMNS": 8, "KIND": 1},
     "cause_scores": {"D": 256, "H": 300, "MISSING": 0},
     "causes": {"D": 256, "H": 300, "HPRIME": 8, "GAMMA": 5, "MANY": 210}
     | {"ANNEAL": 1, "MISSING": 0, "STATS": 1, "RECONSTRUCT": 0},
@@ -37,6 +37,7 @@ EXAMPLES: dict[str, dict[str, int]] = {  # the sizes of a large model
     "masked_gram": {"D": 256, "HPRIME": 8},
     "mixture": {"D": 64, "K": 50, "COVARIANCE": 0, "MISSING": 0, "STORE": 0},
     "pair_sums": {"H": 300, "HPRIME": 8},
+    "point_sums": {"PARTS": 2, "WEIGHTED": 0},
     "preselect": {"H": 300, "HPRIME": 8, "VALUES": 1},
     "scale_rows": {"H": 300},
     "spike_slab": {"H": 300, "HPRIME": 8, "GAMMA": 4, "ANNEAL": 1, "MASKED": 0},
@@ -64,7 +65,7 @@ SPILLED: dict[str, list[Sizes]] = {  # with more states than local memory holds
     "spike_slab": _each(HPRIME=(32,), GAMMA=(4,), ANNEAL=(0, 1)),
 }
 VARIANTS: dict[str, list[Sizes]] = {  # what models build besides the example: how it differs from that
-    "accumulate": _each(ROWS=(1,), KIND=(0, 2)) + _each(COLUMNS=(1,)),
+    "accumulate": _each(COLUMNS=(128,), KIND=(0, 1, 2)) + _each(COLUMNS=(1,), KIND=(0, 1)),
     "cause_scores": _each(MISSING=(1,)),
     "column_sums": _each(H=(1, 3, 30)),
     "causes": [
@@ -87,6 +88,7 @@ VARIANTS: dict[str, list[Sizes]] = {  # what models build besides the example: h
         for store in (0, 1)
     ],
     "pair_sums": _each(HPRIME=(12,)),
+    "point_sums": _each(PARTS=(1, 2, 3), WEIGHTED=(0, 1)),
     "preselect": _each(HPRIME=(8, 12), VALUES=(1, 2, 3)),
     "spike_slab": _each(ANNEAL=(0, 1), MASKED=(0, 1)),
     "spike_slab_scores": _each(MASKED=(1,)),

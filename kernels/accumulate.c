@@ -1,8 +1,8 @@
-/* accumulate.c: total[start + i] += (scale + rest) * the sum over ROWS rows of rows[r, i], for i < N, in `acc`.
+/* accumulate.c: total[start + i] += (scale + rest) * the sum over `many` rows of rows[r, i], for i < N, in `acc`.
  *
  * What a batch adds to the sums of a step, which stay on the device. `rest` is what `scale` lost to rounding.
- * Groups: ceil(N / TILE), TILE columns each. Sizes: ROWS, COLUMNS (= TILE on GPUs), KIND of the rows: 0 `real`,
- * 1 `acc`, 2 whole numbers in units of 2^-40 (pair_sums.c).
+ * Groups: ceil(N / TILE), TILE columns each. Sizes: COLUMNS (= TILE on GPUs), KIND of the rows: 0 `real`, 1 `acc`,
+ * 2 whole numbers in units of 2^-40 (pair_sums.c).
  */
 #if KIND == 0
 typedef real element;
@@ -13,14 +13,14 @@ typedef int64 element;
 #endif
 #define UNIT (KIND == 2 ? (acc)9.094947017729282e-13 : (acc)1) /* 2^-40 */
 
-KERNEL void accumulate(int N, GLOBAL const element *RESTRICT rows, real scale, real rest, int start,
+KERNEL void accumulate(int N, GLOBAL const element *RESTRICT rows, int many, real scale, real rest, int start,
                        GLOBAL acc *RESTRICT total)
 {
     const acc factor = ((acc)scale + (acc)rest) * UNIT;
 #if WIDTH > 1
     for (int i = GROUP_ID * TILE; i < N && i < (GROUP_ID + 1) * TILE; i++) {
         acc sum = 0;
-        for (int r = 0; r < ROWS; r++)
+        for (int r = 0; r < many; r++)
             sum += rows[(size_t)r * N + i];
         total[start + i] += factor * sum;
     }
@@ -31,7 +31,7 @@ KERNEL void accumulate(int N, GLOBAL const element *RESTRICT rows, real scale, r
     const int i = GROUP_ID * TILE + column;
     acc sum = 0;
     if (i < N)
-        for (int r = lane; r < ROWS; r += LANES)
+        for (int r = lane; r < many; r += LANES)
             sum += rows[(size_t)r * N + i];
     scratch[LOCAL_ID] = sum;
     BARRIER();

@@ -4,16 +4,18 @@ import numpy as np
 
 FIXED_POINT = 2  # the KIND of whole numbers in units of 2⁻⁴⁰
 MOST_COLUMNS = 128
+FEW_COLUMNS = 8  # a line of memory
+MOST_ROWS = 16  # that a work-item adds up alone
 
 
 def accumulate(
-    N: int, rows: np.ndarray, scale: float, rest: float, start: int, total: np.ndarray, ROWS: int, KIND: int
+    N: int, rows: np.ndarray, many: int, scale: float, rest: float, start: int, total: np.ndarray, KIND: int
 ) -> None:
     """total[start + i] += (scale + rest) Σ_r rows[r, i], i < N.
 
     Parameters
     ----------
-    rows : (ROWS, N) array of any shape
+    rows : (many, N) array of any shape
         Of this backend's type (KIND 0), float64 (1), or int64, fixed point (2).
     scale, rest : float
         A factor, and what it lost when it was rounded to this backend's type.
@@ -21,12 +23,13 @@ def accumulate(
     total : (≥ start + N,) float64 array, in and out
     """
     unit = 2.0**-40 if KIND == FIXED_POINT else 1.0
-    total[start : start + N] += (scale + rest) * unit * rows.reshape(ROWS, N).sum(axis=0, dtype=np.float64)
+    total[start : start + N] += (scale + rest) * unit * rows.reshape(many, N).sum(axis=0, dtype=np.float64)
 
 
-def columns(N: int) -> int:
-    """The columns of a group that suit N of them, a power of 2."""
-    return min(MOST_COLUMNS, 1 << (N - 1).bit_length())
+def columns(N: int, rows: int) -> int:
+    """The columns of a group that suit N of them, a power of 2: of many rows several work-items share a column."""
+    most = MOST_COLUMNS if rows <= MOST_ROWS else FEW_COLUMNS
+    return min(most, 1 << (N - 1).bit_length())
 
 
 def tile(COLUMNS: int, **_: int) -> int:

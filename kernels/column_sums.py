@@ -10,15 +10,12 @@ def column_sums(N: int, X: np.ndarray, weights: np.ndarray, sums: np.ndarray) ->
 
     Parameters
     ----------
-    X : (N, H) or (N,) array
+    X : (N, H) array
     weights : (N,) array
     sums : (1, H) float64 array, out
         A row for each group that takes part, here one.
     """
     sums[0] = 0
-    if X.ndim == 1:
-        sums[0] = np.einsum("n,n->", weights, X, dtype=np.float64)
-        return
     for start in range(0, N, BLOCK):
         sums[0] += weights[start : start + BLOCK] @ X[start : start + BLOCK]
 

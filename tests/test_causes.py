@@ -294,3 +294,14 @@ def test_settings_make_the_same_model():
         PMCA(D=4, H=3, background=0)
     with pytest.raises(gem.ConfigError, match="states per data point"):
         MMCA(D=4, H=30, Hprime=20, gamma=8)
+
+
+@pytest.mark.parametrize("model", [MCA(D=16, H=4), MMCA(D=16, H=4)], ids=repr)
+def test_noise_far_below_the_data_keeps_its_digits(model, backend):
+    """log p(y | s) of a point is the small difference of large terms: it is taken before points are added up."""
+    rng = np.random.default_rng(0)
+    params = {"W": 100 + rng.uniform(0, 20, (16, 4)), "pi": np.array(0.3), "sigma": np.array(3e-5)}
+    Y, s = model.generate_data(params, N=50_000, seed=0)
+    found, _ = gem.em_step(model, params, Y, backend=backend, dtype="float64")
+    residual = Y - model.combined(params, s)  # no other state comes near
+    np.testing.assert_allclose(found["sigma"], np.sqrt(np.mean(residual**2)), rtol=2e-3)

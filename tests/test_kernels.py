@@ -24,7 +24,7 @@ from gem.states import state_table
 pytestmark = pytest.mark.serial  # one device at a time: ranks change nothing here
 TOLERANCE = {"float64": 1e-10, "float32": 2e-4}
 SUMS = 9  # the argument of mixture with a row for each group
-GROUP_SUMS = {"mixture": SUMS, "causes": 15, "column_sums": 2, "sparse_product": 2}
+GROUP_SUMS = {"mixture": SUMS, "causes": 15, "column_sums": 2, "point_sums": 10, "sparse_product": 2}
 
 
 @dataclass
@@ -112,8 +112,14 @@ def pair_sums(rng, N, H, Hprime):
 def accumulate(rng, N, rows, kind):
     values = np.round(rng.standard_normal((rows, N)) * 2**30).astype(np.int64) if kind == 2 else rng.random((rows, N))
     total = rng.random(N + 5)
-    constants = {"ROWS": rows, "COLUMNS": source.twin("accumulate").columns(N), "KIND": kind}
-    return Case(N, [values, 0.5, 1e-3, 3, total], (4,), constants, exact=(0, 4) if kind == 1 else (4,))
+    constants = {"COLUMNS": source.twin("accumulate").columns(N, rows), "KIND": kind}
+    return Case(N, [values, rows, 0.5, 1e-3, 3, total], (5,), constants, exact=(0, 5) if kind == 1 else (5,))
+
+
+def point_sums(rng, N, parts, weighted):
+    arrays = [*rng.standard_normal((3, N)), *rng.standard_normal(6)]
+    weights = (rng.random(N) < 0.7).astype(float)
+    return Case(N, [*arrays, weights, np.zeros(1)], (10,), {"PARTS": parts, "WEIGHTED": weighted})
 
 
 def column_sums(rng, N, H):
@@ -254,8 +260,11 @@ CASES = {
     "linear_scores": [(linear_scores, a) for a in ((1, 1, 1, 0), (37, 20, 3, 0), (37, 20, 1, 1))],
     "masked_gram": [(masked_gram, a) for a in ((1, 1, 2, 2), (37, 20, 30, 8), (19, 70, 20, 13), (3, 5, 2, 1))],
     "pair_sums": [(pair_sums, a) for a in ((1, 2, 2), (37, 30, 8), (300, 10, 5))],
-    "column_sums": [(column_sums, a) for a in ((1, 1), (37, 30), (300, 16), (300, 1), (90, 3), (60, 40), (20, 200))],
-    "accumulate": [(accumulate, a) for a in ((1, 300, 1), (300, 1, 0), (130, 7, 1), (3, 90, 0), (37, 1, 2))],
+    "column_sums": [(column_sums, a) for a in ((1, 1), (37, 30), (300, 16), (90, 3), (60, 40), (20, 200))],
+    "accumulate": [
+        (accumulate, a) for a in ((1, 300, 1), (300, 1, 0), (130, 7, 1), (3, 90, 0), (37, 1, 2), (30, 20, 1))
+    ],
+    "point_sums": [(point_sums, a) for a in ((1, 1, 0), (300, 2, 1), (37, 3, 1), (1000, 3, 0))],
     "sparse_product": [(sparse_product, a) for a in ((1, 1, 1), (37, 20, 30), (100, 64, 33))],
     "cause_scores": [(cause_scores, a) for a in ((1, 1, 1, 0), (37, 20, 70, 1), (21, 33, 16, 0), (30, 5, 200, 0))],
     "causes": [

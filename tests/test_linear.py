@@ -338,6 +338,17 @@ def test_sums_over_many_points_keep_their_digits(backend):
         np.testing.assert_allclose(whole[name], value, rtol=1e-5, atol=1e-5 * np.abs(value).max())
 
 
+def test_pairs_keep_their_digits_beside_a_value_that_is_much_larger(backend):
+    """In float64 the unit of fixed-point sums is that of the latents there are, not of the largest there may be."""
+    model = DSC(D=6, H=5, Hprime=5, gamma=3, values=[0, 1, 1e5])
+    rng = np.random.default_rng(0)
+    params = {"W": rng.standard_normal((6, 5)), "pi": np.array([0.7, 0.3 - 1e-10, 1e-10]), "sigma": np.array(0.3)}
+    Y, _ = DSC(D=6, H=5, values=[0, 1]).generate_data({**params, "pi": np.array([0.7, 0.3])}, N=5000, seed=0)
+    wanted, _ = gem.em_step(model, params, Y, dtype="float64")
+    found, _ = gem.em_step(model, params, Y, backend=backend, dtype="float64")
+    np.testing.assert_allclose(found["W"], wanted["W"], rtol=1e-11, atol=1e-11)
+
+
 @pytest.mark.parametrize("H", [1, 64, 65, 200])
 def test_solved_by_blocks_of_the_cholesky_factor(H):
     from gem.models.linear import cholesky_solve

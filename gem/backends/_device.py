@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from gem.backends.base import Array, Backend, Batches, Kernel, Result, Totals
+from gem.backends.base import Array, Backend, Batches, Kernel, Parts, Result, Totals
 from gem.errors import BackendError
-from gem.kernels import accumulate, source
+from gem.kernels import accumulate, point_sums, source
 from gem.parallel import Communicator
 from gem.statistics import Layout, Names, Statistics, Sum
 
@@ -182,8 +182,23 @@ class DeviceBackend(Backend):
         return known[1] if known and known[0]() is Y else {}
 
     def totals(self, layout: Layout) -> Totals:
-        """On the device where it counts in float64, as the host does."""
-        return DeviceTotals(self, layout) if self.acc == np.float64 else super().totals(layout)
+        return DeviceTotals(self, layout) if self._keeps_sums else super().totals(layout)
+
+    def point_sums(self, parts: Parts, weights: Array = None) -> Any:
+        """By a kernel, where the sums of a step are on the device."""
+        if not self._keeps_sums:
+            return super().point_sums(parts, weights)
+        n, some = parts[0][0].shape[0], [*parts, *[(parts[0][0], 0.0)] * (point_sums.MOST - len(parts))]
+        kernel = self.kernel("point_sums", PARTS=len(parts), WEIGHTED=int(weights is not None))
+        sums = self.empty((kernel.groups(n),), self.acc)
+        factors = [half for _, factor in some for half in self.halves(factor)]
+        kernel(n, *(array for array, _ in some), *factors, some[0][0] if weights is None else weights, sums)
+        return Sum(sums)
+
+    @property
+    def _keeps_sums(self) -> bool:
+        """Whether the sums of a step stay on the device: where it counts in float64, as the host does."""
+        return self.acc == np.float64
 
     def load(self, shard: Any) -> Batches:
         self.most = sys.maxsize
@@ -205,7 +220,7 @@ class DeviceBackend(Backend):
             if Y.shape[0] <= self.most:
                 done, said = self._attempt(function, start, Y)
                 if done:
-                    yield done[0]
+                    yield done.pop()  # it is large, and nobody else's
                     continue
                 self._lower(Y.shape[0], said)
             host = Y if isinstance(Y, np.ndarray) else self.to_host(Y)
@@ -219,7 +234,7 @@ class DeviceBackend(Backend):
             part = host[at : at + self.most]
             done, said = self._attempt(function, start + at, part)
             if done:
-                yield done[0]
+                yield done.pop()
                 at += len(part)
             else:
                 self._lower(len(part), said)
@@ -262,6 +277,11 @@ class DeviceBackend(Backend):
     @abstractmethod
     def launch(self, built: Any, plan: Schedule, N: int, arguments: tuple[Any, ...]) -> None:
         """Run what `build` gave."""
+
+    def halves(self, factor: float) -> tuple[float, float]:
+        """A factor as this backend's type has it, and what it lost."""
+        high = float(self.dtype.type(factor))
+        return high, factor - high
 
     def scalar(self, value: float) -> Any:
         """A number as a kernel takes it."""
@@ -313,17 +333,7 @@ class DeviceTotals(Totals):
         super().__init__(backend, layout)
         self._device = backend
         self._total = backend.zeros(self._host.buffer.shape, np.float64)
-        self._kernels: dict[tuple[int, int, int], Kernel] = {}
-        self._ones: dict[int, Array] = {}
-
-    def of_points(self, array: Array, factor: float) -> Sum:
-        """In parts, by all multiprocessors; `add` would take one for it."""
-        n, kernel = array.shape[0], self._device.kernel("column_sums", H=1)
-        if n not in self._ones:
-            self._ones[n] = self._device.to_device(np.ones(n))
-        sums = self._device.empty((kernel.groups(n),), self._device.acc)
-        kernel(n, array, self._ones[n], sums)
-        return Sum(sums, factor)
+        self._kernels: dict[tuple[int, int], Kernel] = {}
 
     def _add(self, names: Names, value: Sum) -> None:
         if not self._device.owns(value.rows):
@@ -335,12 +345,11 @@ class DeviceTotals(Totals):
         kind = 0 if rows.dtype == self._device.dtype else 1
         if rows.dtype.kind == "i":
             kind, scale = accumulate.FIXED_POINT, scale * 2.0**40
-        high = float(self._device.dtype.type(scale))
-        sizes = (int(np.prod(rows.shape)) // count, accumulate.columns(count), kind)
-        if sizes not in self._kernels:
-            named = dict(zip(("ROWS", "COLUMNS", "KIND"), sizes, strict=True))
-            self._kernels[sizes] = self._device.kernel("accumulate", **named)
-        self._kernels[sizes](count, rows, high, scale - high, start, self._total)
+        many = int(np.prod(rows.shape)) // count
+        key = accumulate.columns(count, many), kind
+        if key not in self._kernels:
+            self._kernels[key] = self._device.kernel("accumulate", COLUMNS=key[0], KIND=kind)
+        self._kernels[key](count, rows, many, *self._device.halves(scale), start, self._total)
 
     def reduce(self, comm: Communicator) -> Statistics:
         self._host.buffer += self._device.to_host(self._total)

@@ -21,7 +21,7 @@ import numpy as np
 
 from gem.backends import blas
 from gem.backends._device import DeviceBackend, Schedule, schedule
-from gem.backends.base import Batches, Result, Totals, singly
+from gem.backends.base import Batches, Parts, Result, Totals, singly
 from gem.errors import BackendError
 from gem.statistics import Layout, Names, Sum, Sums
 
@@ -183,6 +183,15 @@ class OpenCLBackend(DeviceBackend):
 
     def totals(self, layout: Layout) -> Totals:
         return MappedTotals(self, layout) if self._cpu else super().totals(layout)
+
+    @property
+    def _keeps_sums(self) -> bool:
+        return not self._cpu and super()._keeps_sums
+
+    def point_sums(self, parts: Parts, weights: Any = None) -> Any:
+        if self._cpu:  # all are waited for at once
+            self.mapped(*(array for array, _ in parts), *([] if weights is None else [weights]))
+        return super().point_sums(parts, weights)
 
     def _reused(self, shape: tuple[int, ...], kind: np.dtype, size: int) -> DeviceArray:
         """Memory that an array of the same size gave back: fresh pages cost more than most kernels."""

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from gem.backends.base import Array, Backend, Batches, Kernel, Result, Totals
+from gem.backends.base import Array, Backend, Batches, Kernel, Parts, Result, Totals
 from gem.parallel import Communicator
-from gem.statistics import Layout, Statistics, Sum, Sums
+from gem.statistics import Layout, Statistics, Sums
 from gem.trace import Trace
 
 
@@ -75,6 +75,10 @@ class Traced(Backend):
 
         return self._backend.map(recorded, batches)
 
+    def point_sums(self, parts: Parts, weights: Array = None) -> Any:
+        with self._span("point_sums"):
+            return self._backend.point_sums(parts, weights)
+
     def notes(self, Y: Array) -> dict[str, Array]:
         return self._backend.notes(Y)
 
@@ -104,10 +108,6 @@ class _TracedTotals(Totals):
     @property
     def nbytes(self) -> int:
         return self._totals.nbytes
-
-    def of_points(self, array: Array, factor: float) -> Sum:
-        with self._span("add sums"):
-            return self._totals.of_points(array, factor)
 
     def add(self, sums: Sums) -> None:
         with self._span("add sums"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
@@ -13,6 +13,7 @@ from gem.statistics import Layout, Names, Statistics, Sum, Sums
 
 Array = Any  # numpy.ndarray, cupy.ndarray or pyopencl.array.Array: what `to_device` gave
 Result = TypeVar("Result")
+Parts = Sequence[tuple[Array, float]]  # what adds up to a number for each data point: arrays (n,), with factors
 
 
 class Batches(Protocol):
@@ -60,10 +61,6 @@ class Totals:
     def nbytes(self) -> int:
         """Of the one buffer that is reduced."""
         return self._host.buffer.nbytes
-
-    def of_points(self, array: Array, factor: float) -> Sum:
-        """`factor` times the sum over the data points of a device array (n,), as `add` takes it."""
-        return Sum(array, factor)
 
     def add(self, sums: Sums) -> None:
         """Add a batch's sums; where they are kept on a device nothing is waited for."""
@@ -156,6 +153,14 @@ class Backend(ABC):
 
         The caller has limited BLAS to one thread (`gem.backends.blas`): threads are the backend's.
         """
+
+    def point_sums(self, parts: Parts, weights: Array = None) -> Any:
+        """Σ_n w_n Σ_i factor_i array_i[n] of device arrays (n,), as `totals` takes it (weights: of 1, if not given).
+
+        In float64, and for each data point by itself first: large terms may cancel.
+        """
+        each = sum(factor * self.to_host(array).astype(np.float64) for array, factor in parts)
+        return float(np.sum(each if weights is None else each * self.to_host(weights)))
 
     def notes(self, Y: Array) -> dict[str, Array]:
         """A place for what is computed from a batch alone: kept as long as the batch is, if it stays on the device."""

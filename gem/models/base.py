@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 
-from gem.backends.base import Array, Backend, Kernel, Totals
+from gem.backends.base import Array, Backend, Kernel, Parts
 from gem.data import Shard, check_finite, open_data
 from gem.errors import ConfigError, DataError
 from gem.parallel import Communicator, communicator
@@ -93,7 +93,7 @@ class Evidence:
     """
 
     n: int
-    parts: Sequence[tuple[Array, float]] = ()
+    parts: Parts = ()
     constant: Any = 0.0
 
     def values(self, backend: Backend) -> np.ndarray:
@@ -103,10 +103,10 @@ class Evidence:
             total += factor * backend.to_host(array).astype(np.float64)
         return total
 
-    def sums(self, totals: Totals) -> list[Any]:
+    def sums(self, backend: Backend) -> list[Any]:
         """What the batch adds to the free energy."""
         constant = float(np.broadcast_to(self.constant, self.n).sum())
-        return [constant, *(totals.of_points(array, factor) for array, factor in self.parts)]
+        return [constant, backend.point_sums(self.parts)] if self.parts else [constant]
 
 
 @dataclass
@@ -421,14 +421,15 @@ def squared_norms(backend: Backend, kernel: Kernel, rows: Array) -> Array:
     """
     notes = backend.notes(rows)
     if kernel.name not in notes:
-        notes[kernel.name] = backend.empty((rows.shape[0],))
-        kernel(rows.shape[0], rows, notes[kernel.name])
+        out = backend.empty((rows.shape[0],))
+        kernel(rows.shape[0], rows, out)
+        notes[kernel.name] = out
     return notes[kernel.name]
 
 
 def column_sums(backend: Backend, rows: Array, keep: Array) -> Array:
-    """Σ_n keep_n rows_n of a device array (n, H) or (n,), in parts (groups, H)."""
-    n, H = rows.shape if len(rows.shape) > 1 else (rows.shape[0], 1)
+    """Σ_n keep_n rows_n of a device array (n, H), in parts (groups, H)."""
+    n, H = rows.shape
     kernel = backend.kernel("column_sums", H=H)
     sums = backend.empty((kernel.groups(n), H), backend.acc)
     kernel(n, rows, keep, sums)

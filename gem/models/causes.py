@@ -421,16 +421,17 @@ class GaussianCauses(Causes):
 
     def statistics(self, t: Tables, found: Expectation, keep: Array) -> dict[str, Any]:
         """As in `Causes`, and what the noise is told from."""
-        rows = {"energy": found.energy, "yy": found.reference.parts[0][0]}
+        norms, half = found.reference.parts[0]
+        parts = {"fit": [(found.energy, 1.0), (norms, half)], "yy": [(norms, 1.0)]}
         if self.missing:
-            rows["observed"] = found.counts
-        more = {name: Sum(column_sums(t.backend, array, keep)) for name, array in rows.items()}
+            parts["observed"] = [(found.counts, 1.0)]
+        more = {name: t.backend.point_sums(part, keep) for name, part in parts.items()}
         return {**super().statistics(t, found, keep), **more}
 
     @property
     def layout(self) -> Layout:
         observed: Layout = {"observed": ()} if self.missing else {}
-        return {**super().layout, "energy": (), "yy": (), **observed}
+        return {**super().layout, "fit": (), "yy": (), **observed}
 
     def m_step(self, stats: Statistics, params: Params, step: Step) -> tuple[Params, list[str]]:
         """W = Σ⟨A⟩y / Σ⟨A⟩, σ² = Σ⟨‖y − W̄(s; W_old)‖²⟩ / ND, π = Σ⟨|s|⟩ / NH, corrected for the data selection."""
@@ -438,7 +439,7 @@ class GaussianCauses(Causes):
         sigma2, pi = params["sigma"] ** 2, self.activities(params)
         entries = float(stats["N_use"]) * self.D
         # log p(y | s) less its constants is −‖y − W̄‖²/2σ², the energies hold the prior's log odds, too
-        fit = stats["energy"] - (np.log(pi) - np.log1p(-pi)) @ stats["s"] - stats["yy"] / (2 * sigma2)
+        fit = stats["fit"] - (np.log(pi) - np.log1p(-pi)) @ stats["s"]
         gaps = entries - stats["observed"] if self.missing else 0.0
         variance = (gaps * sigma2 - 2 * sigma2 * fit) / entries
         floor = step.resolution * stats["yy"] / entries  # below, it cannot be told from rounding

@@ -194,7 +194,7 @@ class GSC(Truncated):
             for rows in moments.values():
                 t.scale_rows(n, rows, keep)
         sums: dict[str, Any] = {name: Sum(column_sums(device, rows, t.weights(n))) for name, rows in moments.items()}
-        sums["yy"] = [Sum(column_sums(device, posterior.rest["yy"], keep))]
+        sums["yy"] = [device.point_sums([(posterior.rest["yy"], 1.0)], keep)]
         sums["ys"] = [device.sum_products(posterior.rest["Y"], posterior.product)]
         if self.missing:
             for name, more in zip(("ys", "yy"), self._imputed(t, posterior, weights), strict=True):
