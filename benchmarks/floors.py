@@ -10,7 +10,7 @@ would cost to add them up on the host.
 from __future__ import annotations
 
 import argparse
-from math import comb
+from math import ceil, comb
 
 from rich.console import Console
 from rich.table import Table
@@ -59,13 +59,15 @@ def sums(model: Model) -> tuple[int, int]:
 
     if isinstance(model, MoG):
         sizes = {"D": D, "K": model.K, "COVARIANCE": 0, "MISSING": 0, "STORE": 0}
-        return n, rows("mixture", model.K * (2 * D + 1), **sizes) + rows("column_sums", 1, H=1)
+        return n, rows("mixture", model.K * (2 * D + 1), **sizes) + rows("point_sums", 1)
     assert isinstance(model, BSC | MCA)
     H = model.H
-    if isinstance(model, BSC):  # Yᵀ⟨s⟩, pairs; Σ⟨s⟩, and log evidence and ‖y‖², the latter for two sums
-        return n, REAL * D * H + 8 * H * H + rows("column_sums", H, H=H) + 3 * rows("column_sums", 1, H=1)
+    products = REAL * D * H * ceil(n / _cuda.PRODUCT_ROWS)
+    if isinstance(model, BSC):  # Yᵀ⟨s⟩, pairs, Σ⟨s⟩; log evidence and ‖y‖²
+        return n, products + 8 * H * H + rows("column_sums", H, H=H) + 2 * rows("point_sums", 1)
     sizes = {"D": D, "H": H, "HPRIME": model.Hprime, "GAMMA": model.gamma, "MANY": model.states.S, "STATS": 1}
-    return n, REAL * D * H + rows("causes", 2 * D * H, **sizes) + 2 * rows("column_sums", H, H=H)
+    alone = 2 * rows("column_sums", H, H=H) + 3 * rows("point_sums", 1)
+    return n, products + rows("causes", 2 * D * H, **sizes) + alone
 
 
 def print_sums(console: Console, bandwidth: float, pcie: float) -> None:

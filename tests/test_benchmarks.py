@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from benchmarks import accuracy, check, growth, pictures, results, scaling
 from benchmarks.__main__ import main
 from benchmarks.cases import MEDIUM, PROFILES, ROWS, Case, cases, without_a_line
 from benchmarks.ceilings import scaling_of
-from benchmarks.floors import linear
+from benchmarks.floors import linear, sums
 from benchmarks.machine import machine
 from benchmarks.peers import PEERS, Peer, differs, sklearn_mixture
 from benchmarks.report import MARK, summary, weakest, why
@@ -23,7 +24,7 @@ from benchmarks.sweep import REST, parts, sweep
 from gem.backends import NumpyBackend
 from gem.errors import DataError
 from gem.kernels import scale_rows
-from gem.models import BSC, DSC, MODELS, MoG, MoP
+from gem.models import BSC, DSC, MCA, MODELS, MoG, MoP
 
 pytestmark = pytest.mark.serial
 
@@ -208,6 +209,13 @@ def test_flops_of_the_linear_models():
     bsc, dsc = BSC(256, 300, 8, 5), DSC(256, 300, 8, 5, values=(0, 1, 2))
     assert ROWS["bsc"].flops(bsc) == sum(flops for flops, _ in linear(256, 300, 8, 5).values())
     assert ROWS["dsc"].flops(dsc) > ROWS["bsc"].flops(bsc) > 4 * 256 * 300
+
+
+def test_what_docs_say_of_the_sums_of_a_batch():
+    text = (Path(__file__).parent.parent / "docs" / "kernels.md").read_text()
+    for model in (BSC(256, 300), MoG(64, 50), MCA(256, 300)):
+        n, size = sums(model)
+        assert re.search(rf"\| {model.name}[^|]* \| {n:,} \| {size / 1e6:.1f} \|", text), model
 
 
 @pytest.mark.parametrize("covariance", ["diag", "spherical", "tied", "full"])
