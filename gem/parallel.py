@@ -176,6 +176,7 @@ def communicator(comm: Any = None) -> Communicator:
     Parameters
     ----------
     comm : None (serial), "world", an mpi4py communicator, or a Communicator
+        GEM_CUDA_AWARE_MPI = 1 or 0 says whether its MPI takes device memory, if the library cannot.
 
     Raises
     ------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -151,9 +151,13 @@ class CudaBackend(DeviceBackend):
             )  # fmt: skip
 
     def plan(self, name: str, constants: dict[str, int]) -> Schedule:
-        units = self._device.attributes["MultiProcessorCount"]
-        memory = self._device.mem_info[1]
+        units, memory = self._size
         return schedule(name, constants, self.dtype.itemsize, False, units, SHARED_BYTES, memory)
+
+    @cached_property
+    def _size(self) -> tuple[int, int]:
+        """Multiprocessors and bytes of memory: to ask the driver takes longer than a launch."""
+        return self._device.attributes["MultiProcessorCount"], self._device.mem_info[1]
 
     def launch(self, built: Any, plan: Schedule, N: int, arguments: tuple[Any, ...]) -> None:
         values = [a if self.owns(a) else self.scalar(a) for a in arguments]

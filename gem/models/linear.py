@@ -456,7 +456,8 @@ def solve_fields(ys: np.ndarray, ss: np.ndarray, W: np.ndarray) -> np.ndarray:
     """
     scale = np.sqrt(np.diag(ss))
     scale = np.where(scale > 0, scale, 1)  # a dead latent's row is zero, whatever divides it
-    normal = ss / scale / scale[:, None]
+    normal = ss / scale
+    normal /= scale[:, None]
     try:
         factor = np.linalg.cholesky(normal)
         well_posed = np.diag(factor).min() ** 2 > len(ss) * np.finfo(np.float64).eps
