@@ -28,6 +28,7 @@ from gem.models.truncated import Truncated, held, noise_level
 from gem.philox import generator
 from gem.statistics import Layout, Statistics, Sum, Sums
 
+TABLE = 1 << 14  # counts below are looked up
 MAX_STATES = 1 << 14  # of several causes: kernels hold the energies of all for a data point
 SETTINGS = 4  # numbers that a fragment is given, as in kernels/causes.c
 LEAST_T = 1.05  # the temperature of the smooth maximum does not fall below
@@ -569,14 +570,16 @@ class PMCA(Causes):
 
     def _best(self, y: np.ndarray) -> np.ndarray:
         """log p(y | the best rates), less log p(0 | background) of each entry and up to log y!, (n,)."""
-        rate = np.maximum(y, self.background)
-        return np.sum(y * np.log(rate) - (rate - self.background), axis=1)
+
+        def best(y: np.ndarray) -> np.ndarray:
+            rate = np.maximum(y, self.background)
+            return y * np.log(rate) - (rate - self.background)
+
+        return _of_counts(best, y)
 
     def reference(self, tables: Tables, Y: Array) -> Evidence:
         """log p(y | the best rates) less the background of each entry; NaN where a row holds what is no count."""
         y = tables.backend.to_host(Y).astype(np.float64)
-        if not np.all((y >= 0) & (np.floor(y) == y)):
-            return Evidence(len(y), constant=np.nan)
         return Evidence(len(y), constant=self._best(y) - _log_factorials(y))
 
     def per_entry(self, params: Params) -> float:
@@ -607,5 +610,15 @@ def _add_powers(x: np.ndarray, field: np.ndarray, rho: float) -> np.ndarray:
 
 def _log_factorials(y: np.ndarray) -> np.ndarray:
     """Σ_d log y_nd!, (n,)."""
+    return _of_counts(lambda counts: np.array([lgamma(count + 1) for count in counts]), y)
+
+
+def _of_counts(function: Callable[[np.ndarray], np.ndarray], y: np.ndarray) -> np.ndarray:
+    """Σ_d function(y_nd) of whole numbers ≥ 0, (n,), by look-up, as many are equal; NaN where one is no count."""
+    if not np.all((y >= 0) & (np.floor(y) == y) & (y < np.inf)):
+        return np.full(len(y), np.nan)
+    most = y.max(initial=0)
+    if most < TABLE:
+        return np.asarray(function(np.arange(most + 1))[y.astype(np.intp)].sum(axis=1))
     counts, which = np.unique(y, return_inverse=True)
-    return np.array([lgamma(count + 1) for count in counts])[which.reshape(y.shape)].sum(axis=1)
+    return np.asarray(function(counts)[which.reshape(y.shape)].sum(axis=1))
