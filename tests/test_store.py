@@ -357,10 +357,14 @@ def test_interrupt_waits_for_the_checkpoint(tmp_path, monkeypatch):
             time.sleep(0.05)
 
     run = record(create(tmp_path / "run.h5"), 3)
-    with monkeypatch.context() as patch:
-        patch.setattr("os.fsync", interrupt_twice)
-        with pytest.raises(KeyboardInterrupt):
-            run.checkpoint()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr("os.fsync", interrupt_twice)
+            with pytest.raises(KeyboardInterrupt):
+                run.checkpoint()
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert run.checkpointed == 3
     record(run, 5).checkpoint()
     assert_holds(run.path, 5)

@@ -186,7 +186,8 @@ def _cupy_source(prefix: Path) -> Path:
     _run(_python(prefix), "-m", "pip", "download", "--no-deps", "--no-binary", "cupy", f"cupy=={CUPY}",
          "-d", prefix / "work", extra={"CUPY_INSTALL_USE_STUB": "1"})  # fmt: skip
     with tarfile.open(prefix / "work" / f"cupy-{CUPY}.tar.gz") as archive:
-        archive.extractall(prefix / "work", filter="data")
+        safe = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # not in Python 3.11.3 and before
+        archive.extractall(prefix / "work", **safe)
     return prefix / "work" / f"cupy-{CUPY}"
 
 
