@@ -198,17 +198,15 @@ class CudaBackend(DeviceBackend):
 class CudaTotals(DeviceTotals):
     """Sums on the device, reduced there by an MPI that takes device memory, else through one pinned host buffer."""
 
-    def __init__(self, backend: CudaBackend, layout: Layout):
-        super().__init__(backend, layout)
-        self._cuda = backend
+    _backend: CudaBackend
 
     def reduce(self, comm: Communicator) -> Statistics:
         size = self._host.buffer.size
         if comm.device_aware:
-            self._accumulate(self._cuda.to_device(self._host.buffer, np.float64), 1.0, 0, size)
-            self._cuda.synchronize()  # MPI knows nothing of streams
+            self._accumulate(self._backend.to_device(self._host.buffer, np.float64), 1.0, 0, size)
+            self._backend.synchronize()  # MPI knows nothing of streams
             comm.allreduce(self._total)
-        pinned = self._cuda.pinned(size)
+        pinned = self._backend.pinned(size)
         self._total.get(out=pinned)
         if not comm.device_aware:
             pinned += self._host.buffer

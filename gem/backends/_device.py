@@ -329,30 +329,31 @@ class DeviceKernel(Kernel):
 class DeviceTotals(Totals):
     """Sums that stay on the device until the last batch is done; what models sum on the host waits there."""
 
+    _backend: DeviceBackend
+
     def __init__(self, backend: DeviceBackend, layout: Layout):
         super().__init__(backend, layout)
-        self._device = backend
         self._total = backend.zeros(self._host.buffer.shape, np.float64)
         self._kernels: dict[tuple[int, int], Kernel] = {}
 
     def _add(self, names: Names, value: Sum) -> None:
-        if not self._device.owns(value.rows):
+        if not self._backend.owns(value.rows):
             return super()._add(names, value)
         place = self._host.place(names)
         self._accumulate(value.rows, value.scale, place.start, place.stop - place.start)
 
     def _accumulate(self, rows: Array, scale: float, start: int, count: int) -> None:
-        kind = 0 if rows.dtype == self._device.dtype else 1
+        kind = 0 if rows.dtype == self._backend.dtype else 1
         if rows.dtype.kind == "i":
             kind, scale = accumulate.FIXED_POINT, scale * 2.0**40
         many = int(np.prod(rows.shape)) // count
         key = accumulate.columns(count, many), kind
         if key not in self._kernels:
-            self._kernels[key] = self._device.kernel("accumulate", COLUMNS=key[0], KIND=kind)
-        self._kernels[key](count, rows, many, *self._device.halves(scale), start, self._total)
+            self._kernels[key] = self._backend.kernel("accumulate", COLUMNS=key[0], KIND=kind)
+        self._kernels[key](count, rows, many, *self._backend.halves(scale), start, self._total)
 
     def reduce(self, comm: Communicator) -> Statistics:
-        self._host.buffer += self._device.to_host(self._total)
+        self._host.buffer += self._backend.to_host(self._total)
         return super().reduce(comm)
 
 

@@ -330,12 +330,10 @@ class OpenCLBackend(DeviceBackend):
 class MappedTotals(Totals):
     """The memory of a CPU device is the host's: sums are added where they lie, all of a batch waited for at once."""
 
-    def __init__(self, backend: OpenCLBackend, layout: Layout):
-        super().__init__(backend, layout)
-        self._opencl = backend
+    _backend: OpenCLBackend
 
     def add(self, sums: Sums) -> None:
-        self._opencl.mapped(*(value.rows for _, value in singly(sums) if isinstance(value.rows, DeviceArray)))
+        self._backend.mapped(*(value.rows for _, value in singly(sums) if isinstance(value.rows, DeviceArray)))
         super().add(sums)
 
     def _add(self, names: Names, value: Sum) -> None:

@@ -24,7 +24,7 @@ from gem.models.base import (
     squared_norms,
 )
 from gem.models.observed import split_missing
-from gem.models.truncated import Truncated, held, noise_level
+from gem.models.truncated import Truncated, held, log_odds, noise_level
 from gem.philox import generator
 from gem.statistics import Layout, Statistics, Sum, Sums
 
@@ -170,7 +170,7 @@ class Causes(Truncated):
     def tables(self, params: Params, backend: Backend, step: Step) -> Tables:
         known = self.likelihood(params, step)
         pi = self.activities(params)
-        logit = np.log(pi) - np.log1p(-pi)
+        logit = log_odds(pi)
         alone = np.zeros(self.H) if self.missing or self.offset_in_b else known.offset.sum(axis=0)
         sizes = {"D": self.D, "H": self.H, "HPRIME": self.Hprime, "GAMMA": self.gamma, "MANY": self.states.S}
         flags = {"ANNEAL": int(step.T != 1), "MISSING": int(self.missing)}
@@ -197,10 +197,6 @@ class Causes(Truncated):
             preselect=backend.kernel("preselect", H=self.H, HPRIME=self.Hprime, VALUES=1),
             squared_norms=backend.kernel("squared_norms", D=self.D),
         )
-
-    def activities(self, params: Params) -> np.ndarray:
-        """p(s_h = 1), (H,)."""
-        return np.clip(np.broadcast_to(params["pi"], (self.H,)), MIN_PROBABILITY, 1 - MIN_PROBABILITY)
 
     def scores(self, tables: Tables, Y: Array, observed: Array, b: Array) -> tuple[Array, Array, Array]:
         """Scores of the latents (n, H), and the line (slope, offset) on them that `preselect` takes.
@@ -437,10 +433,10 @@ class GaussianCauses(Causes):
     def m_step(self, stats: Statistics, params: Params, step: Step) -> tuple[Params, list[str]]:
         """W = Σ⟨A⟩y / Σ⟨A⟩, σ² = Σ⟨‖y − W̄(s; W_old)‖²⟩ / ND, π = Σ⟨|s|⟩ / NH, corrected for the data selection."""
         notes: list[str] = []
-        sigma2, pi = params["sigma"] ** 2, self.activities(params)
+        sigma2 = params["sigma"] ** 2
         entries = float(stats["N_use"]) * self.D
         # log p(y | s) less its constants is −‖y − W̄‖²/2σ², the energies hold the prior's log odds, too
-        fit = stats["fit"] - (np.log(pi) - np.log1p(-pi)) @ stats["s"]
+        fit = stats["fit"] - log_odds(self.activities(params)) @ stats["s"]
         gaps = entries - stats["observed"] if self.missing else 0.0
         variance = (gaps * sigma2 - 2 * sigma2 * fit) / entries
         floor = step.resolution * stats["yy"] / entries  # below, it cannot be told from rounding
@@ -553,7 +549,7 @@ class PMCA(Causes):
     def log_likelihood(self, params: Params, Y: np.ndarray, states: np.ndarray) -> np.ndarray:
         mean, seen = self.combined(params, states), np.isfinite(Y)
         y = np.where(seen, Y, 0)
-        return y @ np.log(mean).T - seen @ mean.T - _log_factorials(y)[:, None]
+        return y @ np.log(mean).T - seen @ mean.T - _of_counts(_log_factorial, y)[:, None]
 
     def likelihood(self, params: Params, step: Step) -> Likelihood:
         W = np.maximum(params["W"], self.background)
@@ -566,21 +562,19 @@ class PMCA(Causes):
         """
         y = t.backend.to_host(Y).astype(np.float64)
         seen = t.backend.to_host(observed).astype(np.float64) if self.missing else np.ones((1, self.D))
-        return t.backend.to_device(y @ t.likelihood.slope + seen @ t.likelihood.offset - self._best(y)[:, None])
+        return t.backend.to_device(
+            y @ t.likelihood.slope + seen @ t.likelihood.offset - _of_counts(self._best, y)[:, None]
+        )
 
     def _best(self, y: np.ndarray) -> np.ndarray:
-        """log p(y | the best rates), less log p(0 | background) of each entry and up to log y!, (n,)."""
-
-        def best(y: np.ndarray) -> np.ndarray:
-            rate = np.maximum(y, self.background)
-            return y * np.log(rate) - (rate - self.background)
-
-        return _of_counts(best, y)
+        """log p(y_d | the best rate) of each count, less log p(0 | background) and up to log y_d!"""
+        rate = np.maximum(y, self.background)
+        return np.asarray(y * np.log(rate) - (rate - self.background))
 
     def reference(self, tables: Tables, Y: Array) -> Evidence:
         """log p(y | the best rates) less the background of each entry; NaN where a row holds what is no count."""
         y = tables.backend.to_host(Y).astype(np.float64)
-        return Evidence(len(y), constant=self._best(y) - _log_factorials(y))
+        return Evidence(len(y), constant=_of_counts(lambda counts: self._best(counts) - _log_factorial(counts), y))
 
     def per_entry(self, params: Params) -> float:
         return -self.background
@@ -608,9 +602,9 @@ def _add_powers(x: np.ndarray, field: np.ndarray, rho: float) -> np.ndarray:
     return np.asarray(larger * (1 + np.sign(ratio) * np.abs(ratio) ** rho) ** (1 / rho))
 
 
-def _log_factorials(y: np.ndarray) -> np.ndarray:
-    """Σ_d log y_nd!, (n,)."""
-    return _of_counts(lambda counts: np.array([lgamma(count + 1) for count in counts]), y)
+def _log_factorial(counts: np.ndarray) -> np.ndarray:
+    """log k! of each, (k,)."""
+    return np.array([lgamma(count + 1) for count in counts])
 
 
 def _of_counts(function: Callable[[np.ndarray], np.ndarray], y: np.ndarray) -> np.ndarray:

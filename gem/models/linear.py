@@ -199,13 +199,10 @@ class LinearSuperposition(Truncated):
         )  # fmt: skip
         yy = squared_norms(t.backend, t.squared_norms, seen.Y)
         rest = {"pairs": pairs, "squares": squares, "counts": counts, "yy": yy}
-        parts, constant, entry = [(log_evidence, 1.0), (yy, -0.5 / t.sigma2)], t.log_p0, np.log(2 * np.pi * t.sigma2)
-        if seen.observed is None:
-            constant -= self.D / 2 * entry
-        else:
-            parts.append((squared_norms(t.backend, t.squared_norms, seen.observed), -entry / 2))  # of 0 and 1
+        if seen.observed is not None:
             rest |= {"Y": seen.Y, "observed": seen.observed}
-        return Posterior(Evidence(n, parts, constant), seen.candidates, seen.b, rest=rest)
+        evidence = in_white_noise(t, self.D, log_evidence, yy, seen.observed)
+        return Posterior(evidence, seen.candidates, seen.b, rest=rest)
 
     def _select(self, t: Tables, Y: Array) -> Seen:
         candidates = t.backend.empty((Y.shape[0], self.Hprime), np.int32)
@@ -407,6 +404,16 @@ def checked_values(values: Sequence[float]) -> tuple[float, ...]:
     if not np.all(np.isfinite(found)) or len(set(found)) < len(found) or 0 not in found or len(found) < 2:
         raise ConfigError(f"values = {list(found)} must be distinct and finite, with 0 and at least one other")
     return found
+
+
+def in_white_noise(t: Any, D: int, relative: Array, yy: Array, observed: Array | None) -> Evidence:
+    """log p(y_n), from what it is `relative` to log p(s = 0) + log N(y; 0, σ² I) of what was observed; yy is ‖y‖²."""
+    n, entry = yy.shape[0], float(np.log(2 * np.pi * t.sigma2)) / 2
+    parts = [(relative, 1.0), (yy, -0.5 / t.sigma2)]
+    if observed is None:
+        return Evidence(n, parts, t.log_p0 - D * entry)
+    counts = squared_norms(t.backend, t.squared_norms, observed)  # of 0 and 1
+    return Evidence(n, [*parts, (counts, -entry)], t.log_p0)
 
 
 def pair_moments(t: Any, n: int, posterior: Posterior, keep: Array, bound: float) -> Sum:

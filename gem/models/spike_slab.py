@@ -12,7 +12,6 @@ from gem.backends.base import Array, Backend, Kernel
 from gem.models.base import (
     MIN_PROBABILITY,
     TINY,
-    Evidence,
     Params,
     Posterior,
     Step,
@@ -21,9 +20,9 @@ from gem.models.base import (
     squared_norms,
 )
 from gem.models.imputation import impute
-from gem.models.linear import pair_moments, residual_noise, solve_fields, symmetric
+from gem.models.linear import in_white_noise, pair_moments, residual_noise, solve_fields, symmetric
 from gem.models.observed import ObservedGram, split_missing
-from gem.models.truncated import Truncated, held
+from gem.models.truncated import Truncated, held, log_odds
 from gem.philox import generator
 from gem.statistics import Layout, Statistics, Sum
 
@@ -124,8 +123,8 @@ class GSC(Truncated):
     def tables(self, params: Params, backend: Backend, step: Step) -> Tables:
         H, Hprime, masked = self.H, self.Hprime, int(self.missing)
         sigma, spread = float(params["sigma"]), np.sqrt(params["psi"])
-        pi = np.clip(params["pi"], MIN_PROBABILITY, 1 - MIN_PROBABILITY)
-        logit = np.log(pi) - np.log1p(-pi)
+        pi = self.activities(params)
+        logit = log_odds(pi)
         pull = params["mu"] / spread
         V = params["W"] * (spread / sigma)
         gram = V.T @ V
@@ -178,13 +177,8 @@ class GSC(Truncated):
         log_evidence, pairs = empty((n,)), empty((n, self.pairs))
         t.spike_slab(n, product, gram, norms, t.latents, candidates, t.beta, mean, log_evidence, square, pairs)
         yy = squared_norms(t.backend, t.squared_norms, Y)
-        parts, constant, entry = [(log_evidence, 1.0), (yy, -0.5 / t.sigma2)], t.log_p0, np.log(2 * np.pi * t.sigma2)
-        if observed is None:
-            constant -= self.D / 2 * entry
-        else:
-            parts.append((squared_norms(t.backend, t.squared_norms, observed), -entry / 2))
         rest = {"square": square, "pairs": pairs, "yy": yy, "Y": Y, "observed": observed}
-        return Posterior(Evidence(n, parts, constant), candidates, mean, product, rest)
+        return Posterior(in_white_noise(t, self.D, log_evidence, yy, observed), candidates, mean, product, rest)
 
     def sums(self, tables: Tables, Y: Array, posterior: Posterior, weights: np.ndarray | None) -> dict[str, Any]:
         t, n, device = tables, Y.shape[0], tables.backend

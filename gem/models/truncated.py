@@ -91,6 +91,10 @@ class Truncated(Model):
 
     # -- data selection ------------------------------------------------------------------------------------
 
+    def activities(self, params: Params) -> np.ndarray:
+        """p(s_h = 1) of binary latents, (H,), none of them 0 or 1."""
+        return np.clip(np.broadcast_to(params["pi"], (self.H,)), MIN_PROBABILITY, 1 - MIN_PROBABILITY)
+
     def activity(self, params: Params) -> float:
         """The mean probability that a latent is active."""
         return float(np.mean(params["pi"]))
@@ -165,6 +169,11 @@ class Truncated(Model):
                 row[active] = choice
                 rows.append(row)
         return np.array(rows).reshape(-1, self.Hprime)
+
+
+def log_odds(pi: np.ndarray) -> np.ndarray:
+    """Of probabilities between 0 and 1."""
+    return np.asarray(np.log(pi) - np.log1p(-pi))
 
 
 def pieces(count: int, size: int) -> Iterator[slice]:
