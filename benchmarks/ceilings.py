@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from gem.backends import Backend, blas, select
+from gem.backends import Backend, blas, every_device
 from gem.data import ArraySource, Shard
 from gem.errors import BackendError
 
@@ -30,27 +30,12 @@ def devices(wanted: str | None = None) -> tuple[list[str], dict[str, str]]:
     found, absent = [], {}
     for name in [wanted] if wanted else ["numpy", "opencl", "cuda"]:
         try:
-            first = select(name, "float32")
+            found += [backend.name for backend in every_device(name)]
         except BackendError as error:
             if wanted:
                 raise
             absent[name] = str(error)
-            continue
-        found.append(first.name)
-        found += [] if ":" in name else _others(first.name)
     return found, absent
-
-
-def _others(first: str) -> list[str]:
-    """The further devices of a backend whose first one is `first`."""
-    name, numbered, _ = first.partition(":")
-    more: list[str] = []
-    while numbered:
-        try:
-            more.append(select(f"{name}:{len(more) + 1}", "float32").name)
-        except BackendError:
-            break
-    return more
 
 
 def best(function: Callable[[], object], repeats: int) -> float:

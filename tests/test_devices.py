@@ -343,7 +343,7 @@ def test_opencl_without_reikna_says_so(monkeypatch):
 @pytest.fixture
 def forgetful():
     """What the backends found out about this machine is found out anew, in the test and after it."""
-    found = (_opencl.devices, _opencl._import_pyopencl, _cuda._import_cupy)
+    found = (_opencl.survey, _opencl._import_pyopencl, _cuda._import_cupy)
     caches = [function for function in found if hasattr(function, "cache_clear")]
     for cache in caches:
         cache.cache_clear()
@@ -384,7 +384,10 @@ class FakeCL(SimpleNamespace):
     def get_platforms(self):
         if not self.platforms:
             raise self.Error("PLATFORM_NOT_FOUND_KHR")
-        return [SimpleNamespace(name="Vendor ", get_devices=lambda p=p: self.answer(p)) for p in self.platforms]
+        return [
+            SimpleNamespace(name="Vendor ", version="3.0 ", get_devices=lambda p=p: self.answer(p))
+            for p in self.platforms
+        ]
 
     def answer(self, platform):
         if isinstance(platform, str):
@@ -401,8 +404,8 @@ class FakeCL(SimpleNamespace):
     [
         ([], "OpenCL finds no device .PLATFORM_NOT_FOUND_KHR"),
         ([[]], "there is none"),
-        ([[SimpleNamespace(name="Old")]], "Old on Vendor: error: unknown target CPU of Old"),
-        (["OUT_OF_HOST_MEMORY", [SimpleNamespace(name="Old")]], "Vendor: OUT_OF_HOST_MEMORY; Old on Vendor: error"),
+        ([[SimpleNamespace(name="Old")]], "Old on Vendor 3.0: error: unknown target CPU of Old"),
+        (["OUT_OF_HOST_MEMORY", [SimpleNamespace(name="Old")]], "Vendor: OUT_OF_HOST_MEMORY; Old on Vendor 3.0: error"),
     ],
     ids=["no platform", "no device", "no compiler", "broken driver"],
 )
@@ -422,6 +425,19 @@ def test_opencl_takes_gpus_first_and_shares_devices_of_one_kind(monkeypatch):
     monkeypatch.setattr(_opencl, "_answer", lambda *_: "works")
     assert _opencl.devices() == [first, second, cpu]
     assert _opencl.device_count() == 2
+
+
+def test_what_is_available_names_every_device_and_those_that_do_not_work(monkeypatch):
+    try:
+        found = _opencl.devices()[:1]
+    except BackendError as error:
+        missing("opencl", str(error))
+    monkeypatch.setattr(_opencl, "survey", lambda: (found * 3, ["Old on Vendor: error", "Vendor: no driver"]))
+    about = gem.backends.available()
+    assert [name for name in about if name != "cuda"] == ["opencl", "opencl:1", "opencl:2", "numpy"]
+    assert about["opencl:2"]["backend"] == "opencl:2"
+    assert about["opencl"]["unusable"] == "Old on Vendor: error; Vendor: no driver"
+    assert [b.name for b in gem.backends.every_device("opencl:1")] == ["opencl:1"]
 
 
 @pytest.mark.serial

@@ -14,7 +14,7 @@ from gem.backends.base import Array, Backend, Batches, Kernel, Totals
 from gem.errors import BackendError, ConfigError
 from gem.parallel import Communicator, Serial
 
-__all__ = ["Array", "Backend", "Batches", "Kernel", "Totals", "available", "select"]
+__all__ = ["Array", "Backend", "Batches", "Kernel", "Totals", "available", "every_device", "select"]
 
 log = logging.getLogger("gem")
 
@@ -102,12 +102,43 @@ def _fastest(dtype: np.dtype, comm: Communicator) -> Backend:
     raise BackendError("no backend works here, not even numpy")
 
 
-def available() -> dict[str, dict[str, Any]]:
-    """Every backend gem knows → what it runs on, or under "unavailable" why it cannot."""
-    about: dict[str, dict[str, Any]] = {}
-    for name, make in BACKENDS.items():
+def every_device(backend: str, dtype: Any = "float32") -> list[Backend]:
+    """A backend on each of its devices, first the one that its name alone chooses; of "opencl:1", that one.
+
+    Raises
+    ------
+    BackendError
+        As `select`.
+    """
+    found = [select(backend, dtype)]
+    name, numbered, _ = found[0].name.partition(":")
+    while numbered and ":" not in backend:
         try:
-            about[name] = make(np.dtype(np.float32), None, Serial()).describe()
+            found.append(select(f"{name}:{len(found)}", dtype))
+        except BackendError:
+            break
+    return found
+
+
+def available() -> dict[str, dict[str, Any]]:
+    """Every backend gem knows → what it runs on, or under "unavailable" why it cannot; likewise its further devices.
+
+    "unusable": what an OpenCL device answered that is there and does not work.
+    """
+    about: dict[str, dict[str, Any]] = {}
+    for name in BACKENDS:
+        try:
+            first, *others = every_device(name)
         except BackendError as error:
             about[name] = {"unavailable": str(error)}
+            continue
+        about |= {name: first.describe(), **{other.name: other.describe() for other in others}}
+        if name == "opencl" and (unusable := _unusable()):
+            about[name]["unusable"] = "; ".join(unusable)
     return about
+
+
+def _unusable() -> list[str]:
+    from gem.backends._opencl import survey
+
+    return survey()[1]

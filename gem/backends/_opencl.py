@@ -29,7 +29,8 @@ log = logging.getLogger("gem")
 
 INSTALL = (
     'pip install "gem-em[opencl]" brings PyOpenCL and pocl, a runtime for CPUs; '
-    'for processors newer than that, pip install "gem-em[opencl-intel]"'
+    'for processors newer than that, pip install "gem-em[opencl-intel]", or the pocl of your system (on Debian '
+    "apt-get install pocl-opencl-icd)"
 )
 ATOMICS = "cl_khr_int64_base_atomics"
 BATCH_BYTES = {True: 96 << 20, False: 256 << 20}  # CPU device: threads are worth waking; GPU: enough to fill it
@@ -358,9 +359,23 @@ class InPlace:
             yield start, self._backend.wrap(Y, writable=False)
 
 
-@lru_cache(maxsize=1)
 def devices() -> list[Any]:
     """All OpenCL devices that compile and run a kernel: GPUs first, pocl last, else in the order of their platforms.
+
+    Raises
+    ------
+    BackendError
+        If PyOpenCL is not installed, or there is no device that works; it says what each one answered.
+    """
+    working, told = survey()
+    if not working:
+        raise BackendError(f"no OpenCL device works ({'; '.join(told) or 'there is none'}): {INSTALL}")
+    return working
+
+
+@lru_cache(maxsize=1)
+def survey() -> tuple[list[Any], list[str]]:
+    """The devices that work, and what the others answered.
 
     A runtime can be installed and yet not know the processor it is on (pocl 3.0 from PyPI fails so on recent ones):
     each device shows once that it works.
@@ -368,7 +383,7 @@ def devices() -> list[Any]:
     Raises
     ------
     BackendError
-        If PyOpenCL is not installed, or there is no device that works; it says what each one answered.
+        If PyOpenCL is not installed, or knows of no runtime.
     """
     cl = _import_pyopencl()
     try:
@@ -388,11 +403,9 @@ def devices() -> list[Any]:
             if answer == "works":
                 working.append(device)
             else:
-                told.append(f"{device.name.strip()} on {platform.name.strip()}: {answer}")
-    if not working:
-        raise BackendError(f"no OpenCL device works ({'; '.join(told) or 'there is none'}): {INSTALL}")
+                told.append(f"{device.name.strip()} on {platform.name.strip()} {platform.version.strip()}: {answer}")
     # of two runtimes of one CPU pocl is the older: its wheel's compiler is of 2022
-    return sorted(working, key=lambda d: (not d.type & cl.device_type.GPU, "Portable" in d.platform.name))
+    return sorted(working, key=lambda d: (not d.type & cl.device_type.GPU, "Portable" in d.platform.name)), told
 
 
 def _answer(cl: Any, device: Any) -> str:
