@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gem.backends import _cuda
-from gem.backends._device import schedule
+from gem.backends._device import PRODUCT_ROWS, schedule
 from gem.models import BSC, MCA, Model, MoG
 
 REAL, INDEX, EXP = 4, 4, 8
@@ -62,7 +62,7 @@ def sums(model: Model) -> tuple[int, int]:
         return n, rows("mixture", model.K * (2 * D + 1), **sizes) + rows("point_sums", 1)
     assert isinstance(model, BSC | MCA)
     H = model.H
-    products = REAL * D * H * ceil(n / _cuda.PRODUCT_ROWS)
+    products = REAL * D * H * ceil(n / PRODUCT_ROWS)
     if isinstance(model, BSC):  # Yᵀ⟨s⟩, pairs, Σ⟨s⟩; log evidence and ‖y‖²
         return n, products + 8 * H * H + rows("column_sums", H, H=H) + 2 * rows("point_sums", 1)
     sizes = {"D": D, "H": H, "HPRIME": model.Hprime, "GAMMA": model.gamma, "MANY": model.states.S, "STATS": 1}

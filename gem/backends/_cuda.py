@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gem.backends._device import DeviceBackend, DeviceTotals, Schedule, schedule
+from gem.backends._device import PRODUCT_ROWS, DeviceBackend, DeviceTotals, Schedule, schedule
 from gem.backends.base import Totals
 from gem.errors import BackendError
 from gem.parallel import Communicator
@@ -17,7 +17,6 @@ from gem.statistics import Layout, Statistics
 INSTALL = 'pip install "gem-em[cuda]" (for CUDA 13; for CUDA 12: pip install cupy-cuda12x)'
 SHARED_BYTES = 48 << 10  # static shared memory of a block, on every architecture
 BATCH_BYTES = 512 << 20  # enough points to fill the largest GPU, small enough to leave room for data that stay
-PRODUCT_ROWS = 1 << 12  # of sums of products: no long sum in float32
 RESIDENT_SHARE = 0.6  # of the free memory, for data that stay
 
 
@@ -123,31 +122,19 @@ class CudaBackend(DeviceBackend):
         with self._device:
             return self._cupy.matmul(a.T if transpose_a else a, b)
 
-    def sum_products(self, a: Any, b: Any) -> Any:
-        """In parts of some rows each: float32 keeps its digits, and a small (D, H) fills the device."""
-        self.demand("sum_products", a, b)
-        n, D, H = a.shape[0], a.shape[1], b.shape[1]
-        whole, rest = divmod(n, PRODUCT_ROWS)
-        if n <= PRODUCT_ROWS:
-            return self.matmul(a, b, transpose_a=True)
-        out = self.empty((whole + (rest > 0), D, H))
-        self._product(a, b, out, whole, PRODUCT_ROWS)
-        if rest:
-            self._product(a[whole * PRODUCT_ROWS :], b[whole * PRODUCT_ROWS :], out[whole:], 1, rest)
-        return out
-
-    def _product(self, a: Any, b: Any, out: Any, parts: int, rows: int) -> None:
-        """out[p] = aᵀb over the p-th part of so many rows; cuBLAS sees each matrix transposed."""
+    def products(self, a: Any, b: Any, out: Any, parts: slice, rows: int) -> None:
+        """By one call of cuBLAS, which sees each matrix transposed."""
         from cupy_backends.cuda.libs import cublas
 
         D, H = a.shape[1], b.shape[1]
         gemm = cublas.sgemmStridedBatched if self.dtype == np.float32 else cublas.dgemmStridedBatched
         one, zero = (np.array(x, self.dtype) for x in (1, 0))
+        a, b, out = a[parts.start * PRODUCT_ROWS :], b[parts.start * PRODUCT_ROWS :], out[parts]
         with self._device:
             gemm(
                 self._device.cublas_handle, cublas.CUBLAS_OP_N, cublas.CUBLAS_OP_T, H, D, rows,
                 one.ctypes.data, b.data.ptr, H, rows * H, a.data.ptr, D, rows * D,
-                zero.ctypes.data, out.data.ptr, H, D * H, parts,
+                zero.ctypes.data, out.data.ptr, H, D * H, len(out),
             )  # fmt: skip
 
     def plan(self, name: str, constants: dict[str, int]) -> Schedule:

@@ -32,6 +32,7 @@ PRIVATE_BYTES = 1 << 20  # of the one work-item of a CPU's group: it lives on a 
 GROUPS_PER_UNIT = 4  # of kernels whose groups walk over many tiles: enough to hide latency
 PARTIAL_BYTES = 512 << 20  # what such kernels may leave at the most: fewer groups if one's sums are large
 PARTIAL_SHARE = 32  # nor more than a device's memory over this
+PRODUCT_ROWS = 1 << 12  # of sums of products: no long sum in float32
 SPILL_BYTES = 256 << 20  # of states in global memory, for all groups together: fewer groups if one's are many
 
 
@@ -184,6 +185,19 @@ class DeviceBackend(Backend):
     def totals(self, layout: Layout) -> Totals:
         return DeviceTotals(self, layout) if self._keeps_sums else super().totals(layout)
 
+    def sum_products(self, a: Array, b: Array) -> Array:
+        """In parts of some rows each: float32 keeps its digits, and a small (D, H) fills the device."""
+        self.demand("sum_products", a, b)
+        n, D, H = a.shape[0], a.shape[1], b.shape[1]
+        whole, rest = divmod(n, PRODUCT_ROWS)
+        if n <= PRODUCT_ROWS:
+            return self.matmul(a, b, transpose_a=True)
+        out = self.empty((whole + (rest > 0), D, H))
+        self.products(a, b, out, slice(0, whole), PRODUCT_ROWS)
+        if rest:
+            self.products(a, b, out, slice(whole, whole + 1), rest)
+        return out
+
     def point_sums(self, parts: Parts, weights: Array = None) -> Any:
         """By a kernel, where the sums of a step are on the device."""
         if not self._keeps_sums:
@@ -273,6 +287,10 @@ class DeviceBackend(Backend):
     @abstractmethod
     def build(self, name: str, text: str, defines: dict[str, int]) -> Any:
         """Compile a program and take its kernel `name`."""
+
+    @abstractmethod
+    def products(self, a: Array, b: Array, out: Array, parts: slice, rows: int) -> None:
+        """out[p] = aᵀb of so many rows from p PRODUCT_ROWS on, for each p of `parts`."""
 
     @abstractmethod
     def launch(self, built: Any, plan: Schedule, N: int, arguments: tuple[Any, ...]) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from gem.backends import blas
-from gem.backends._device import DeviceBackend, Schedule, schedule
+from gem.backends._device import PRODUCT_ROWS, DeviceBackend, Schedule, schedule
 from gem.backends.base import Batches, Parts, Result, Totals, singly
 from gem.errors import BackendError
 from gem.statistics import Layout, Names, Sum, Sums
@@ -251,6 +251,14 @@ class OpenCLBackend(DeviceBackend):
             self._reikna(a.shape, b.shape, transpose_a)(out.buffer, a.buffer, b.buffer)
         return out
 
+    def sum_products(self, a: DeviceArray, b: DeviceArray) -> DeviceArray:
+        return self.matmul(a, b, transpose_a=True) if self._cpu else super().sum_products(a, b)
+
+    def products(self, a: DeviceArray, b: DeviceArray, out: DeviceArray, parts: slice, rows: int) -> None:
+        count, first, D, H = parts.stop - parts.start, parts.start * PRODUCT_ROWS, a.shape[1], b.shape[1]
+        starts = (first * D, first * H, parts.start * D * H)
+        self._reikna((count, rows, D), (count, rows, H), True, starts)(out.buffer, a.buffer, b.buffer)
+
     def _is_sparse(self, a: DeviceArray, b: DeviceArray) -> bool:
         """Whether few of the numbers in b are not 0, by a look at some of its rows."""
         if a.shape[0] * a.shape[1] * b.shape[1] < SPARSE_WORK:
@@ -266,11 +274,11 @@ class OpenCLBackend(DeviceBackend):
         parts, whole = self.mapped(sums, out)
         whole[...] = parts.sum(axis=0).T
 
-    def _reikna(self, a: tuple[int, ...], b: tuple[int, ...], transpose_a: bool) -> Any:
-        """reikna's product, compiled for these shapes and kept."""
-        key = (a, b, transpose_a)
+    def _reikna(self, a: tuple[int, ...], b: tuple[int, ...], transpose_a: bool, starts: Any = (0, 0, 0)) -> Any:
+        """reikna's product, compiled for these shapes (and where in their buffers a, b and it begin) and kept."""
+        key = (a, b, transpose_a, starts)
         if key not in self._products:
-            self._products[key] = _compile_matmul(self._queue, self.dtype, a, b, transpose_a)
+            self._products[key] = _compile_matmul(self._queue, self.dtype, *key)
         return self._products[key]
 
     def plan(self, name: str, constants: dict[str, int]) -> Schedule:
@@ -471,16 +479,19 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _compile_matmul(queue: Any, dtype: np.dtype, a: tuple[int, ...], b: tuple[int, ...], transpose_a: bool) -> Any:
+def _compile_matmul(
+    queue: Any, dtype: np.dtype, a: tuple[int, ...], b: tuple[int, ...], transpose_a: bool, starts: tuple[int, int, int]
+) -> Any:
     try:
         from reikna.cluda import ocl_api
         from reikna.core import Type
         from reikna.linalg import MatrixMul
     except ImportError as error:
         raise BackendError(f"reikna is not installed, GPUs need its products: {INSTALL}") from error
+    out = (*a[:-2], a[-1] if transpose_a else a[-2], b[-1])
+    x, y, z = (Type(dtype, s, offset=dtype.itemsize * at) for s, at in zip((a, b, out), starts, strict=True))
     with _quiet():
-        thread = ocl_api().Thread(queue)
-        return MatrixMul(Type(dtype, a), Type(dtype, b), transposed_a=transpose_a).compile(thread)
+        return MatrixMul(x, y, z, transposed_a=transpose_a).compile(ocl_api().Thread(queue))
 
 
 def device_count() -> int:
