@@ -49,25 +49,26 @@ def mog(D: int, K: int) -> dict[str, tuple[float, float]]:
     return {"mixture (diag)": (4 * D * K + (3 + EXP) * K + 4 * D * K, REAL * (D + 2))}
 
 
-def sums(model: Model) -> tuple[int, int]:
-    """Data points in a batch, and bytes of the sums that the kernels leave of it, all groups' rows."""
+def sums(model: Model) -> tuple[int, int, int]:
+    """Data points in a batch, the most groups of a kernel that walk over it, and bytes of all their sums."""
     D, n = model.D, _cuda.BATCH_BYTES // model.bytes_per_point(REAL)[0]
 
-    def rows(kernel: str, columns: int, **sizes: int) -> int:
-        """In float64, of a kernel whose groups walk over the data."""
-        return 8 * columns * (schedule(kernel, sizes, REAL, False, UNITS, _cuda.SHARED_BYTES).groups or 0)
+    def groups(kernel: str, **sizes: int) -> int:
+        return schedule(kernel, sizes, REAL, False, UNITS, _cuda.SHARED_BYTES).groups or 0
 
     if isinstance(model, MoG):
         sizes = {"D": D, "K": model.K, "COVARIANCE": 0, "MISSING": 0, "STORE": 0}
-        return n, rows("mixture", model.K * (2 * D + 1), **sizes) + rows("point_sums", 1)
+        most = groups("mixture", **sizes)
+        return n, most, 8 * (most * model.K * (2 * D + 1) + groups("point_sums"))
     assert isinstance(model, BSC | MCA)
     H = model.H
     products = REAL * D * H * ceil(n / PRODUCT_ROWS)
+    columns = 8 * H * groups("column_sums", H=H)
     if isinstance(model, BSC):  # Yᵀ⟨s⟩, pairs, Σ⟨s⟩; log evidence and ‖y‖²
-        return n, products + 8 * H * H + rows("column_sums", H, H=H) + 2 * rows("point_sums", 1)
+        return n, groups("column_sums", H=H), products + 8 * H * H + columns + 2 * 8 * groups("point_sums")
     sizes = {"D": D, "H": H, "HPRIME": model.Hprime, "GAMMA": model.gamma, "MANY": model.states.S, "STATS": 1}
-    alone = 2 * rows("column_sums", H, H=H) + 3 * rows("point_sums", 1)
-    return n, products + rows("causes", 2 * D * H, **sizes) + alone
+    most = groups("causes", **sizes)
+    return n, most, products + 8 * 2 * D * H * most + 2 * columns + 3 * 8 * groups("point_sums")
 
 
 def print_sums(console: Console, bandwidth: float, pcie: float) -> None:
@@ -75,6 +76,7 @@ def print_sums(console: Console, bandwidth: float, pcie: float) -> None:
     for column in (
         "model",
         "points",
+        "groups",
         "MB",
         "added on the device, µs",
         "by way of the host, µs",
@@ -82,9 +84,9 @@ def print_sums(console: Console, bandwidth: float, pcie: float) -> None:
     ):
         table.add_column(column, justify="left" if column == "model" else "right")
     for model in (BSC(256, 300), MoG(64, 50), MCA(256, 300)):
-        n, size = sums(model)
+        n, groups, size = sums(model)
         host = size / pcie / 1e3
-        row = (model.name, f"{n:,}", f"{size / 1e6:.1f}", f"{size / bandwidth / 1e6:.1f}", f"{host:.0f}")
+        row = (model.name, f"{n:,}", f"{groups}", f"{size / 1e6:.1f}", f"{size / bandwidth / 1e6:.1f}", f"{host:.0f}")
         table.add_row(*row, f"{1e3 * host / n:.2f}")
     console.print(table)
 

@@ -214,8 +214,8 @@ def test_flops_of_the_linear_models():
 def test_what_docs_say_of_the_sums_of_a_batch():
     text = (Path(__file__).parent.parent / "docs" / "kernels.md").read_text()
     for model in (BSC(256, 300), MoG(64, 50), MCA(256, 300)):
-        n, size = sums(model)
-        assert re.search(rf"\| {model.name}[^|]* \| {n:,} \| {size / 1e6:.1f} \|", text), model
+        n, groups, size = sums(model)
+        assert re.search(rf"\| {model.name}[^|]* \| {n:,} \| {groups} \| {size / 1e6:.1f} \|", text), model
 
 
 @pytest.mark.parametrize("covariance", ["diag", "spherical", "tied", "full"])
