@@ -328,6 +328,40 @@ def test_reikna_multiplies_where_the_device_is_no_cpu(monkeypatch):
     np.testing.assert_allclose(found["W"], wanted["W"], atol=1e-3)
 
 
+def test_products_are_by_blocks_of_the_fastest_width_and_the_same_by_any(monkeypatch):
+    pytest.importorskip("reikna")
+    try:
+        device = gem.backends.select("opencl", "float32")
+    except BackendError as error:
+        missing("opencl", str(error))
+    monkeypatch.setattr(device, "_cpu", False)
+    a, b = (np.random.default_rng(k).standard_normal((70, k)).astype(np.float32) for k in (9, 33))
+    wanted = device.to_host(device.matmul(device.to_device(a), device.to_device(b), transpose_a=True))
+    compile_matmul, tried = _opencl._compile_matmul, []
+
+    def compiled(queue, dtype, what, width=None):
+        if width == 32:
+            raise ValueError("Could not find suitable call parameters for the kernel")
+        product = compile_matmul(queue, dtype, what, width)
+
+        def timed(*buffers):
+            tried.append(width)
+            product(*buffers)
+            clock[0] += {16: 2.0, 8: 1.0}[width]
+
+        return timed
+
+    clock = [0.0]
+    monkeypatch.setattr(_opencl, "_compile_matmul", compiled)
+    monkeypatch.setattr(_opencl, "TUNED_WORK", 70 * 9 * 33)
+    monkeypatch.setattr(_opencl, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    device._products.clear()
+    for _ in range(3):
+        found = device.matmul(device.to_device(a), device.to_device(b), transpose_a=True)
+        np.testing.assert_array_equal(device.to_host(found), wanted)
+    assert tried == [16, 16, 8, 8, 8, 8, 8]
+
+
 def test_opencl_without_reikna_says_so(monkeypatch):
     try:
         device = gem.backends.select("opencl")

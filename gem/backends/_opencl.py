@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator
@@ -40,6 +41,10 @@ SPARSE_SHARE = 1 / 16  # of numbers that are not 0, below which a dense product 
 SPARSE_ROWS = 256  # that are looked at to tell
 SPARSE_WORK = 1 << 24  # multiplications below which it does not matter
 RESIDENT_SHARE = 0.5  # of a device's memory, for data that stay
+BLOCK_WIDTHS = (32, 16, 8)  # of reikna's products
+TUNED_WORK = 1 << 26  # multiplications of a matrix from which on these are tried
+Product = tuple[tuple[int, ...], tuple[int, ...], bool, tuple[int, int, int]]
+# shapes of a and b, whether a is transposed, where in their buffers a, b and the product begin
 
 
 @dataclass
@@ -248,7 +253,7 @@ class OpenCLBackend(DeviceBackend):
             x, y, z = self.mapped(a, b, out)
             blas.matmul(self._pool, self._threads, x.T if transpose_a else x, y, z)
         else:
-            self._reikna(a.shape, b.shape, transpose_a)(out.buffer, a.buffer, b.buffer)
+            self._reikna(out, a, b, (a.shape, b.shape, transpose_a, (0, 0, 0)))
         return out
 
     def sum_products(self, a: DeviceArray, b: DeviceArray) -> DeviceArray:
@@ -257,7 +262,7 @@ class OpenCLBackend(DeviceBackend):
     def products(self, a: DeviceArray, b: DeviceArray, out: DeviceArray, parts: slice, rows: int) -> None:
         count, first, D, H = parts.stop - parts.start, parts.start * PRODUCT_ROWS, a.shape[1], b.shape[1]
         starts = (first * D, first * H, parts.start * D * H)
-        self._reikna((count, rows, D), (count, rows, H), True, starts)(out.buffer, a.buffer, b.buffer)
+        self._reikna(out, a, b, ((count, rows, D), (count, rows, H), True, starts))
 
     def _is_sparse(self, a: DeviceArray, b: DeviceArray) -> bool:
         """Whether few of the numbers in b are not 0, by a look at some of its rows."""
@@ -274,12 +279,29 @@ class OpenCLBackend(DeviceBackend):
         parts, whole = self.mapped(sums, out)
         whole[...] = parts.sum(axis=0).T
 
-    def _reikna(self, a: tuple[int, ...], b: tuple[int, ...], transpose_a: bool, starts: Any = (0, 0, 0)) -> Any:
-        """reikna's product, compiled for these shapes (and where in their buffers a, b and it begin) and kept."""
-        key = (a, b, transpose_a, starts)
-        if key not in self._products:
-            self._products[key] = _compile_matmul(self._queue, self.dtype, *key)
-        return self._products[key]
+    def _reikna(self, out: DeviceArray, a: DeviceArray, b: DeviceArray, what: Product) -> None:
+        """reikna's product, compiled for these shapes, its blocks as fast as they can be, and kept."""
+        buffers = (out.buffer, a.buffer, b.buffer)
+        if what not in self._products:
+            self._products[what] = self._tuned(what, buffers)
+        self._products[what](*buffers)
+
+    def _tuned(self, what: Product, buffers: tuple[Any, ...]) -> Any:
+        """Which blocks are the fastest depends on shapes and device: each width is timed. All add up in one order."""
+        (*_, rows, columns), b, _, _ = what
+        seconds: dict[Any, float] = {}
+        for width in BLOCK_WIDTHS if rows * columns * b[-1] >= TUNED_WORK else ():
+            try:
+                product = _compile_matmul(self._queue, self.dtype, what, width)
+            except ValueError:  # larger than the device's groups
+                continue
+            product(*buffers)
+            self._queue.finish()
+            began = time.perf_counter()
+            product(*buffers)
+            self._queue.finish()
+            seconds[product] = time.perf_counter() - began
+        return min(seconds, key=seconds.__getitem__) if seconds else _compile_matmul(self._queue, self.dtype, what)
 
     def plan(self, name: str, constants: dict[str, int]) -> Schedule:
         local_bytes = min(self._device.local_mem_size, LOCAL_BYTES)
@@ -479,19 +501,19 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _compile_matmul(
-    queue: Any, dtype: np.dtype, a: tuple[int, ...], b: tuple[int, ...], transpose_a: bool, starts: tuple[int, int, int]
-) -> Any:
+def _compile_matmul(queue: Any, dtype: np.dtype, what: Product, width: int | None = None) -> Any:
+    """A product by blocks of this width; None: as large as the device takes."""
     try:
         from reikna.cluda import ocl_api
         from reikna.core import Type
         from reikna.linalg import MatrixMul
     except ImportError as error:
         raise BackendError(f"reikna is not installed, GPUs need its products: {INSTALL}") from error
-    out = (*a[:-2], a[-1] if transpose_a else a[-2], b[-1])
+    a, b, transposed, starts = what
+    out = (*a[:-2], a[-1] if transposed else a[-2], b[-1])
     x, y, z = (Type(dtype, s, offset=dtype.itemsize * at) for s, at in zip((a, b, out), starts, strict=True))
     with _quiet():
-        return MatrixMul(x, y, z, transposed_a=transpose_a).compile(ocl_api().Thread(queue))
+        return MatrixMul(x, y, z, width, transposed_a=transposed).compile(ocl_api().Thread(queue))
 
 
 def device_count() -> int:
