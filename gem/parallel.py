@@ -29,6 +29,7 @@ class Communicator(ABC):
     size: int = 1
     local_rank: int = 0
     local_size: int = 1
+    node: int = 0  # the host's number: the first of its ranks
     device_aware: bool = False  # whether `allreduce` takes arrays in the memory of a CUDA device
 
     @abstractmethod
@@ -147,6 +148,7 @@ class MPI(Communicator):
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         local = comm.Split_type(mpi.COMM_TYPE_SHARED)
         self.local_rank, self.local_size = local.Get_rank(), local.Get_size()
+        self.node = local.bcast(self.rank)
         local.Free()
         self.device_aware = self.size > 1 and _takes_device_memory(mpi)
 

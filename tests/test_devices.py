@@ -18,9 +18,12 @@ from conftest import backends, missing
 import gem
 from gem.backends import _cuda, _opencl
 from gem.backends._device import Resident, schedule
+from gem.backends._traced import Traced
+from gem.data import ArraySource, Shard
 from gem.errors import BackendError
 from gem.models import BSC, MoG
 from gem.parallel import Serial
+from gem.trace import Recording
 
 pytestmark = pytest.mark.serial  # one device at a time: ranks change nothing here
 MODELS = {"bsc": BSC(D=8, H=6, Hprime=4, gamma=3), "mog": MoG(D=8, K=3)}
@@ -300,6 +303,40 @@ def test_arrays_of_others_are_refused(device):
             gem.backends.select("opencl").to_host(mine)
 
 
+@pytest.mark.parametrize("traced", [False, True])
+def test_no_batch_and_no_result_is_held_beside_the_next(device, tmp_path, monkeypatch, traced):
+    """Each may be as large as memory allows."""
+    monkeypatch.setattr(device, "_cpu", False, raising=False)
+    monkeypatch.setattr(device, "room", lambda: 0)
+    backend = Traced(device, Recording(tmp_path / "trace.json", Serial())) if traced else device
+    seen = []
+
+    prefetch = device.prefetch
+
+    class Sums:
+        pass
+
+    def all_are_gone():
+        return not any(array() for array in seen)
+
+    def uploaded(host):
+        assert all_are_gone()  # a third batch, beside the one that waits
+        return prefetch(host)
+
+    monkeypatch.setattr(device, "prefetch", uploaded)
+
+    def sums(start, Y):
+        assert all_are_gone()
+        found = Sums()
+        seen.extend([weakref.ref(Y), weakref.ref(found)])
+        return found
+
+    batches = backend.load(Shard(ArraySource(np.zeros((50, 3))), 0, 50, dtype=device.dtype, batch=10))
+    for found in backend.map(sums, batches):
+        del found
+    assert len(seen) == 10
+
+
 def test_a_device_that_is_not_there(device):
     name = device.name.partition(":")[0]
     with pytest.raises(BackendError, match=r"there is no .* device 99"):
@@ -497,8 +534,8 @@ class Rank(Serial):
 
     local_size = 4
 
-    def __init__(self, local_rank):
-        self.local_rank = local_rank
+    def __init__(self, local_rank, node=0):
+        self.local_rank, self.node = local_rank, node
 
 
 def test_opencl_ranks_of_a_host_take_its_devices_in_turn(monkeypatch):
@@ -521,6 +558,17 @@ class FakeDevice(nullcontext):
         super().__init__()
         self.id, self.attributes, self.mem_info = index, {"MultiProcessorCount": 1}, (1 << 34, 1 << 34)
 
+    def use(self):
+        pass
+
+
+class FakeRuntime(SimpleNamespace):
+    CUDARuntimeError = NoDriverError
+
+    @staticmethod
+    def getDeviceProperties(index):
+        return {"uuid": bytes([index])}
+
 
 def fake_cupy(devices=3, driver=True, compiler=None):
     """As much of CuPy as choosing a device and building a kernel takes."""
@@ -533,9 +581,10 @@ def fake_cupy(devices=3, driver=True, compiler=None):
     def build(**_):
         raise compiler
 
-    runtime = SimpleNamespace(CUDARuntimeError=NoDriverError, getDeviceCount=count)
+    runtime = FakeRuntime(getDeviceCount=count)
+    low = SimpleNamespace(CUDADriverError=NoDriverError, ctxGetCurrent=lambda: 0)
     errors = SimpleNamespace(CompileException=type("CompileException", (Exception,), {}))
-    cuda = SimpleNamespace(runtime=runtime, compiler=errors, Device=FakeDevice, Stream=lambda **_: None)
+    cuda = SimpleNamespace(runtime=runtime, driver=low, compiler=errors, Device=FakeDevice, Stream=lambda **_: None)
     return SimpleNamespace(cuda=cuda, RawModule=build)
 
 
@@ -546,10 +595,36 @@ def test_cuda_ranks_of_a_host_take_its_devices_in_turn(monkeypatch):
     assert gem.backends.select("cuda:2", comm=Rank(1)).name == "cuda:2"
 
 
-def test_ranks_that_share_a_device_share_its_memory(monkeypatch):
+@pytest.mark.parametrize(
+    ("places", "devices", "asked", "shared"),
+    [
+        ([(0, 0), (0, 1), (0, 2), (0, 3)], "0123", None, [2, 1, 1, 2]),  # three devices, by turns
+        ([(0, 0), (0, 1), (4, 0), (4, 1)], "0101", None, [1, 1, 1, 1]),  # two hosts
+        ([(0, 0), (0, 1), (0, 2), (0, 3)], "2222", "cuda:2", [4, 4, 4, 4]),  # all the one asked for
+        ([(0, 0), (0, 1), (0, 2), (0, 3)], "0101", "own", [2, 2, 2, 2]),  # each another one, as a run is resumed
+        ([(0, 0), (0, 1), (0, 2), (0, 3)], "0123", "hidden", [1, 1, 1, 1]),  # each sees its own alone, as number 0
+    ],
+)
+def test_ranks_that_share_a_device_share_its_memory(places, devices, asked, shared, monkeypatch):
     monkeypatch.setattr(_cuda, "_import_cupy", fake_cupy)
-    assert [gem.backends.select("cuda", comm=Rank(r))._ranks for r in range(4)] == [2, 1, 1, 2]  # of three devices
-    assert gem.backends.select("cuda:2", comm=Rank(1))._ranks == 4
+    rank = None
+    uuid = lambda index: {"uuid": devices[rank] if asked == "hidden" else str(index)}  # noqa: E731
+    monkeypatch.setattr(FakeRuntime, "getDeviceProperties", staticmethod(uuid))
+
+    def select(comm):
+        name = {"own": f"cuda:{devices[rank]}", "hidden": "cuda:0", None: "cuda"}.get(asked, asked)
+        return gem.backends.select(name, comm=comm)
+
+    told = []
+    for rank, (node, local) in enumerate(places):  # noqa: B007  read by uuid
+        comm = Rank(local, node)
+        monkeypatch.setattr(comm, "allgather", lambda mine: told.append(mine) or [mine])
+        select(comm)
+    for rank, (node, local) in enumerate(places):
+        comm = Rank(local, node)
+        monkeypatch.setattr(comm, "allgather", lambda mine: told)
+        assert select(comm)._ranks == shared[rank]
+    rank = 0
     assert gem.backends.select("cuda")._ranks == 1
 
 
@@ -660,6 +735,83 @@ SETTINGS = [
         "print(gem.em_step(m, m.init_params(Y), Y, backend='cuda')[1].N)",
         "20000",
     ),
+    (  # CUDA opens a device that is made the current one: none but its own, whoever has the others
+        "FAKECUDA_NDEV=2 FAKECUDA_TAKEN=0",
+        "Y = np.random.default_rng(0).standard_normal((90, 8)); m = BSC(D=8, H=6, Hprime=4, gamma=2)\n"
+        "print('N', gem.em_step(m, m.init_params(Y), Y, backend='cuda:1', batch=30)[1].N)",
+        "N 90",
+    ),
+    (
+        "FAKECUDA_NDEV=2",
+        "import cupy; cupy.cuda.Device(0).use(); select('cuda:1'); print('still', cupy.cuda.Device().id)",
+        "still 0",
+    ),
+    ("FAKECUDA_TAKEN=0", "select('cuda')", "CUDA device 0 cannot be used (cudaErrorDevicesUnavailable"),
+    ("FAKECUDA_TAKEN=0", "print(select('auto').name.partition(':')[0] in ('opencl', 'numpy'))", "True"),
+    (
+        "FAKECUDA_NDEV=2",
+        "print(len({select(f'cuda:{i}').place for i in (0, 1, 0)}), 'places')",
+        "2 places",
+    ),
+    (  # uploads are as late as CUDA allows: all that must be waited for is
+        "FAKECUDA_LAZY=1",
+        """
+from gem.backends._cuda import CudaBackend
+Y = np.random.default_rng(0).standard_normal((256, 8)); m = BSC(D=8, H=6, Hprime=4, gamma=3); p = m.init_params(Y)
+wanted, device = gem.em_step(m, p, Y, dtype='float64')[1].free_energy, CudaBackend('float64')
+device.room = lambda: 0
+for batch in (64, 10, 256):
+    found = gem.em_step(m, p, Y, backend=device, batch=batch)[1].free_energy
+    assert abs(found - wanted) < 1e-9 * abs(wanted), (batch, found, wanted)
+bad = Y + np.where(np.arange(256) == 3, np.nan, 0)[:, None]
+device = CudaBackend('float64')
+device.room = lambda: 0
+device.free_memory()
+try:
+    gem.posterior(m, p, bad, backend=device, batch=64)  # it leaves an upload behind that nobody waits for
+except gem.DataError:
+    device.room = lambda: 1 << 30
+em = gem.EM(m, Y, gem.Annealing(steps=2), params=p, backend=device, batch=64).run()
+assert all(np.array_equal(device.to_host(A), Y[at : at + 64]) for at, A in em._batches)
+print('in order', abs(em.history['free_energy'][0] - wanted) < 1e-9 * abs(wanted))
+""",
+        "in order True",
+    ),
+    (
+        "FAKECUDA_NDEV=1",
+        """
+import cupy
+def refused(size): raise cupy.cuda.runtime.CUDARuntimeError(2)
+cupy.cuda.alloc_pinned_memory = refused
+Y = np.random.default_rng(0).standard_normal((256, 8)); m = BSC(D=8, H=6, Hprime=4, gamma=3); p = m.init_params(Y)
+for room in (0, 1 << 30):
+    device = select('cuda', 'float64')
+    device.room = lambda: room
+    found = gem.em_step(m, p, Y, backend=device, batch=64)[1].free_energy
+    assert abs(found - gem.em_step(m, p, Y, dtype='float64')[1].free_energy) < 1e-9 * abs(found)
+print('not pinned')
+""",
+        "not pinned",
+    ),
+    (  # a launch, too, can find no room: for what its work-items keep
+        "FAKECUDA_NDEV=1",
+        """
+import cupy
+from gem.backends._cuda import CudaBackend
+build = CudaBackend.build
+def built(device, name, *what):
+    kernel = build(device, name, *what)
+    def launch(grid, block, values):
+        if values[0] > 100 and name != 'accumulate': raise cupy.cuda.driver.CUDADriverError(2)
+        kernel(grid, block, values)
+    return launch
+CudaBackend.build = built
+Y = np.random.default_rng(0).standard_normal((256, 8)); m = BSC(D=8, H=16, Hprime=4, gamma=3)
+device = select('cuda')
+print(gem.em_step(m, m.init_params(Y), Y, backend=device)[1].N, device.most)
+""",
+        "256 64",
+    ),
 ]
 
 
@@ -669,14 +821,14 @@ if "CUSHIM_ORDER" in os.environ:  # settings of the CPU-run CuPy, under which te
     @pytest.mark.parametrize(
         ("setting", "script", "expected"),
         SETTINGS,
-        ids=lambda x: x.partition("=")[0] + "-cuda" if x.startswith("FAKECUDA") else "",
+        ids=lambda x: x + "-cuda" if x.startswith("FAKECUDA") else "",
     )
     def test_cuda_settings(setting, script, expected):
-        name, _, value = setting.partition("=")
         head = "import numpy as np, gem\nfrom gem.backends import select\nfrom gem.models import BSC\n"
         done = subprocess.run(
             [sys.executable, "-c", head + script],
-            env={**os.environ, name: value}, capture_output=True, text=True, check=False,
+            env={**os.environ, **dict(one.split("=") for one in setting.split())},
+            capture_output=True, text=True, check=False,
         )  # fmt: skip
         assert expected in done.stdout + done.stderr
 

@@ -231,3 +231,14 @@ def test_a_size_that_no_kernel_has_is_refused(monkeypatch, capsys, arguments):
     with pytest.raises(SystemExit):
         run_tool(monkeypatch, capsys, *arguments)
     assert f"--define {arguments[-1][:-3]}: no kernel here has this size; there are " in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("nvrtc")
+@pytest.mark.parametrize("K", [6008, 6009])
+def test_the_largest_mixture_of_a_gpu_fits_its_local_memory_and_a_larger_one_is_refused(K):
+    """Flags of its components and scratch for sums lie there, too."""
+    if K == 6008:
+        assert check("mixture", 32, {"D": 8, "K": K}, ("sm_90",))[0][0].shared <= 48 << 10
+    else:
+        with pytest.raises(BackendError, match="kernel mixture needs 24,068 bytes of local memory"):
+            check("mixture", 32, {"D": 8, "K": K}, ("sm_90",))

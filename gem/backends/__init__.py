@@ -26,23 +26,18 @@ def _make_numpy(dtype: np.dtype, index: int | None, comm: Communicator) -> Backe
 def _make_opencl(dtype: np.dtype, index: int | None, comm: Communicator) -> Backend:
     from gem.backends._opencl import OpenCLBackend, device_count
 
-    device, ranks = _placed(comm, device_count(), index)
-    return OpenCLBackend(dtype, device, threads=comm.threads, ranks=ranks)
+    return OpenCLBackend(dtype, _placed(comm, device_count(), index), threads=comm.threads)
 
 
 def _make_cuda(dtype: np.dtype, index: int | None, comm: Communicator) -> Backend:
     from gem.backends._cuda import CudaBackend, device_count
 
-    device, ranks = _placed(comm, device_count(), index)
-    return CudaBackend(dtype, device, ranks)
+    return CudaBackend(dtype, _placed(comm, device_count(), index))
 
 
-def _placed(comm: Communicator, devices: int, index: int | None) -> tuple[int, int]:
-    """The device of this rank, and how many ranks of the host have the same: by turns, or all the one asked for."""
-    if index is not None:
-        return index, comm.local_size
-    device = comm.local_rank % devices
-    return device, max(1, len(range(device, comm.local_size, devices)))
+def _placed(comm: Communicator, devices: int, index: int | None) -> int:
+    """The device of this rank: the one asked for, or those of its host by turns."""
+    return comm.local_rank % devices if index is None else index
 
 
 Maker = Callable[[np.dtype, "int | None", Communicator], Backend]
@@ -60,7 +55,7 @@ def select(backend: Any = None, dtype: Any = "float32", comm: Communicator | Non
         of a host takes another one.
     dtype : "float32" or "float64"
     comm : Communicator, optional
-        Shares the cores and the devices of the host out among its ranks.
+        Shares the cores and the devices of the host out among its ranks, all of which call this.
 
     Raises
     ------
@@ -78,7 +73,13 @@ def select(backend: Any = None, dtype: Any = "float32", comm: Communicator | Non
     if kind not in (np.float32, np.float64):
         raise ConfigError(f"dtype = {dtype!r} must be 'float32' or 'float64'")
     comm = comm or Serial()
-    asked = str(backend) if backend is not None else os.environ.get("GEM_BACKEND", "numpy")
+    chosen = _named(str(backend) if backend is not None else os.environ.get("GEM_BACKEND", "numpy"), kind, comm)
+    mine = (comm.node, chosen.place)
+    chosen.shared_by(comm.allgather(mine).count(mine))
+    return chosen
+
+
+def _named(asked: str, kind: np.dtype, comm: Communicator) -> Backend:
     if asked == "auto":
         return _fastest(kind, comm)
     name, _, device = asked.partition(":")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cached_property, lru_cache
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from gem.statistics import Layout, Statistics
 INSTALL = 'pip install "gem-em[cuda]" (for CUDA 13; for CUDA 12: pip install cupy-cuda12x)'
 SHARED_BYTES = 48 << 10  # static shared memory of a block, on every architecture
 BATCH_BYTES = 512 << 20  # enough points to fill the largest GPU, small enough to leave room for data that stay
+OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 RESIDENT_SHARE = 0.6  # of the free memory, for data that stay
 
 
@@ -28,24 +30,31 @@ class CudaBackend(DeviceBackend):
     dtype : float32 or float64
     index : int
         The device's number.
-    ranks : int
-        Processes that share its memory.
 
     Raises
     ------
     BackendError
-        If CuPy, a driver or the device is missing.
+        If CuPy, a driver or the device is missing, or the device refuses.
     """
 
-    def __init__(self, dtype: Any = "float32", index: int = 0, ranks: int = 1):
-        super().__init__(ranks)
+    def __init__(self, dtype: Any = "float32", index: int = 0):
+        super().__init__()
         self._cupy = _import_cupy()
         if index >= device_count():
             raise BackendError(f"there is no CUDA device {index}, only {device_count()}: numbers begin at 0")
         self.name, self.dtype = f"cuda:{index}", np.dtype(dtype)
-        self._device = self._cupy.cuda.Device(index)
-        with self._device:
-            self._copying = self._cupy.cuda.Stream(non_blocking=True)
+        cuda = self._cupy.cuda
+        self._device = cuda.Device(index)
+        try:
+            if not cuda.driver.ctxGetCurrent():  # no device is in use: to go back to the first would open it, too
+                self._device.use()
+            with self._device:
+                self._copying = cuda.Stream(non_blocking=True)
+        except (cuda.runtime.CUDARuntimeError, cuda.driver.CUDADriverError) as error:
+            raise BackendError(
+                f"CUDA device {index} cannot be used ({error}): nvidia-smi shows who has it; choose another one, "
+                "another backend, or wait"
+            ) from error
         self._pinned: list[tuple[Any, Any]] = []  # host buffers of uploads, each with the event of its last one
 
     def describe(self) -> dict[str, Any]:
@@ -63,6 +72,11 @@ class CudaBackend(DeviceBackend):
             "dtype": str(self.dtype),
         }
 
+    @property
+    def place(self) -> str:
+        """A rank may see its own device alone, and call it number 0 as all others do theirs."""
+        return str(self._cupy.cuda.runtime.getDeviceProperties(self._device.id)["uuid"])
+
     # -- memory --------------------------------------------------------------------------------------------
 
     def to_device(self, host: np.ndarray, dtype: Any = None) -> Any:
@@ -77,10 +91,13 @@ class CudaBackend(DeviceBackend):
             if free is not None:
                 free.synchronize()
             if pinned is None or pinned.mem.size < host.nbytes:
-                pinned = self._cupy.cuda.alloc_pinned_memory(host.nbytes)
+                pinned = self._page_locked(host.nbytes)
+            if pinned is None:
+                return partial(self.to_device, host)
             staging = np.frombuffer(pinned, self.dtype, host.size).reshape(host.shape)
             staging[...] = host
-            array = self.empty(host.shape)
+            with self._copying:  # in memory of its own: other work gets none of an upload that nobody waits for
+                array = self._cupy.empty(host.shape, self.dtype)
             done = self._cupy.cuda.Event(disable_timing=True)
             self._copying.wait_event(self._cupy.cuda.get_current_stream().record())  # the block may be in use still
             array.set(staging, self._copying)
@@ -108,9 +125,17 @@ class CudaBackend(DeviceBackend):
             return self._cupy.zeros(shape, dtype or self.dtype)
 
     def pinned(self, size: int) -> np.ndarray:
-        """A float64 host buffer (size,) that the device writes to at full speed."""
+        """A float64 host buffer (size,) that the device writes to at full speed, if there is such memory."""
         with self._device:
-            return np.frombuffer(self._cupy.cuda.alloc_pinned_memory(8 * size), np.float64, size)
+            memory = self._page_locked(8 * size)
+        return np.empty(size) if memory is None else np.frombuffer(memory, np.float64, size)
+
+    def _page_locked(self, size: int) -> Any:
+        """So many bytes of host memory that copies need not stage, or None where the system gives no more of it."""
+        try:
+            return self._cupy.cuda.alloc_pinned_memory(size)
+        except self._cupy.cuda.runtime.CUDARuntimeError:
+            return None
 
     def totals(self, layout: Layout) -> Totals:
         return CudaTotals(self, layout)
@@ -148,8 +173,18 @@ class CudaBackend(DeviceBackend):
 
     def launch(self, built: Any, plan: Schedule, N: int, arguments: tuple[Any, ...]) -> None:
         values = [a if self.owns(a) else self.scalar(a) for a in arguments]
-        with self._device:
+        with self._device, self._told_of_memory():
             built((plan.count(N),), (plan.group,), (np.int32(N), *values))
+
+    @contextmanager
+    def _told_of_memory(self) -> Iterator[None]:
+        """Let a driver without room for a program, or for what its work-items keep, say so as an allocation does."""
+        try:
+            yield
+        except self._cupy.cuda.driver.CUDADriverError as error:
+            if error.status != OUT_OF_MEMORY:
+                raise
+            raise MemoryError(str(error)) from error
 
     def owns(self, array: Any) -> bool:
         return isinstance(array, self._cupy.ndarray) and array.device == self._device
@@ -158,7 +193,8 @@ class CudaBackend(DeviceBackend):
         options = ("--std=c++17", *(f"-D{key}={value}" for key, value in defines.items()))
         with self._device:
             try:
-                return self._cupy.RawModule(code=text, options=options).get_function(name)
+                with self._told_of_memory():
+                    return self._cupy.RawModule(code=text, options=options).get_function(name)
             except self._cupy.cuda.compiler.CompileException as error:
                 raise BackendError(f"kernels/{name}.c does not build with {' '.join(options)}:\n{error}") from error
             except (ImportError, RuntimeError) as error:
@@ -170,12 +206,16 @@ class CudaBackend(DeviceBackend):
     def synchronize(self) -> None:
         self._device.synchronize()
 
+    def current(self) -> AbstractContextManager[Any]:
+        """While this lasts CUDA works on this device, whoever calls it."""
+        return self._device
+
     def room(self) -> int:
         with self._device:
             return int((self._device.mem_info[0] + self._cupy.get_default_memory_pool().free_bytes()) * RESIDENT_SHARE)
 
     def out_of_memory(self) -> tuple[type[BaseException], ...]:
-        return (self._cupy.cuda.memory.OutOfMemoryError,)
+        return (MemoryError,)  # CuPy's is one
 
     def free_memory(self) -> None:
         with self._device:
@@ -192,7 +232,8 @@ class CudaTotals(DeviceTotals):
         if comm.device_aware:
             self._accumulate(self._backend.to_device(self._host.buffer, np.float64), 1.0, 0, size)
             self._backend.synchronize()  # MPI knows nothing of streams
-            comm.allreduce(self._total)
+            with self._backend.current():  # nor which device memory is on
+                comm.allreduce(self._total)
         pinned = self._backend.pinned(size)
         self._total.get(out=pinned)
         if not comm.device_aware:

@@ -103,7 +103,7 @@ def schedule(
         while tile > width and 4 * tile * per_point > PRIVATE_BYTES:
             tile //= 2
         return Schedule(width, 1, tile, groups)
-    if per_point > local_bytes // 2:
+    if 2 * per_point + 8 * BLOCK > local_bytes:  # the scratch of sums over a group; flags, at most as large as the rest
         _demand_room(name, itemsize * states, local, local_bytes)
         most = max(1, SPILL_BYTES // (itemsize * states))
         return Schedule(1, SPILLED_BLOCK, 1, min(groups or units * GROUPS_PER_UNIT, most), spilled=states)
@@ -139,8 +139,8 @@ def _demand_room(name: str, states: int, local: int, local_bytes: int) -> None:
 class DeviceBackend(Backend):
     """A backend with memory of its own: batches go there once and stay, or are streamed ahead of their use."""
 
-    def __init__(self, ranks: int = 1) -> None:
-        self._ranks = ranks  # that have this device
+    def __init__(self) -> None:
+        self._ranks = 1  # that have this device
         self._built: dict[Any, Any] = {}
         self._notes: dict[int, tuple[weakref.ref[Any], dict[str, Array]]] = {}  # of batches that stay, by identity
         self.most = sys.maxsize  # data points at a time: less once memory has run out, until the next data are loaded
@@ -171,6 +171,9 @@ class DeviceBackend(Backend):
                     f"argument {position} of {what} is a {type(array).__name__}, not an array of {self.name}: "
                     "pass it through backend.to_device first"
                 )
+
+    def shared_by(self, ranks: int) -> None:
+        self._ranks = ranks
 
     def stays(self, Y: Array) -> Array:
         """Y, for which notes are kept from now on."""
@@ -234,6 +237,7 @@ class DeviceBackend(Backend):
             if Y.shape[0] <= self.most:
                 done, said = self._attempt(function, start, Y)
                 if done:
+                    del Y  # before the next but one is read
                     yield done.pop()  # it is large, and nobody else's
                     continue
                 self._lower(Y.shape[0], said)

@@ -78,8 +78,6 @@ class OpenCLBackend(DeviceBackend):
         Whether the lanes of a data point are vector elements (default: on CPU devices) or work-items.
     threads : int
         For matrix products on a CPU device (0: its compute units).
-    ranks : int
-        Processes that share a device's memory.
 
     Raises
     ------
@@ -87,10 +85,8 @@ class OpenCLBackend(DeviceBackend):
         If PyOpenCL or the device is missing, or float64 is asked of a device without it.
     """
 
-    def __init__(
-        self, dtype: Any = "float32", index: int = 0, vectors: bool | None = None, threads: int = 0, ranks: int = 1
-    ):
-        super().__init__(ranks)
+    def __init__(self, dtype: Any = "float32", index: int = 0, vectors: bool | None = None, threads: int = 0):
+        super().__init__()
         self._cl = _import_pyopencl()
         found = devices()
         if index >= len(found):
@@ -147,6 +143,7 @@ class OpenCLBackend(DeviceBackend):
         """One batch after the other: what was freed is in use until the queue has come to it."""
         for result in super().map(function, batches):
             yield result
+            del result  # before the next batch makes its own
             self._queue.finish()
 
     def prefetch(self, host: np.ndarray) -> Callable[[], DeviceArray]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -128,7 +129,7 @@ class _TracedBatches:
         waiting = iter(self._batches)
         while True:
             with self._trace.span("read batch"):
-                batch = next(waiting, None)
-            if batch is None:
+                batch = list(islice(waiting, 1))
+            if not batch:
                 return
-            yield batch
+            yield batch.pop()  # nothing here holds on to it: its memory may be needed

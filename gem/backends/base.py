@@ -105,6 +105,14 @@ class Backend(ABC):
     def describe(self) -> dict[str, Any]:
         """Device, driver, versions: plain data for the log, the run file and the benchmarks."""
 
+    @property
+    def place(self) -> str:
+        """What two ranks of a host that have the same device agree in."""
+        return self.name
+
+    def shared_by(self, ranks: int) -> None:  # noqa: B027  nothing to do where memory is the host's
+        """Told once, before any data: so many ranks have this device."""
+
     @abstractmethod
     def to_device(self, host: np.ndarray, dtype: Any = None) -> Array:
         """A device copy of a host array (dtype, if not given: of floating-point arrays this backend's)."""

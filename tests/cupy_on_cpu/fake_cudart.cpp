@@ -1,13 +1,18 @@
-// The CUDA runtime on host memory, linked into CuPy's own `runtime` module. Everything is synchronous. What CuPy
-// names and this file lacks becomes a stub that returns cudaErrorNotSupported (build.py).
+// The CUDA runtime on host memory, linked into CuPy's own `runtime` module. Everything is synchronous, or, if asked for,
+// copies are as late as CUDA allows. What CuPy names and this file lacks becomes a stub that returns
+// cudaErrorNotSupported (build.py).
 //
 // Environment:  FAKECUDA_NDEV     number of devices (1)
 //               FAKECUDA_MEMORY   bytes of memory on each (8 GiB)
+//               FAKECUDA_TAKEN    number of a device that another process has for itself
+//               FAKECUDA_LAZY     copies on streams other than the null stream are done when they are waited for
 #include <cuda_runtime.h>
 
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
+#include <functional>
 #include <map>
 #include <mutex>
 
@@ -35,9 +40,46 @@ size_t number(const char* name, size_t otherwise) {
 int device_count() { return static_cast<int>(number("FAKECUDA_NDEV", 1)); }
 size_t device_memory() { return number("FAKECUDA_MEMORY", size_t(8) << 30); }
 
+// From CUDA 12 on, to set a device makes a context on it; so does the first work on it. The driver is told (fake_driver.cpp).
+cudaError_t open_device(int device) {
+    if (static_cast<size_t>(device) == number("FAKECUDA_TAKEN", ~size_t(0))) return cudaErrorDevicesUnavailable;
+    setenv("FAKECUDA_CONTEXT", "1", 1);
+    return cudaSuccess;
+}
+
+// Copies that are not done yet, by stream, each with its number; and which of them an event comes after.
+struct Late {
+    size_t number;
+    std::function<void()> copy;
+};
+struct Mark {
+    cudaStream_t stream;
+    size_t number;
+};
+std::map<cudaStream_t, std::deque<Late>> late;
+std::map<cudaEvent_t, Mark> marks;
+size_t last_number = 0;
+
+bool is_lazy(cudaStream_t stream) {  // not the null stream, by any of its names
+    return reinterpret_cast<uintptr_t>(stream) > 2 && getenv("FAKECUDA_LAZY");
+}
+void catch_up(cudaStream_t stream, size_t number) {
+    auto& waiting = late[stream];
+    for (; !waiting.empty() && waiting.front().number <= number; waiting.pop_front()) waiting.front().copy();
+}
+void catch_up_with(cudaEvent_t event) {
+    const auto found = marks.find(event);
+    if (found != marks.end()) catch_up(found->second.stream, found->second.number);
+}
+void catch_up_all() {
+    for (auto& [stream, waiting] : late)
+        if (!waiting.empty()) catch_up(stream, last_number);
+}
+
 // Fresh memory is full of NaN: nothing may rely on zeros.
 cudaError_t allocate(void** address, size_t bytes, cudaMemoryType type) {
     std::lock_guard<std::mutex> lock(guard);
+    if (const cudaError_t refused = open_device(current_device)) return refused;
     const bool on_device = type != cudaMemoryTypeHost;
     if (on_device && used[current_device] + bytes > device_memory()) return cudaErrorMemoryAllocation;
     if (posix_memalign(address, 512, bytes ? bytes : 512)) return cudaErrorMemoryAllocation;
@@ -49,6 +91,7 @@ cudaError_t allocate(void** address, size_t bytes, cudaMemoryType type) {
 
 cudaError_t release(void* address) {
     if (!address) return cudaSuccess;
+    catch_up_all();  // as a device that is freed does
     std::lock_guard<std::mutex> lock(guard);
     const auto found = allocations.find(reinterpret_cast<uintptr_t>(address));
     if (found == allocations.end()) return cudaErrorInvalidValue;
@@ -77,7 +120,7 @@ API cudaError_t cudaGetDevice(int* device) {
 API cudaError_t cudaSetDevice(int device) {
     if (device < 0 || device >= device_count()) return cudaErrorInvalidDevice;
     current_device = device;
-    return cudaSuccess;
+    return open_device(device);
 }
 API cudaError_t cudaGetDeviceCount(int* count) {
     *count = device_count();
@@ -88,7 +131,10 @@ API cudaError_t cudaDriverGetVersion(int* version) {
     return cudaSuccess;
 }
 API cudaError_t cudaRuntimeGetVersion(int* version) { return cudaDriverGetVersion(version); }
-API cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+API cudaError_t cudaDeviceSynchronize() {
+    catch_up_all();
+    return cudaSuccess;
+}
 API cudaError_t cudaGetLastError() { return cudaSuccess; }
 API cudaError_t cudaProfilerStart() { return cudaSuccess; }
 API cudaError_t cudaProfilerStop() { return cudaSuccess; }
@@ -122,6 +168,7 @@ API cudaError_t cudaGetDeviceProperties(cudaDeviceProp* p, int device) {
     if (device < 0 || device >= device_count()) return cudaErrorInvalidDevice;
     memset(p, 0, sizeof *p);
     strcpy(p->name, "CuPy on the CPU");
+    p->uuid.bytes[0] = static_cast<char>(device + 1);
     p->major = 9;
     p->totalGlobalMem = device_memory();
     p->sharedMemPerBlock = SHARED_PER_BLOCK;
@@ -143,6 +190,7 @@ API const char* cudaGetErrorName(cudaError_t error) {
         case cudaErrorMemoryAllocation: return "cudaErrorMemoryAllocation";
         case cudaErrorNoDevice: return "cudaErrorNoDevice";
         case cudaErrorInvalidDevice: return "cudaErrorInvalidDevice";
+        case cudaErrorDevicesUnavailable: return "cudaErrorDevicesUnavailable";
         case cudaErrorNotSupported: return "cudaErrorNotSupported";
         default: return "cudaErrorUnknown";
     }
@@ -186,8 +234,10 @@ API cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyK
     memmove(to, from, bytes);
     return cudaSuccess;
 }
-API cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t) {
-    return cudaMemcpy(to, from, bytes, kind);
+API cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind, cudaStream_t stream) {
+    if (!is_lazy(stream)) return cudaMemcpy(to, from, bytes, kind);
+    late[stream].push_back({++last_number, [=] { memmove(to, from, bytes); }});
+    return cudaSuccess;
 }
 API cudaError_t cudaMemcpyPeer(void* to, int, const void* from, int, size_t bytes) {
     return cudaMemcpy(to, from, bytes, cudaMemcpyDefault);
@@ -211,17 +261,28 @@ API cudaError_t cudaMemset(void* p, int value, size_t bytes) {
 }
 API cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t) { return cudaMemset(p, value, bytes); }
 
-// Streams: all work is done when the call returns.
-API cudaError_t cudaStreamCreate(cudaStream_t* stream) { return make_handle(stream); }
-API cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) { return make_handle(stream); }
-API cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned, int) { return make_handle(stream); }
+// Streams: all work is done when the call returns, but for copies if FAKECUDA_LAZY is set.
+API cudaError_t cudaStreamCreate(cudaStream_t* stream) {
+    const cudaError_t refused = open_device(current_device);
+    return refused ? refused : make_handle(stream);
+}
+API cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) { return cudaStreamCreate(stream); }
+API cudaError_t cudaStreamCreateWithPriority(cudaStream_t* stream, unsigned, int) { return cudaStreamCreate(stream); }
+API cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+    catch_up(stream, last_number);
+    return cudaSuccess;
+}
+API cudaError_t cudaStreamQuery(cudaStream_t stream) { return cudaStreamSynchronize(stream); }
 API cudaError_t cudaStreamDestroy(cudaStream_t stream) {
+    cudaStreamSynchronize(stream);
+    late.erase(stream);
     free(stream);
     return cudaSuccess;
 }
-API cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
-API cudaError_t cudaStreamQuery(cudaStream_t) { return cudaSuccess; }
-API cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
+API cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+    if (!is_lazy(stream)) catch_up_with(event);  // one that is lazy itself has nothing after the wait but late copies
+    return cudaSuccess;
+}
 API cudaError_t cudaStreamIsCapturing(cudaStream_t, cudaStreamCaptureStatus* status) {
     *status = cudaStreamCaptureStatusNone;
     return cudaSuccess;
@@ -239,15 +300,20 @@ API cudaError_t cudaLaunchHostFunc(cudaStream_t, cudaHostFn_t function, void* da
 API cudaError_t cudaEventCreate(cudaEvent_t* event) { return make_handle(event); }
 API cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) { return make_handle(event); }
 API cudaError_t cudaEventDestroy(cudaEvent_t event) {
+    marks.erase(event);
     free(event);
     return cudaSuccess;
 }
-API cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t) {
+API cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+    marks[event] = {stream, last_number};
     *reinterpret_cast<double*>(event) = seconds();
     return cudaSuccess;
 }
-API cudaError_t cudaEventSynchronize(cudaEvent_t) { return cudaSuccess; }
-API cudaError_t cudaEventQuery(cudaEvent_t) { return cudaSuccess; }
+API cudaError_t cudaEventSynchronize(cudaEvent_t event) {
+    catch_up_with(event);
+    return cudaSuccess;
+}
+API cudaError_t cudaEventQuery(cudaEvent_t event) { return cudaEventSynchronize(event); }
 API cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t end) {
     *milliseconds = 1e3 * (*reinterpret_cast<double*>(end) - *reinterpret_cast<double*>(start));
     return cudaSuccess;

@@ -53,9 +53,9 @@ API int cuGetErrorName(int error, const char** name) {
 }
 API int cuGetErrorString(int error, const char** text) { return cuGetErrorName(error, text); }
 
-// One context, never null.
+// One context, which is there once the runtime has done something on a device (fake_cudart.cpp).
 API int cuCtxGetCurrent(void** context) {
-    *context = reinterpret_cast<void*>(1);
+    *context = reinterpret_cast<void*>(getenv("FAKECUDA_CONTEXT") ? 1 : 0);
     return SUCCESS;
 }
 API int cuCtxSetCurrent(void*) { return SUCCESS; }
@@ -63,7 +63,10 @@ API int cuCtxGetDevice(int* device) {
     *device = 0;
     return SUCCESS;
 }
-API int cuStreamGetCtx(void*, void** context) { return cuCtxGetCurrent(context); }
+API int cuStreamGetCtx(void*, void** context) {
+    *context = reinterpret_cast<void*>(1);
+    return SUCCESS;
+}
 
 API int cuModuleLoadData(void** module, const void* image) {
     if (memcmp(image, ELFMAG, SELFMAG)) return INVALID_IMAGE;
