@@ -3,7 +3,8 @@
 log N(y; μ_k, P_k⁻¹) is linear in features of y − c: (y, y²) for diagonal precisions, (y, y yᵀ) for full ones; that of
 counts is in y, and where entries are missing, in whether each is there. So the log joint is one matrix product with
 the features, the moments are another, and a softmax lies between. A feature that is always 1 carries the constants
-in, and the counts out. Full precisions of many dimensions are taken one by one instead (`_Wide`).
+in, and the counts out. Full precisions of many dimensions are taken one by one instead (`_Wide`), and so are components
+that are narrow and far from c (`_Apart`): there the expanded square would be a small difference of large terms.
 """
 
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ WIDE = 128  # dimensions from which on products with D × D matrices are faster 
 DIAG, FULL, TIED, POISSON = 0, 1, 2, 3  # COVARIANCE, a number for the sake of C
 LOG_FACTORIALS = np.cumsum(np.log(np.maximum(1, np.arange(1024))))
 SAFE = 1e3  # squared distance, in standard deviations, up to which float32 expands a square with error < 1e-4
+FAR = 1e8  # and float64 with error < 1e-7
+LOST = {4: 1e-4, 8: 1e-9}  # itemsize → share that a difference of squares must leave of them, or it is taken otherwise
 
 
 def mixture(
@@ -65,47 +68,56 @@ def mixture(
     rates = mu[-1] if COVARIANCE == POISSON else None
     mu = mu[: len(log_weight)]
     wide = COVARIANCE == FULL and mu.shape[1] >= WIDE
-    centre, dtype = _frame(Y, mu, precision, COVARIANCE)
-    dtype = Y.dtype if wide else dtype
     kind = _Wide if wide else EXPANSIONS[COVARIANCE, MISSING]
-    expansion = kind(mu - centre, precision.astype(np.float64), dtype)
-    D = len(centre)
-    whole = [expansion.linear, (log_weight + expansion.constant)[:, None], expansion.coefficients]
-    coefficients = np.concatenate(whole, axis=1).astype(dtype)
-    moments = np.zeros(coefficients.shape)
-    tile = min(N, max(64, TILE_BYTES // coefficients[0].nbytes))
-    features = np.empty((coefficients.shape[1], tile), dtype=dtype)  # data points run along the last axis: SIMD
-    features[D] = 1
-    for start in range(0, N, tile):
-        part = slice(start, min(N, start + tile))
-        f = features[:, : part.stop - start]
-        y = f[:D]
-        np.subtract(Y[part].T, centre.astype(dtype)[:, None], out=y)  # the same number: `_frame` has rounded it
-        expansion.fill(f[D + 1 :], y)
-        joint = coefficients @ f
-        expansion.weigh(joint, y)
-        r = _softmax(joint, beta, shift, weights[part], log_evidence[part])
-        if rates is not None:
-            log_evidence[part] += _log_poisson(Y[part], rates)
-        if STORE:
-            responsibilities[part] = r.T
-        moments += r @ f.T
-        expansion.collect(r, y)
-    first_and_second = expansion.recentre(moments[:, D], moments[:, :D], moments[:, D + 1 :])
-    sums[0] = np.concatenate([moments[:, D], *(a.ravel() for a in first_and_second)])
+    centre, distance = _frame(Y, mu, precision, COVARIANCE)
+    dtype = np.dtype(np.float64) if distance.max() > SAFE and not wide else Y.dtype
+    far = (distance > FAR) & (not wide)
+
+    def walk(expansion: _Expansion) -> tuple[np.ndarray, ...]:
+        """One walk over the data: counts, first and second moments; raw squares."""
+        whole = [expansion.linear, (log_weight + expansion.constant)[:, None], expansion.coefficients]
+        coefficients = np.concatenate(whole, axis=1).astype(dtype)
+        moments, D = np.zeros(coefficients.shape), len(centre)
+        tile = min(N, max(64, TILE_BYTES // coefficients[0].nbytes))
+        features = np.empty((coefficients.shape[1], tile), dtype=dtype)  # data points run along the last axis: SIMD
+        features[D] = 1
+        for start in range(0, N, tile):
+            part = slice(start, min(N, start + tile))
+            f = features[:, : part.stop - start]
+            y = f[:D]
+            np.subtract(Y[part].T, centre.astype(dtype)[:, None], out=y)  # the same number: `_frame` has rounded it
+            expansion.fill(f[D + 1 :], y)
+            joint = coefficients @ f
+            expansion.weigh(joint, y)
+            r = _softmax(joint, beta, shift, weights[part], log_evidence[part])
+            if rates is not None:
+                log_evidence[part] += _log_poisson(Y[part], rates)
+            if STORE:
+                responsibilities[part] = r.T
+            moments += r @ f.T
+            expansion.collect(r, y)
+        counts, linear, others = moments[:, D], moments[:, :D], moments[:, D + 1 :]
+        return counts, *expansion.recentre(counts, linear, others), expansion.squares(others)
+
+    while True:
+        expansion = kind(mu - centre, precision.astype(np.float64), dtype)
+        counts, *moments, squares = walk(_Apart(expansion, far) if far.any() else expansion)
+        lost = ~far & expansion.lost(moments, squares)
+        if not lost.any():
+            break
+        far, dtype = (far | lost, dtype) if dtype == np.float64 else (far, np.dtype(np.float64))
+    sums[0] = np.concatenate([counts, *(a.ravel() for a in moments)])
 
 
-def _frame(Y: np.ndarray, mu: np.ndarray, precision: np.ndarray, covariance: int) -> tuple[np.ndarray, np.dtype]:
-    """A centre amid the means, and the type in which squares about it are exact enough to be expanded."""
-    if covariance == POISSON:
-        return np.zeros(mu.shape[1]), Y.dtype
+def _frame(Y: np.ndarray, mu: np.ndarray, precision: np.ndarray, covariance: int) -> tuple[np.ndarray, np.ndarray]:
+    """A centre amid the means, and their squared distances from it in standard deviations, (K,)."""
+    if covariance == POISSON:  # its features are no squares
+        return np.zeros(mu.shape[1]), np.zeros(1)
     centre = mu.mean(axis=0, dtype=np.float64).astype(Y.dtype).astype(np.float64)
     offset = mu - centre
     if covariance == DIAG:
-        distance = (offset**2 * precision[: len(mu)]).sum(axis=1)
-    else:
-        distance = ((offset[:, None, :] @ precision)[:, 0, :] * offset).sum(axis=1)
-    return centre, np.dtype(np.float64) if distance.max() > SAFE else Y.dtype
+        return centre, (offset**2 * precision[: len(mu)]).sum(axis=1)
+    return centre, ((offset[:, None, :] @ precision)[:, 0, :] * offset).sum(axis=1)
 
 
 def _softmax(
@@ -157,17 +169,98 @@ class _Expansion:
         """First and second moments about the means, from the features' moments."""
         raise NotImplementedError
 
+    def squares(self, others: np.ndarray) -> np.ndarray:
+        """Σ r_nk y_nd² about the centre, (K, D), of which the second moments are what a difference leaves."""
+        return np.zeros((1, self.D))
 
-class _Diagonal(_Expansion):
+    def lost(self, moments: list[np.ndarray], squares: np.ndarray) -> np.ndarray:
+        """Components that too little of it is left of, (K,)."""
+        return np.zeros(len(self.offset), dtype=bool)
+
+
+class _Gaussian(_Expansion):
+    """One whose components can be taken about their own means, too, as `_Apart` does. Of y − μ_k the columns of `d`."""
+
+    apart: Any = 0.0  # coefficients of the other features, for such components
+    all_alike = False  # whether all are taken so if one is, since their second moments are one
+
+    def __init__(self, offset: np.ndarray, dtype: np.dtype):
+        super().__init__(offset)
+        self.dtype = dtype
+
+    def from_mean(self, k: int, y: np.ndarray) -> np.ndarray:
+        return y - self.offset[k][:, None]
+
+    def half_square(self, k: int, d: np.ndarray) -> np.ndarray:
+        """½ dᵀP_k d, (n,)."""
+        raise NotImplementedError
+
+    def second(self, k: int, r: np.ndarray, d: np.ndarray) -> np.ndarray:
+        """Σ_n r_n of d_n's squares."""
+        raise NotImplementedError
+
+    def lost(self, moments: list[np.ndarray], squares: np.ndarray) -> np.ndarray:
+        second = moments[1] if moments[1].shape == squares.shape else np.einsum("...dd->...d", moments[1])
+        lost = np.any(second < LOST[self.dtype.itemsize] * squares, axis=-1)
+        return np.broadcast_to(lost, len(self.offset))
+
+
+class _Apart(_Expansion):
+    """Another expansion, but of components `far` from the centre: these are taken about their own means."""
+
+    def __init__(self, expansion: Any, far: np.ndarray):
+        super().__init__(expansion.offset)
+        self.expansion, self.far = expansion, [int(k) for k in np.flatnonzero(far | expansion.all_alike)]
+        near = np.isin(np.arange(len(far)), self.far, invert=True)
+        self.linear, self.constant = expansion.linear * near[:, None], expansion.constant * near
+        self.coefficients = np.where(near[:, None], expansion.coefficients, expansion.apart)
+        self.first: dict[int, Any] = dict.fromkeys(self.far, 0.0)
+        self.second: dict[int, Any] = dict.fromkeys(self.far, 0.0)
+
+    def fill(self, others: np.ndarray, y: np.ndarray) -> None:
+        self.expansion.fill(others, y)
+
+    def weigh(self, joint: np.ndarray, y: np.ndarray) -> None:
+        for k in self.far:
+            joint[k] -= self.expansion.half_square(k, self.expansion.from_mean(k, y))
+
+    def collect(self, r: np.ndarray, y: np.ndarray) -> None:
+        for k in self.far:
+            d = self.expansion.from_mean(k, y)
+            self.first[k] += d @ r[k]
+            self.second[k] += self.expansion.second(k, r[k], d)
+
+    def recentre(self, counts: np.ndarray, linear: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, ...]:
+        first, second = self.expansion.recentre(counts, linear, others)
+        first[self.far] = list(self.first.values())
+        if self.expansion.all_alike:
+            return first, sum(self.second.values())
+        second[self.far] = list(self.second.values())
+        return first, second
+
+    def squares(self, others: np.ndarray) -> np.ndarray:
+        return np.asarray(self.expansion.squares(others))
+
+
+class _Diagonal(_Gaussian):
     """y²."""
 
     def __init__(self, offset: np.ndarray, precision: np.ndarray, dtype: np.dtype):
-        super().__init__(offset)
+        super().__init__(offset, dtype)
         self.linear, self.coefficients = precision * offset, -precision / 2
         self.constant = -(self.linear * offset).sum(axis=1) / 2
 
     def fill(self, others: np.ndarray, y: np.ndarray) -> None:
         np.multiply(y, y, out=others[: self.D])
+
+    def squares(self, others: np.ndarray) -> np.ndarray:
+        return others[:, : self.D]
+
+    def half_square(self, k: int, d: np.ndarray) -> np.ndarray:
+        return -self.coefficients[k, : self.D] @ (d * d)
+
+    def second(self, k: int, r: np.ndarray, d: np.ndarray) -> np.ndarray:
+        return (d * d) @ r
 
     def recentre(self, counts: np.ndarray, linear: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, ...]:
         first = linear - counts[:, None] * self.offset
@@ -182,11 +275,19 @@ class _DiagonalWithGaps(_Diagonal):
         super().__init__(offset, self.precision, dtype)
         taken = self.precision * offset**2 / 2 + normalisation
         self.coefficients = np.concatenate([self.coefficients, -taken], axis=1)
+        self.apart = np.concatenate([np.zeros(offset.shape), -normalisation], axis=1)
         self.constant = np.zeros(len(offset))
 
     def fill(self, others: np.ndarray, y: np.ndarray) -> None:
-        _mark_observed(others[self.D :], y)
+        self.observed = others[self.D :]
+        _mark_observed(self.observed, y)
         super().fill(others, y)
+
+    def from_mean(self, k: int, y: np.ndarray) -> np.ndarray:
+        return super().from_mean(k, y) * self.observed
+
+    def second(self, k: int, r: np.ndarray, d: np.ndarray) -> np.ndarray:
+        return super().second(k, r, d) + (r.sum() - self.observed @ r) / self.precision[k]
 
     def recentre(self, counts: np.ndarray, linear: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, ...]:
         """A missing entry adds its variance to the second moment."""
@@ -249,13 +350,14 @@ def _log_factorial(y: np.ndarray) -> np.ndarray:
     return out
 
 
-class _Full(_Expansion):
+class _Full(_Gaussian):
     """y_i y_j for i ≤ j: half the work of K products with D × D matrices."""
 
     def __init__(self, offset: np.ndarray, precision: np.ndarray, dtype: np.dtype):
-        super().__init__(offset)
+        super().__init__(offset, dtype)
         self.linear = (precision @ offset[:, :, None])[:, :, 0]
         self.constant = -(self.linear * offset).sum(axis=1) / 2
+        self.half = precision / 2
         self.coefficients = np.empty((len(offset), self.D * (self.D + 1) // 2))
         for i, row in self._rows():
             np.negative(precision[:, i, i:], out=self.coefficients[:, row])  # y_i y_j stands for y_j y_i, too
@@ -271,6 +373,15 @@ class _Full(_Expansion):
     def fill(self, others: np.ndarray, y: np.ndarray) -> None:
         for i, row in self._rows():
             np.multiply(y[i:], y[i], out=others[row])
+
+    def squares(self, others: np.ndarray) -> np.ndarray:
+        return others[:, [row.start for _, row in self._rows()]]
+
+    def half_square(self, k: int, d: np.ndarray) -> np.ndarray:
+        return np.asarray(np.einsum("dn,dn->n", self.half[k] @ d, d))
+
+    def second(self, k: int, r: np.ndarray, d: np.ndarray) -> np.ndarray:
+        return (d * r) @ d.T
 
     def recentre(self, counts: np.ndarray, linear: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, ...]:
         second = np.empty((len(others), self.D, self.D))
@@ -309,11 +420,13 @@ class _Wide(_Expansion):
         return linear - counts[:, None] * self.offset, self.second
 
 
-class _Tied(_Expansion):
+class _Tied(_Gaussian):
     """½ yᵀPy: the square is the same for all components, so is its moment."""
 
+    all_alike = True
+
     def __init__(self, offset: np.ndarray, precision: np.ndarray, dtype: np.dtype):
-        super().__init__(offset)
+        super().__init__(offset, dtype)
         self.linear, self.coefficients = offset @ precision, -np.ones((len(offset), 1))
         self.constant = -(self.linear * offset).sum(axis=1) / 2
         self.half = (precision / 2).astype(dtype)
@@ -321,6 +434,15 @@ class _Tied(_Expansion):
 
     def fill(self, others: np.ndarray, y: np.ndarray) -> None:
         np.sum((self.half @ y) * y, axis=0, out=others[0])
+
+    def squares(self, others: np.ndarray) -> np.ndarray:
+        return np.diag(self.square)[None]
+
+    def half_square(self, k: int, d: np.ndarray) -> np.ndarray:
+        return np.asarray(np.einsum("dn,dn->n", self.half @ d, d))
+
+    def second(self, k: int, r: np.ndarray, d: np.ndarray) -> np.ndarray:
+        return (d * r) @ d.T
 
     def collect(self, r: np.ndarray, y: np.ndarray) -> None:
         self.square += (y * r.sum(axis=0)) @ y.T

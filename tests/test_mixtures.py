@@ -49,6 +49,41 @@ def test_far_apart_components_of_unit_variance_in_float32(backend):
     np.testing.assert_allclose(params["var"], 1, rtol=0.1)
 
 
+FAR_APART = {"diag": False, "diag with gaps": True, "spherical": False, "tied": False, "full": False}
+
+
+@pytest.mark.parametrize(("dtype", "sd"), [("float64", 0.01), ("float32", 100.0)])
+@pytest.mark.parametrize("case", FAR_APART)
+def test_narrow_components_a_long_way_from_each_other(case, dtype, sd, backend):
+    """About a common centre the squares of the data are 10⁷ to 10¹⁵ times as large as the variances."""
+    rng = np.random.default_rng(0)
+    Y = np.concatenate([rng.normal(0, sd, (50, 2)), rng.normal(1e6, sd, (70, 2))]).astype(dtype)
+    if FAR_APART[case]:
+        Y[::7, 1] = np.nan
+    model = MoG(D=2, K=2, covariance=case.split()[0], missing=FAR_APART[case])
+    em = gem.EM(model, Y, gem.Annealing(steps=5), backend=backend, dtype=dtype)
+    for step in range(5):  # the first is from variances as wide as the data
+        before = model.check(em.params)
+        found = next(iter(em)).free_energy
+        wanted = np.logaddexp.reduce(model.log_joint(before, Y.astype(float), np.arange(2)), axis=1).sum()
+        assert found == pytest.approx(wanted, rel=1e-9 if dtype == "float64" else 1e-5), step
+    if not FAR_APART[case]:  # that of an entry which is missing shrinks slowly
+        np.testing.assert_allclose(variances(em.params, 2), sd**2, rtol=0.5)
+    assert not em.notes
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_one_value_that_is_far_from_all_others(covariance, backend):
+    Y = np.random.default_rng(0).poisson(3, size=(60, 6)).astype(float)
+    Y[13, 2] = 1e7
+    model = MoG(D=6, K=3, covariance=covariance)
+    em = gem.EM(model, Y, gem.Annealing(steps=6), backend=backend, dtype="float64")
+    for _ in range(6):
+        before = model.check(em.params)
+        wanted = np.logaddexp.reduce(model.log_joint(before, Y, np.arange(3)), axis=1).sum()
+        assert next(iter(em)).free_energy == pytest.approx(wanted, abs=1e-3)
+
+
 @pytest.mark.parametrize("covariance", COVARIANCES)
 def test_the_same_steps_as_scikit_learn(covariance, backend, world):
     Y = blobs(600, 3, 4, seed=3)
