@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gem.checks import whole_number, yes_or_no
 from gem.errors import ConfigError
 
 Schedule = float | Sequence[tuple[float, float]]
@@ -44,16 +45,14 @@ class Annealing:
     """
 
     def __init__(self, steps: int, *, anneal_prior: bool = True, reseed: bool = False, **schedules: Schedule):
-        if not isinstance(steps, int | np.integer) or isinstance(steps, bool) or steps < 1:
-            raise ConfigError(f"steps = {steps!r} must be a whole number, at least 1")
         unknown = sorted(name for name in schedules if name not in DEFAULTS and not name.endswith(NOISE))
         if unknown:
             raise ConfigError(
                 f"unknown annealing parameter {unknown[0]!r}: choose among {', '.join(DEFAULTS)}, and {NOISE} after "
                 f"the name of a model's parameter, as in W{NOISE}"
             )
-        self.steps = int(steps)
-        self.anneal_prior, self.reseed = bool(anneal_prior), bool(reseed)
+        self.steps = whole_number("steps", steps)
+        self.anneal_prior, self.reseed = yes_or_no("anneal_prior", anneal_prior), yes_or_no("reseed", reseed)
         self._schedules = {name: _points(name, s) for name, s in {**DEFAULTS, **schedules}.items()}
         self._curves = {name: self._curve(name, points) for name, points in self._schedules.items()}
 

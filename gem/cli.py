@@ -164,6 +164,7 @@ def _add_restoring(commands: Any) -> None:
         command.add_argument("-o", "--output", help="picture or .npy (default: IMAGE's name with -restored.png)")
         for name in ("H", "Hprime", "gamma", "K"):
             command.add_argument(f"--{name}", type=int, metavar=name)
+        command.add_argument("--values", type=_numbers, metavar="V,V,...", help="of dsc (default: -2,-1,0,1,2)")
         command.add_argument("--patch", type=int, default=6, help="side of the patches (default: %(default)s)")
         command.add_argument("--stride", type=int, default=1, help="pixels between patches (default: %(default)s)")
         command.add_argument("--steps", type=int, default=30, help="EM steps (default: %(default)s)")

@@ -500,7 +500,8 @@ class Shard:
         return found
 
     def _read(self, start: int, stop: int) -> np.ndarray:
-        return np.ascontiguousarray(self.source.read(start, stop), dtype=self.dtype)  # copies only if it must
+        with np.errstate(over="ignore"):  # what is no float32 becomes Inf, which is refused by row and column
+            return np.ascontiguousarray(self.source.read(start, stop), dtype=self.dtype)  # copies only if it must
 
     def _blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         if self.resident:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from gem.backends import Backend, Batches, Totals, blas, select
+from gem.checks import whole_number
 from gem.data import Shard, open_data
 from gem.errors import BackendError, ConfigError, DataError
 from gem.models import Model, Posterior, Step
@@ -142,6 +143,7 @@ def posterior(
     """
     group = communicator(comm)
     with group.guard():
+        top = whole_number("top", top, 0)
         chosen = select(backend, dtype, group)
         batches = chosen.load(local_shard(model, data, chosen, group, batch))
         checked = model.check(params)
@@ -224,7 +226,7 @@ def run_step(
         totals.add({"N": batches.N, "stop": int(stop())})
         with trace.span("reduction", bytes=totals.nbytes), _room_for_tables(model, backend):
             stats = totals.reduce(comm)
-        if not np.isfinite(stats["free_energy"]):
+        if not np.all(np.isfinite(stats.buffer)):
             _refuse(task)
         with trace.span("M-step"):
             new, notes = model.m_step(stats, params, step)
@@ -294,7 +296,7 @@ def _refuse(task: _Task) -> None:
     for rank, said in enumerate(task.comm.allgather(found)):
         if said:
             raise DataError(said if rank == task.comm.rank else f"on rank {rank}: {said}")
-    raise DataError("the free energy is not finite: use dtype='float64', or rescale the data")
+    raise DataError("the sums over the data are not finite: use dtype='float64', or rescale the data")
 
 
 def _selective_e_step(task: _Task, totals: Totals) -> None:
@@ -361,12 +363,14 @@ def check_options(model: Model, selects: bool, reseed: bool) -> None:
 
 def local_shard(model: Model, data: Any, backend: Backend, comm: Communicator, batch: int | None) -> Shard:
     """This rank's slab in the backend's type, cut into batches."""
+    if not isinstance(model, Model):
+        raise ConfigError(f"model = {model!r} must be a model of gem.models, such as gem.models.BSC(D=256, H=200)")
     source = open_data(data)
     N, D = source.shape
     if model.D != D:
         raise ConfigError(f"the data have {D} dimensions, the model D = {model.D}: they must agree")
-    if batch is not None and batch < 1:
-        raise ConfigError(f"batch = {batch} must be at least 1")
+    if batch is not None:
+        batch = whole_number("batch", batch)
     start, stop = comm.slab(N)
     needed = model.bytes_per_point(backend.dtype.itemsize)[0]
     size = min(batch or backend.batch_size(stop - start, needed), MAX_BATCH)

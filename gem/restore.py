@@ -20,11 +20,12 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from gem.backends import Backend, select
+from gem.checks import whole_number
 from gem.em import em_step, posterior
 from gem.errors import ConfigError, DataError
 from gem.images import load_picture, save_picture
 from gem.models import MODELS, Model, make
-from gem.models.base import Params, whole_number
+from gem.models.base import Params
 from gem.models.truncated import Truncated
 from gem.philox import generator
 from gem.progress import Progress
@@ -34,6 +35,7 @@ BLOCK = 1 << 16  # patches whose estimates exist at once
 SURE = 1e-6  # responsibility below which a component is not asked
 LARGEST = {"gsc": 2048, "sc": 256, "mog": 40}  # H or K, if not given, where there are patches enough
 CAUSES = 128  # of the other models
+SIZES = ("H", "Hprime", "gamma", "K", "values")  # settings that the shell has flags for
 POINTS_PER_FIELD = 10
 NO_RECIPE = {
     "mop": "its data are counts",
@@ -106,8 +108,9 @@ class Cover:
 
 
 def psnr(estimate: np.ndarray, clean: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB, of grey levels of 0 to 255."""
-    return float(10 * np.log10(WHITE**2 / np.mean((estimate - clean) ** 2)))
+    """Peak signal-to-noise ratio in dB, of grey levels of 0 to 255; infinite if they are equal."""
+    error = float(np.mean((estimate - clean) ** 2))
+    return float(10 * np.log10(WHITE**2 / error)) if error else np.inf
 
 
 def restore(
@@ -265,6 +268,10 @@ def _make(name: str, count: int, patch: int, sigma: float, missing: bool, settin
     """The model with its usual sizes for `count` patches, but for what `settings` says."""
     check_model(name, missing)
     name = name.lower()
+    known = [setting for setting in signature(MODELS[name]).parameters if setting not in ("D", "missing")]
+    for setting in settings:
+        if setting not in known:
+            raise ConfigError(f"{name} has no option {setting!r}: there are {', '.join(known)}")
     size = max(1, min(LARGEST.get(name, CAUSES), count // POINTS_PER_FIELD))
     usual: dict[str, Any] = {"D": patch**2}
     if name == "mog":
@@ -275,7 +282,9 @@ def _make(name: str, count: int, patch: int, sigma: float, missing: bool, settin
         usual |= {"H": size, "penalty": 1.2 * max(sigma, 1.0)}
     else:
         H = int(settings.get("H") or size)
-        usual |= {"H": H, "Hprime": min(H, 8), "gamma": min(H, 3 if name == "gsc" else 5)}
+        usual |= {"H": H, "Hprime": min(H, 8), "gamma": min(H, 3 if name in ("gsc", "dsc") else 5)}
+        if name == "dsc":
+            usual["values"] = [-2, -1, 0, 1, 2]
         usual["gamma"] = min(usual["gamma"], int(settings.get("Hprime") or usual["Hprime"]))
     return make(name, {**usual, **({"missing": True} if missing else {}), **settings})
 
@@ -413,7 +422,7 @@ def restore_file(args: Namespace) -> None:
         backend=args.backend,
         clean=whole if clean is None else clean,
         progress=not args.quiet,
-        **{name: getattr(args, name) for name in ("H", "Hprime", "gamma", "K") if getattr(args, name) is not None},
+        **{name: getattr(args, name) for name in SIZES if getattr(args, name) is not None},
     )
     save_picture(output, result.picture)
     ratios = "" if result.psnr_after is None else f", PSNR {result.psnr_before:.2f} dB → {result.psnr_after:.2f} dB"

@@ -14,7 +14,7 @@ import numpy as np
 from gem.annealing import NOISE, Annealing
 from gem.backends import select
 from gem.backends._traced import Traced
-from gem.data import Source, fingerprint, from_spec, open_data
+from gem.data import Shard, Source, fingerprint, from_spec, open_data
 from gem.em import Info, check_options, local_shard, run_step
 from gem.errors import ConfigError, RunFileError
 from gem.models import Model, Step, make
@@ -110,6 +110,8 @@ class EM:
             with self._trace.span("initialisation"):
                 self.params = model.check(model.init_params(source, self.seed, self.comm) if params is None else params)
             config = self._config(source, int(checkpoint))
+            if output is not None:  # it may replace a run, which data that the first step refuses should not cost
+                self._check_data(shard, given=params is not None)
             if output is not None and self.comm.rank == 0:
                 self._file = RunFile.create(
                     output,
@@ -121,6 +123,13 @@ class EM:
                     every=checkpoint,
                     overwrite=overwrite,
                 )
+
+    def _check_data(self, shard: Shard, given: bool) -> None:
+        """What the initialisation has not seen: data beside given parameters, and what only this model asks of them."""
+        if given or type(self.model).check_data is not Model.check_data:
+            for start, Y in shard.batches():
+                self.model.check_data(Y, start)
+        self.comm.allgather(None)  # on every rank
 
     def _config(self, source: Source, checkpoint: int) -> dict[str, Any]:
         """Everything `resume` needs but the data, where these were an array."""

@@ -133,6 +133,8 @@ class RunFile:
             The file exists, or cannot be written.
         """
         path = Path(path).resolve()
+        if path.is_dir():
+            raise RunFileError(f"{path} is a folder: give the run file a name in it, such as {path / 'run.h5'}")
         if path.exists() and not overwrite:
             raise RunFileError(
                 f"{path} exists: continue it with `gem resume`, or replace it with --overwrite (overwrite=True)"
@@ -421,7 +423,7 @@ def _rewriting(path: Path, size: int, remains: str, fresh: bool = False) -> Iter
     except (OSError, RuntimeError) as error:
         reason = "cannot be written"
         if getattr(error, "errno", None) in NO_SPACE:
-            reason = f"has no space: {path.parent} needs about {size / 2**20:.1f} MiB free"
+            reason = f"has no space: {path.parent} needs about {max(0.1, size / 2**20):.1f} MiB free"
         detail = getattr(error, "strerror", None) or error
         raise RunFileError(f"{path} {reason} ({detail}). {remains}") from error
     finally:

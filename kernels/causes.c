@@ -33,6 +33,8 @@
  */
 #define SKIP ((real)(GEM_REAL == 64 ? 1e-30 : 1e-12))
 #define SETTINGS 4 /* as many as a fragment may have */
+#define WANTED (STATS || RECONSTRUCT)
+#define LEFT_OUT (MISSING && !IMPUTED) /* what is missing does not count */
 
 #if ANNEAL
 #define ANNEALED(E, shift) (beta * (E) + (shift))
@@ -128,12 +130,12 @@ DEVICE void add_state(point *p, real weight, const int *path, int level, const r
 {
     for (int l = 1; l <= level; l++)
         p->many[path[l]] += weight;
-    for (int i = 0; i < CHUNKS && (STATS || RECONSTRUCT); i++) {
+    for (int i = 0; i < CHUNKS && WANTED; i++) {
         const vec c = p->c[level][i], y = p->y[i];
         if (RECONSTRUCT)
             p->mean[i] += weight * value(c, y, setting);
         vec left = (vec)(weight);
-        if (MISSING && !IMPUTED)
+        if (LEFT_OUT)
             left *= p->observed[i];
         const vec expected = MISSING && IMPUTED ? y + (1 - p->observed[i]) * value(c, y, setting) : y;
         for (int l = 1; l <= level && STATS; l++) {
@@ -155,7 +157,7 @@ DEVICE void collect(point *p, const real *setting)
     while (level > 0) {
         const int k = path[level], deep = p->alive[p->end[node]] > p->alive[node];
         if (deep) {
-            for (int i = 0; i < CHUNKS && (STATS || RECONSTRUCT); i++)
+            for (int i = 0; i < CHUNKS && WANTED; i++)
                 p->c[level][i] = combine(p->c[level - 1][i], p->field[k][i], p->y[i], setting);
             if (p->alive[node + 1] > p->alive[node])
                 add_state(p, p->weight.at[node], path, level, setting);
@@ -367,7 +369,7 @@ DEVICE real add_dimension(int i, real weight, TABLE_PTR const unsigned int *mask
         if (RECONSTRUCT)
             mean += q[s] * value(c, y, setting);
         real left = weight * q[s];
-        if (MISSING && !IMPUTED)
+        if (LEFT_OUT)
             left *= p->observed[i];
         const real expected = MISSING && IMPUTED ? y + (1 - p->observed[i]) * value(c, y, setting) : y;
         for (unsigned int mask = masks[s]; STATS && mask != 0; mask &= mask - 1) {
@@ -477,7 +479,7 @@ KERNEL void causes(int N, GLOBAL const real *RESTRICT Y, GLOBAL const real *REST
             state[s] *= scale;
         BARRIER();
 
-        for (int d = 0; d < D && (STATS || RECONSTRUCT); d += PIECE) {
+        for (int d = 0; d < D && WANTED; d += PIECE) {
             const int count = D - d < PIECE ? D - d : PIECE;
             load_piece(d, count, Y + n * D, observed + n * D, fields, chosen, &p);
             for (int i = LOCAL_ID; i < count; i += GROUP) {

@@ -66,7 +66,7 @@ DEVICE NUMBER log_poisson(NUMBER y, real rate)
     const NUMBER up = y < (real)8 ? b * c * d * e : one; /* (y + 1) (y + 8), (y + 2) (y + 7), ... */
     const NUMBER series = u * ((real)(1. / 12) - u2 * ((real)(1. / 360) - u2 * ((real)(1. / 1260) - u2 / (real)1680)));
     const NUMBER log_p = y * log(rate / z) + (z - rate) - (z - y - (real)0.5) * log(z) + log(up) - series;
-    const NUMBER counted = (y >= (real)0) & (y == floor(y)) ? log_p - (real)0.91893853320467274 : -REAL_INF * one;
+    const NUMBER counted = ((y >= (real)0) & (y == floor(y))) ? log_p - (real)0.91893853320467274 : -REAL_INF * one;
     return OBSERVED(y, counted, 0);
 }
 #endif

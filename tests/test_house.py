@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import gem
-from gem import Annealing
+from gem import Annealing, ConfigError, DataError
 from gem.models import BSC, MODELS, make
 from gem.states import state_table
 from gem.statistics import Statistics
@@ -21,8 +21,8 @@ from gem.statistics import Statistics
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"gem.kernels"},
-    {"gem.errors", "gem._version", "gem.states", "gem.annealing", "gem.parallel", "gem.philox", "gem.statistics",
-     "gem.data", "gem.images", "gem.store", "gem.progress", "gem.trace"},
+    {"gem.errors", "gem.checks", "gem._version", "gem.states", "gem.annealing", "gem.parallel", "gem.philox",
+     "gem.statistics", "gem.data", "gem.images", "gem.store", "gem.progress", "gem.trace"},
     {"gem.backends"},
     {"gem.models"},
     {"gem.em", "gem.run"},
@@ -215,3 +215,43 @@ def test_data_that_do_not_fit_the_model_are_refused():
         model.init_params(np.ones((10, 4)))
     with pytest.raises(gem.ConfigError, match=r"T = 0\.5"):
         gem.em_step(model, params, np.ones((10, 4)), T=0.5)
+
+
+SIZES = {"D": 6, "H": 4}
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        (lambda m, p, Y: gem.posterior(m, p, Y, top=-1), "top = -1 must be a whole number, at least 0"),
+        (lambda m, p, Y: gem.posterior(m, p, Y, top=1.5), r"top = 1\.5"),
+        (lambda m, p, Y: gem.em_step(m, p, Y, T="2"), "T = '2' must be a number"),
+        (lambda m, p, Y: gem.em_step(m, p, Y, Ncut=None), "Ncut = None"),
+        (lambda m, p, Y: gem.em_step(m, p, Y, batch="3"), "batch = '3' must be a whole number"),
+        (lambda m, p, Y: gem.em_step("bsc", p, Y), "model = 'bsc' must be a model of gem.models"),
+        (lambda m, p, Y: gem.em_step(m, {**p, "W": "a"}, Y), "parameter W must be an array of real numbers"),
+        (lambda m, p, Y: gem.em_step(m, {**p, "W": [[1.0], [1, 2]]}, Y), "parameter W must be an array of real"),
+        (lambda m, p, Y: gem.em_step(m, {**p, "W": p["W"] + 1j}, Y), "W must be .* real numbers: they are complex128"),
+        (lambda m, p, Y: gem.em_step(m, {**p, "sigma": 1e-200}, Y), "sigma must lie in"),
+        (lambda m, p, Y: m.generate_data(p, -1), "N = -1"),
+        (lambda m, p, Y: m.generate_data(p, 3, start=-1), "start = -1"),
+        (lambda m, p, Y: m.generate_data(p, 3, seed=None), "seed = None"),
+        (lambda m, p, Y: BSC(**SIZES, missing="no"), "missing = 'no' must be True or False"),
+        (lambda m, p, Y: gem.Annealing(steps=3, reseed="false"), "reseed = 'false' must be True or False"),
+        (lambda m, p, Y: gem.models.MoG(D=6, K=2, reg="a"), "reg = 'a' must be a number"),
+        (lambda m, p, Y: gem.models.PMCA(**SIZES, background=np.inf), "background = inf must be a positive rate"),
+    ],
+)
+def test_settings_of_the_wrong_kind_are_refused(asked, words):
+    model = BSC(**SIZES)
+    Y = np.random.default_rng(0).standard_normal((20, 6))
+    with pytest.raises(ConfigError, match=words):
+        asked(model, model.init_params(Y), Y)
+
+
+def test_data_whose_squares_are_no_numbers_are_refused():
+    Y = np.random.default_rng(0).standard_normal((20, 6))
+    Y[7, 3] = 1e160
+    for model in (BSC(**SIZES), gem.models.MoG(D=6, K=2), gem.models.SC(**SIZES)):
+        with pytest.raises(DataError, match="squares of the data in column 3 exceed the range"):
+            gem.EM(model, Y, gem.Annealing(steps=1))

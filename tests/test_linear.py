@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import gem
-from gem.models import BSC, DSC, TSC, make
+from gem.errors import DataError
+from gem.models import BSC, DSC, GSC, MMCA, TSC, make
 from gem.models.imputation import impute
 
 KINDS = {
@@ -347,6 +348,28 @@ def test_pairs_keep_their_digits_beside_a_value_that_is_much_larger(backend):
     wanted, _ = gem.em_step(model, params, Y, dtype="float64")
     found, _ = gem.em_step(model, params, Y, backend=backend, dtype="float64")
     np.testing.assert_allclose(found["W"], wanted["W"], rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("kind", [BSC, GSC, MMCA])
+def test_evidence_that_float32_rounds_is_told(kind, backend):
+    """Of data that lie far from 0 beside their noise: ‖y‖²/2σ² is all but cancelled by other terms."""
+    rng = np.random.default_rng(0)
+    model, W = kind(D=8, H=4), 3 * rng.normal(size=(8, 4))
+    Y = (rng.random((500, 4)) < 0.3) @ W.T + rng.normal(size=(500, 8))
+    for mean, dtype, told in ((10, "float32", False), (1000, "float32", True), (1000, "float64", False)):
+        em = gem.EM(model, Y + mean, gem.Annealing(steps=8), backend=backend, dtype=dtype).run()
+        assert any("log evidence of a data point is rounded by about 0." in note for _, note in em.notes) is told
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_sums_that_are_not_finite_are_refused(dtype, backend, monkeypatch):
+    """Whatever they come from: the free energy alone may be a number still."""
+    model = BSC(D=6, H=4)
+    Y = np.random.default_rng(0).standard_normal((50, 6))
+    sums = BSC.sums
+    monkeypatch.setattr(BSC, "sums", lambda *args: {**sums(*args), "yy": [np.inf]})
+    with pytest.raises(DataError, match="the sums over the data are not finite: use dtype='float64'"):
+        gem.em_step(model, model.init_params(Y), Y, backend=backend, dtype=dtype)
 
 
 @pytest.mark.parametrize("H", [1, 64, 65, 200])

@@ -43,7 +43,7 @@ def test_patches_and_back_is_the_picture(shape, stride):
     np.testing.assert_array_equal(again, total)
 
 
-@pytest.mark.parametrize(("model", "gain"), [("bsc", 4), ("gsc", 6), ("mog", 5), ("sc", 3), ("mca", 2)])
+@pytest.mark.parametrize(("model", "gain"), [("bsc", 4), ("gsc", 6), ("mog", 5), ("sc", 3), ("mca", 2), ("dsc", 3)])
 def test_denoising_gains(model, gain):
     clean = stripes()
     before = noisy(clean)
@@ -115,6 +115,12 @@ def test_noise_and_gaps_at_once():
     assert done.psnr_after - done.psnr_before > 3
 
 
+def test_a_picture_that_is_the_clean_one_has_no_error():
+    clean = stripes()
+    assert psnr(clean, clean) == np.inf
+    assert psnr(clean + 1, clean) == pytest.approx(48.13, abs=0.01)
+
+
 GAP = np.where(np.eye(12, dtype=bool), np.nan, 9.0)
 HOLE = np.pad(np.full((20, 20), np.nan), 4, constant_values=5.0)
 
@@ -135,6 +141,7 @@ HOLE = np.pad(np.full((20, 20), np.nan), 4, constant_values=5.0)
         (np.ones((12, 12)), "gsc", {"sigma": 1.0, "clean": np.ones((3, 3))}, "clean picture has shape"),
         (GAP, "sc", {"sigma": 0.0}, "gaps"),
         (HOLE, "gsc", {"sigma": 0.0, "patch": 4}, "wider than the patch"),
+        (np.ones((12, 12)), "mog", {"sigma": 1.0, "H": 8}, "mog has no option 'H': there are K, covariance, reg"),
     ],
 )
 def test_refused(picture, model, settings, match):

@@ -26,7 +26,7 @@ from gem.backends import select
 from gem.data import ArraySource, Shard
 from gem.em import Info
 from gem.errors import ConfigError, DataError, RunFileError
-from gem.models import BSC, SC, MoG
+from gem.models import BSC, SC, MoG, MoP, NoisyOR
 from gem.philox import generator
 from gem.run import run_step, termination
 from gem.store import load_params, read_run
@@ -209,6 +209,28 @@ def test_wrong_settings_leave_no_file_behind(tmp_path, wrong, words):
     with pytest.raises(ConfigError, match=words):
         fit(points(), output=tmp_path / "run.h5", **wrong)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("model", "params"),
+    [(NoisyOR(D=9, H=3), None), (MoP(D=9, K=3), None), (BSC(D=9, H=6), "own")],
+    ids=["no binary data", "no counts", "NaN beside given parameters"],
+)
+def test_a_run_is_not_replaced_by_one_whose_data_are_refused(tmp_path, model, params):
+    Y, path = points().copy(), tmp_path / "run.h5"
+    fit(Y, Annealing(steps=1), output=path).run()
+    before = path.read_bytes()
+    if params:
+        params, Y[3, 2] = model.init_params(Y), np.nan
+    with pytest.raises(DataError, match=r"at row \d+, column \d+"):
+        EM(model, Y, Annealing(steps=1), params=params, output=path, overwrite=True)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_is_no_run_file(tmp_path, overwrite):
+    with pytest.raises(RunFileError, match=r"is a folder: give the run file a name in it, such as .*run\.h5"):
+        fit(points(), output=tmp_path, overwrite=overwrite)
 
 
 def test_numpy_integers_are_whole_numbers(tmp_path):

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gem.backends.base import Array, Backend, Kernel, Parts
+from gem.checks import number, whole_number
 from gem.data import Shard, check_finite, open_data
 from gem.errors import ConfigError, DataError
 from gem.parallel import Communicator, communicator
@@ -20,10 +21,11 @@ Params = dict[str, np.ndarray]
 MIN_PROBABILITY = 1e-10  # a prior of 0 or 1 could never change again
 MOST_NOISE = 300.0  # on a logarithmic scale: no factor leaves the range of a float
 TINY = float(np.finfo(np.float64).tiny)
+SMALL = 1e-150  # its square is a number still
 DOMAINS = {  # lowest and highest value
     "real": (-np.inf, np.inf),
     "nonnegative": (0.0, np.inf),
-    "positive": (TINY, np.inf),
+    "positive": (SMALL, np.inf),
     "probability": (TINY, 1.0),
     "distribution": (TINY, 1.0),  # and the entries add up to 1
 }
@@ -59,10 +61,8 @@ class Step:
         return float(np.finfo(self.dtype).eps)
 
     def __post_init__(self) -> None:
-        if not self.T >= 1 or np.inf == self.T:
-            raise ConfigError(f"T = {self.T} must be finite and at least 1")
-        if not 0 <= self.Ncut <= 1:
-            raise ConfigError(f"Ncut = {self.Ncut} must lie between 0 and 1")
+        number("T", self.T, "a number, finite and at least 1", 1)
+        number("Ncut", self.Ncut, "a number between 0 and 1", 0, 1)
 
 
 class Weights:
@@ -193,7 +193,13 @@ class Model(ABC):
             )
         copies = {}
         for name, shape in self.shapes.items():
-            value = np.array(params[name], dtype=np.float64)
+            try:
+                value = np.asarray(params[name])
+                if value.dtype.kind not in "buif":
+                    raise TypeError(f"they are {value.dtype}")
+                value = np.array(value, dtype=np.float64)
+            except (TypeError, ValueError) as error:
+                raise ConfigError(f"parameter {name} must be an array of real numbers: {error}") from error
             if value.shape != shape:
                 raise ConfigError(f"parameter {name} of {self!r} must have shape {shape}, not {value.shape}")
             if not np.all(np.isfinite(value)):
@@ -270,6 +276,8 @@ class Model(ABC):
         s : (N, H) array of latents, or (N,) of component indices for a mixture
         """
         checked = self.check(params)
+        start, N = whole_number("start", start, 0), whole_number("N", N, 0)
+        seed = whole_number("seed", seed, 0)
         drawn = per_point(seed, "data", start, start + N, lambda rng, n: self.generate(checked, n, rng))
         return drawn["Y"].copy(), drawn["s"].copy()
 
@@ -374,7 +382,8 @@ def moments(shard: Shard, comm: Communicator, missing: bool = False) -> Moments:
     Raises
     ------
     DataError
-        If the data hold Inf, or NaN that does not mark `missing` entries, or a dimension is never observed.
+        If the data hold Inf, or NaN that does not mark `missing` entries, a dimension is never observed, or its squares
+        are no numbers any more.
     """
     first = np.asarray(comm.bcast(next(iter(shard.batches()))[1][0]), dtype=np.float64)
     check_finite(first[None], missing=missing)
@@ -390,6 +399,9 @@ def moments(shard: Shard, comm: Communicator, missing: bool = False) -> Moments:
     N = np.array([shard.N])
     comm.allreduce(N)
     comm.allreduce(buffer)
+    if not np.all(np.isfinite(buffer)):
+        column = int(np.argmin(np.isfinite(buffer).all(axis=0)))
+        raise DataError(f"the squares of the data in column {column} exceed the range of float64: rescale them")
     if not buffer[0].all():
         raise DataError(f"dimension {int(np.argmin(buffer[0]))} is missing from every data point: leave it out")
     delta = buffer[1] / buffer[0]
@@ -434,16 +446,3 @@ def column_sums(backend: Backend, rows: Array, keep: Array) -> Array:
     sums = backend.empty((kernel.groups(n), H), backend.acc)
     kernel(n, rows, keep, sums)
     return sums
-
-
-def whole_number(name: str, value: Any, least: int = 1) -> int:
-    """A size among a model's settings.
-
-    Raises
-    ------
-    ConfigError
-        If it is not a whole number, or below `least`.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise ConfigError(f"{name} = {value!r} must be a whole number, at least {least}")
-    return int(value)

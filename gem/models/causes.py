@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gem.backends.base import Array, Backend, Kernel
+from gem.checks import number
 from gem.errors import ConfigError, DataError
 from gem.models.base import (
     MIN_PROBABILITY,
@@ -439,8 +440,7 @@ class GaussianCauses(Causes):
         fit = stats["fit"] - log_odds(self.activities(params)) @ stats["s"]
         gaps = entries - stats["observed"] if self.missing else 0.0
         variance = (gaps * sigma2 - 2 * sigma2 * fit) / entries
-        floor = step.resolution * stats["yy"] / entries  # below, it cannot be told from rounding
-        sigma = noise_level(float(variance), float(floor), notes)
+        sigma = noise_level(float(variance), float(stats["yy"]) / entries, 1, self.D, step, notes)
         W = self.weighted_means(*self.effects(stats, params, step), params["W"], notes)
         if self.domains["W"] == "nonnegative":
             W = held("W", W, 0, np.inf, notes)
@@ -518,9 +518,7 @@ class PMCA(Causes):
         background: float = 0.1,
     ):
         super().__init__(D, H, Hprime, gamma, missing)
-        if not 0 < background < np.inf:
-            raise ConfigError(f"background = {background!r} must be a positive rate")
-        self.background = float(background)
+        self.background = number("background", background, "a positive rate", 0, inside=True)
 
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "background": self.background}

@@ -440,7 +440,7 @@ def residual_noise(
     """σ, from Σ⟨‖y − Ws‖²⟩ / ND; a variance below the rounding of Σ‖y‖² cannot be told from zero."""
     D, H = W.shape
     variance = (yy - 2 * np.sum(W * ys) + np.sum((W.T @ W) * ss)) / (N * D)
-    return noise_level(variance, H * step.resolution * yy / (N * D), notes)
+    return noise_level(float(variance), float(yy) / (N * D), H, D, step, notes)
 
 
 def cholesky_solve(factor: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gem.backends.base import Array, Backend, Kernel
+from gem.checks import number, whole_number, yes_or_no
 from gem.errors import ConfigError, DataError
 from gem.models import missing_gaussian
 from gem.models.base import (
@@ -23,7 +24,6 @@ from gem.models.base import (
     Weights,
     shard_and_moments,
     subsample,
-    whole_number,
 )
 from gem.philox import generator
 from gem.statistics import Layout, Statistics, Sum, Sums
@@ -80,7 +80,8 @@ class Mixture(Model):
 
     def __init__(self, D: int, K: int, reg: float, missing: bool):
         self.D, self.K = whole_number("D", D), whole_number("K", K)
-        self.reg, self.missing = float(reg), bool(missing)
+        self.reg = number("reg", reg, "a number, finite and not negative: a floor", 0)
+        self.missing = yes_or_no("missing", missing)
 
     def settings(self) -> dict[str, Any]:
         given = {"D": self.D, "K": self.K, "reg": self.reg}
@@ -256,8 +257,6 @@ class MoG(Mixture):
     def __init__(self, D: int, K: int, covariance: str = "diag", reg: float = 1e-6, missing: bool = False):
         if covariance not in COVARIANCES:
             raise ConfigError(f"covariance = {covariance!r}: choose among {', '.join(COVARIANCES)}")
-        if not reg >= 0:
-            raise ConfigError(f"reg = {reg!r}, the floor of the variances, must not be negative")
         super().__init__(D, K, reg, missing)
         self.covariance = covariance
         self.component = "diag" if covariance == "spherical" else covariance

@@ -9,8 +9,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from gem.backends.base import Array, Backend, Kernel
-from gem.errors import ConfigError, DataError
-from gem.models.base import TINY, Evidence, Model, Params, Posterior, Step, shard_and_moments, subsample, whole_number
+from gem.checks import number, whole_number
+from gem.errors import DataError
+from gem.models.base import TINY, Evidence, Model, Params, Posterior, Step, shard_and_moments, subsample
 from gem.philox import generator
 from gem.statistics import Layout, Statistics, Sums
 
@@ -76,11 +77,8 @@ class SC(Model):
     def __init__(self, D: int, H: int, penalty: float | None = None, iterations: int = 200, tol: float = 1e-4):
         self.D, self.H = whole_number("D", D), whole_number("H", H)
         self.iterations = whole_number("iterations", iterations)
-        if penalty is not None and not 0 < penalty < np.inf:
-            raise ConfigError(f"penalty = {penalty!r} must be positive and finite")
-        if not 0 < tol < 1:
-            raise ConfigError(f"tol = {tol!r}, the relative duality gap, must lie between 0 and 1")
-        self.penalty, self.tol = None if penalty is None else float(penalty), float(tol)
+        self.penalty = None if penalty is None else number("penalty", penalty, "positive and finite", 0, inside=True)
+        self.tol = number("tol", tol, "a relative duality gap: between 0 and 1", 0, 1, inside=True)
 
     def settings(self) -> dict[str, Any]:
         given = {"D": self.D, "H": self.H, "iterations": self.iterations, "tol": self.tol}

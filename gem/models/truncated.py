@@ -8,22 +8,24 @@ from typing import Any
 
 import numpy as np
 
+from gem.checks import whole_number, yes_or_no
 from gem.errors import ConfigError, DataError
 from gem.models.base import (
     MIN_PROBABILITY,
+    TINY,
     Model,
     Moments,
     Params,
     Posterior,
     Step,
     shard_and_moments,
-    whole_number,
 )
 from gem.philox import generator
 from gem.states import log_binomial, state_table
 from gem.statistics import Statistics
 
 PIECE = 1 << 21  # numbers held at once by what is enumerated on the host
+VAGUE = 0.05  # rounding of a data point's log evidence from which on a user is told
 
 
 class Truncated(Model):
@@ -54,7 +56,7 @@ class Truncated(Model):
         self.D, self.H = whole_number("D", D), whole_number("H", H)
         self.Hprime = min(self.H, 8) if Hprime is None else whole_number("Hprime", Hprime)
         self.gamma = min(self.Hprime, 5) if gamma is None else whole_number("gamma", gamma)
-        self.missing = bool(missing)
+        self.missing = yes_or_no("missing", missing)
         if self.Hprime > self.H:
             raise ConfigError(
                 f"Hprime = {self.Hprime} > H = {self.H}: no more latents can be preselected than there are"
@@ -202,9 +204,20 @@ def held(name: str, value: Any, low: float, high: float, notes: list[str]) -> np
     return np.asarray(clipped)
 
 
-def noise_level(variance: float, floor: float, notes: list[str]) -> np.ndarray:
-    """σ of this variance, or of `floor`, below which it cannot be told from rounding; `notes` says so."""
+def noise_level(variance: float, square: float, terms: int, D: int, step: Step, notes: list[str]) -> np.ndarray:
+    """σ of this variance; `notes` says where rounding shows.
+
+    The variance is what is left of `square`, the mean of y_d², and so many `terms` of that size: below their rounding
+    it is held. The evidence of a data point is what is left of ‖y‖²/2σ².
+    """
+    floor = terms * step.resolution * square
     sigma = np.sqrt(np.maximum(variance, floor))
+    error = D * step.resolution * square / max(sigma**2, TINY)
     if variance < floor:
         notes.append(f"sigma was held at {sigma:.3g}, the resolution of the E-step")
+    elif error > VAGUE:
+        notes.append(
+            f"log evidence of a data point is rounded by about {error:.1g}, as y² is {square / sigma**2:.1g} times σ²: "
+            "use dtype='float64', or data nearer to 0"
+        )
     return sigma
