@@ -132,7 +132,11 @@ class RunFile:
         RunFileError
             The file exists, or cannot be written.
         """
-        path = Path(path).resolve()
+        try:
+            path = Path(path).resolve()
+            path.exists()
+        except (OSError, TypeError, ValueError) as error:
+            raise RunFileError(f"output = {path!r:.80} cannot be the name of a file: {error}") from error
         if path.is_dir():
             raise RunFileError(f"{path} is a folder: give the run file a name in it, such as {path / 'run.h5'}")
         if path.exists() and not overwrite:

@@ -303,6 +303,21 @@ def test_arrays_of_others_are_refused(device):
             gem.backends.select("opencl").to_host(mine)
 
 
+@pytest.mark.parametrize("device", backends(numpy=(), cuda=()), indirect=True)  # CUDA gives all it has in one piece
+def test_a_batch_larger_than_one_buffer_may_be_is_halved(device, problem, monkeypatch):
+    model, params, Y = problem
+    wanted, _ = gem.em_step(model, params, Y, dtype="float64")
+    monkeypatch.setattr(device, "_cpu", False)
+    monkeypatch.setattr(device, "matmul", products(device))
+    for room in (0, 1 << 30):
+        monkeypatch.setattr(device, "room", lambda room=room: room)
+        monkeypatch.setattr(device, "_largest", Y.nbytes // 2)
+        found, info = gem.em_step(model, params, Y, backend=device, batch=100)
+        assert info.N == 100
+        close(found, wanted)
+        assert device.most <= 50
+
+
 @pytest.mark.parametrize("traced", [False, True])
 def test_no_batch_and_no_result_is_held_beside_the_next(device, tmp_path, monkeypatch, traced):
     """Each may be as large as memory allows."""

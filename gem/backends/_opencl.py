@@ -100,7 +100,7 @@ class OpenCLBackend(DeviceBackend):
         self._vectors = self._cpu if vectors is None else vectors
         self._context = self._cl.Context([self._device])
         self._queue, self._copying = (self._cl.CommandQueue(self._context) for _ in range(2))
-        self._units = self._device.max_compute_units
+        self._units, self._largest = self._device.max_compute_units, self._device.max_mem_alloc_size
         self._threads = min(threads or self._units, self._units) if self._cpu else 1
         self._pool = ThreadPoolExecutor(self._threads)
         self._products: dict[Any, Any] = {}
@@ -129,8 +129,14 @@ class OpenCLBackend(DeviceBackend):
         flags = self._cl.mem_flags
         if self._cpu:
             return self.wrap(host.copy())
+        self._demand_one_piece(host.nbytes)
         buffer = self._cl.Buffer(self._context, flags.READ_WRITE | flags.COPY_HOST_PTR, hostbuf=host)
         return DeviceArray(buffer, host.shape, host.dtype)
+
+    def _demand_one_piece(self, size: int) -> None:
+        """A device may have the memory, and yet give less than that to one buffer: then a batch is halved, too."""
+        if size > self._largest:
+            raise MemoryError(f"{size:,} bytes in one piece, of {self._largest:,} at the most")
 
     def load(self, shard: Any) -> Batches:
         if not self._cpu:
@@ -174,6 +180,7 @@ class OpenCLBackend(DeviceBackend):
         size = max(1, int(np.prod(shape))) * kind.itemsize
         if self._cpu and np.prod(shape):
             return self._reused(tuple(shape), kind, size)
+        self._demand_one_piece(size)
         return DeviceArray(self._cl.Buffer(self._context, self._cl.mem_flags.READ_WRITE, size), tuple(shape), kind)
 
     def zeros(self, shape: tuple[int, ...], dtype: Any = None) -> DeviceArray:
