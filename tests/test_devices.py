@@ -303,7 +303,9 @@ def test_arrays_of_others_are_refused(device):
             gem.backends.select("opencl").to_host(mine)
 
 
-@pytest.mark.parametrize("device", backends(numpy=(), cuda=()), indirect=True)  # CUDA gives all it has in one piece
+@pytest.mark.parametrize(
+    "device", list(backends(numpy=(), cuda=())), indirect=True
+)  # CUDA gives all it has in one piece
 def test_a_batch_larger_than_one_buffer_may_be_is_halved(device, problem, monkeypatch):
     model, params, Y = problem
     wanted, _ = gem.em_step(model, params, Y, dtype="float64")
