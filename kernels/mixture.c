@@ -13,6 +13,7 @@
  *   sums             (GROUPS, SUMS) sum over n of r_nk (1, y - mu_k, (y - mu_k)^2 or (y - mu_k) (y - mu_k)');
  *                    one row for each group; the last part has the shape of precision: summed over k if TIED,
  *                    absent if POISSON
+ *   least            the floor of variances: for the twin, which loses digits far below it; nothing is lost here
  *
  * If MISSING (DIAG and POISSON), NaN is no observation: it counts with its expectation, y - mu_k = 0 and, for the
  * square, 1 / P_k.
@@ -317,7 +318,7 @@ KERNEL void mixture(int N, GLOBAL const real *RESTRICT Y, GLOBAL const real *RES
                     GLOBAL const real *RESTRICT precision, GLOBAL const real *RESTRICT log_weight, real beta,
                     GLOBAL const real *RESTRICT shift, GLOBAL const real *RESTRICT weights,
                     GLOBAL real *RESTRICT log_evidence, GLOBAL real *RESTRICT responsibilities,
-                    GLOBAL acc *RESTRICT sums)
+                    GLOBAL acc *RESTRICT sums, real least)
 {
     GLOBAL acc *counts = sums + (size_t)GROUP_ID * SUMS, *first = counts + K, *second = first + K * D;
     const int anneal = annealed(beta, shift);
@@ -441,7 +442,7 @@ KERNEL void mixture(int N, GLOBAL const real *RESTRICT Y, GLOBAL const real *RES
                     GLOBAL const real *RESTRICT precision, GLOBAL const real *RESTRICT log_weight, real beta,
                     GLOBAL const real *RESTRICT shift, GLOBAL const real *RESTRICT weights,
                     GLOBAL real *RESTRICT log_evidence, GLOBAL real *RESTRICT responsibilities,
-                    GLOBAL acc *RESTRICT sums)
+                    GLOBAL acc *RESTRICT sums, real least)
 {
     LOCAL acc scratch[GROUP];
     LOCAL real y[D * PITCH], r[K * PITCH]; /* a row for each dimension, for each component */

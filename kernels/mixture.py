@@ -35,10 +35,12 @@ def mixture(
     log_evidence: np.ndarray,
     responsibilities: np.ndarray,
     sums: np.ndarray,
+    least: float,
     *,
     COVARIANCE: int,
     MISSING: int,
     STORE: int,
+    COMMON: int = 0,
 ) -> None:
     """Log evidence of each point, and the sums Σ_n w_n r_nk (1, y − μ_k, (y − μ_k)²).
 
@@ -64,6 +66,9 @@ def mixture(
     sums : (groups, K + K D + size of `precision`) array, out
         A row for each group of data points (here: one): counts, first and second moments; the latter are summed
         over k if tied, and absent if Poisson.
+    least : float
+        The floor of variances: digits far below it are no loss. (The kernel in C loses none, and does not ask; nor
+        whether diagonal variances are COMMON to all dimensions, so that it is their sum which must keep its digits.)
     """
     rates = mu[-1] if COVARIANCE == POISSON else None
     mu = mu[: len(log_weight)]
@@ -102,7 +107,7 @@ def mixture(
     while True:
         expansion = kind(mu - centre, precision.astype(np.float64), dtype)
         counts, *moments, squares = walk(_Apart(expansion, far) if far.any() else expansion)
-        lost = ~far & expansion.lost(moments, squares)
+        lost = ~far & expansion.lost(moments, squares, least * counts, COMMON > 0)
         if not lost.any():
             break
         far, dtype = (far | lost, dtype) if dtype == np.float64 else (far, np.dtype(np.float64))
@@ -173,8 +178,8 @@ class _Expansion:
         """Σ r_nk y_nd² about the centre, (K, D), of which the second moments are what a difference leaves."""
         return np.zeros((1, self.D))
 
-    def lost(self, moments: list[np.ndarray], squares: np.ndarray) -> np.ndarray:
-        """Components that too little of it is left of, (K,)."""
+    def lost(self, moments: list[np.ndarray], squares: np.ndarray, floor: np.ndarray, common: bool) -> np.ndarray:
+        """Components of which too little is left of it, beside the `floor` of their second moments, (K,)."""
         return np.zeros(len(self.offset), dtype=bool)
 
 
@@ -199,10 +204,13 @@ class _Gaussian(_Expansion):
         """Σ_n r_n of d_n's squares."""
         raise NotImplementedError
 
-    def lost(self, moments: list[np.ndarray], squares: np.ndarray) -> np.ndarray:
+    def lost(self, moments: list[np.ndarray], squares: np.ndarray, floor: np.ndarray, common: bool) -> np.ndarray:
         second = moments[1] if moments[1].shape == squares.shape else np.einsum("...dd->...d", moments[1])
-        lost = np.any(second < LOST[self.dtype.itemsize] * squares, axis=-1)
-        return np.broadcast_to(lost, len(self.offset))
+        least = floor.sum() if self.all_alike else floor[:, None]
+        if common:
+            second, squares, least = second.sum(1, keepdims=True), squares.sum(1, keepdims=True), self.D * least
+        kept = np.maximum(second, least)
+        return np.broadcast_to(np.any(kept < LOST[self.dtype.itemsize] * squares, axis=-1), len(self.offset))
 
 
 class _Apart(_Expansion):

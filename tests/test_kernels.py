@@ -149,6 +149,7 @@ def mixture(rng, N, D, K, covariance, T, missing=0, mean=0.0):
     shift = np.zeros(K) if T == 1 else rng.standard_normal(K) / 5
     weights = (rng.random(N) < 0.8).astype(float)
     arguments = [Y, mu, precision, rng.standard_normal(K), 1 / T, shift, weights, np.zeros(N), np.zeros((N, K)), sums]
+    arguments += [1e-6]
     return Case(N, arguments, (7, 8, 9), {"D": D, "K": K, "COVARIANCE": covariance, "MISSING": missing, "STORE": 1})
 
 

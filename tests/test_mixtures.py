@@ -67,9 +67,77 @@ def test_narrow_components_a_long_way_from_each_other(case, dtype, sd, backend):
         found = next(iter(em)).free_energy
         wanted = np.logaddexp.reduce(model.log_joint(before, Y.astype(float), np.arange(2)), axis=1).sum()
         assert found == pytest.approx(wanted, rel=1e-9 if dtype == "float64" else 1e-5), step
-    if not FAR_APART[case]:  # that of an entry which is missing shrinks slowly
-        np.testing.assert_allclose(variances(em.params, 2), sd**2, rtol=0.5)
+        if not FAR_APART[case]:  # that of an entry which is missing shrinks slowly
+            np.testing.assert_allclose(variances(em.params, 2), sd**2, rtol=0.5)
     assert not em.notes
+
+
+def test_gaps_of_narrow_components_a_long_way_from_each_other(backend):
+    """A missing entry counts with its mean and variance, about whatever the sums are taken."""
+    rng = np.random.default_rng(0)
+    k = rng.integers(2, size=90)
+    Y = np.where(rng.random((90, 3)) < 0.3, np.nan, np.array([0, 1e6])[k, None] + 0.01 * rng.standard_normal((90, 3)))
+    params = {"pi": np.full(2, 0.5), "mu": np.array([[0.0] * 3, [1e6] * 3]), "var": np.full((2, 3), 1e-4)}
+    new, _ = gem.em_step(MoG(D=3, K=2, missing=True), params, Y, backend=backend, dtype="float64")
+    told = ~np.isnan(Y).all(axis=1)
+    for c in range(2):
+        r = np.where(told, k == c, 0.5)  # a point without entries is of either
+        filled = np.where(np.isnan(Y), params["mu"][c], Y)
+        mean = r @ filled / r.sum()
+        np.testing.assert_allclose(new["mu"][c], mean, rtol=1e-12, atol=1e-6)
+        var = r @ ((filled - mean) ** 2 + np.isnan(Y) * 1e-4) / r.sum()
+        np.testing.assert_allclose(new["var"][c], var, rtol=1e-5)
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_components_that_become_narrow_at_once(covariance, backend):
+    """Their variances say that float32 will do; those of the data do not."""
+    rng = np.random.default_rng(0)
+    Y = (np.where(np.arange(200)[:, None] % 2, 0, 1e6) + 10 * rng.standard_normal((200, 2))).astype(np.float32)
+    spread = {"diag": np.full((2, 2), 1e9), "spherical": np.full(2, 1e9), "tied": np.eye(2) * 1e9}
+    spread["full"] = np.tile(spread["tied"], (2, 1, 1))
+    name = "var" if covariance in ("diag", "spherical") else "cov"
+    params = {"pi": np.full(2, 0.5), "mu": np.array([[0.0, 0], [1e6, 1e6]]), name: spread[covariance]}
+    new, _ = gem.em_step(MoG(D=2, K=2, covariance=covariance), params, Y, backend=backend, dtype="float32")
+    np.testing.assert_allclose(variances(new, 2), 100, rtol=0.3)
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_the_evidence_under_narrow_components_of_wide_data(covariance, backend):
+    """Nothing is wrong with the moments, so that no digits lost there tell of it."""
+    rng = np.random.default_rng(0)
+    Y = np.where(np.arange(40)[:, None] % 2, 0, 1e6) + 100 * rng.standard_normal((40, 2))
+    model = MoG(D=2, K=2, covariance=covariance)
+    spread = {"diag": np.full((2, 2), 1e-4), "spherical": np.full(2, 1e-4), "tied": np.eye(2) * 1e-4}
+    spread["full"] = np.tile(spread["tied"], (2, 1, 1))
+    name = "var" if covariance in ("diag", "spherical") else "cov"
+    params = {"pi": np.full(2, 0.5), "mu": np.array([[0.0, 0], [1e6, 1e6]]), name: spread[covariance]}
+    wanted = np.logaddexp.reduce(model.log_joint(model.check(params), Y, np.arange(2)), axis=1)
+    found = gem.posterior(model, params, Y, backend=backend, dtype="float64").log_evidence
+    np.testing.assert_allclose(found, wanted, rtol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_what_the_floor_of_variances_hides_is_not_computed_twice(covariance, dtype, monkeypatch):
+    """Dimensions that are constant, everywhere or within a component, as pixels are: their variance is reg."""
+    from gem.kernels import mixture
+
+    walks, steps = [], []
+    softmax, frame = mixture._softmax, mixture._frame
+    monkeypatch.setattr(mixture, "_softmax", lambda *a: walks.append(0) or softmax(*a))
+    monkeypatch.setattr(mixture, "_frame", lambda *a: steps.append(0) or frame(*a))
+    rng = np.random.default_rng(0)
+    Y = (rng.random((3, 6)) < 0.5)[rng.integers(3, size=300)] * rng.random((300, 6))
+    Y[:, 2] = 0.1
+    model = MoG(D=6, K=3, covariance=covariance)
+    em = gem.EM(model, Y, gem.Annealing(steps=6), backend="numpy", dtype=dtype)
+    for _ in range(3):
+        next(iter(em))
+    walks.clear()
+    steps.clear()
+    em.run()
+    assert len(walks) == len(steps) > 0
 
 
 @pytest.mark.parametrize("covariance", COVARIANCES)

@@ -77,6 +77,7 @@ class Mixture(Model):
 
     centre: ClassVar[str]  # the parameter (K, D) that is E[y | k]
     component: str  # a key of KERNEL_CODE
+    common: bool = False  # whether a component has one variance for all dimensions
 
     def __init__(self, D: int, K: int, reg: float, missing: bool):
         self.D, self.K = whole_number("D", D), whole_number("K", K)
@@ -131,6 +132,7 @@ class Mixture(Model):
         log_pi = np.log(params["pi"])
         code = KERNEL_CODE[self.component]
         sizes: dict[str, Any] = {"D": self.D, "K": self.K, "COVARIANCE": code, "MISSING": int(self.missing)}
+        sizes |= {"COMMON": 1} if self.common else {}
         return Tables(
             backend=backend,
             weights=Weights(backend),
@@ -156,7 +158,10 @@ class Mixture(Model):
         size = sum(prod(shape) for shape in self.layout.values())
         sums = backend.empty((kernel.groups(n), size), backend.acc)
         keep = t.weights(n, weights)
-        kernel(n, Y, t.mu, t.precision, t.log_weight, t.beta, t.shift, keep, log_evidence, responsibilities, sums)
+        kernel(
+            n, Y, t.mu, t.precision, t.log_weight, t.beta, t.shift, keep,
+            log_evidence, responsibilities, sums, self.reg,
+        )  # fmt: skip
         return Posterior(Evidence(n, [(log_evidence, 1.0)]), mean=responsibilities), {tuple(self.layout): Sum(sums)}
 
     def infer(self, tables: Any, Y: Array) -> Posterior:
@@ -259,7 +264,8 @@ class MoG(Mixture):
             raise ConfigError(f"covariance = {covariance!r}: choose among {', '.join(COVARIANCES)}")
         super().__init__(D, K, reg, missing)
         self.covariance = covariance
-        self.component = "diag" if covariance == "spherical" else covariance
+        self.common = covariance == "spherical"
+        self.component = "diag" if self.common else covariance
 
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "covariance": self.covariance}
