@@ -47,7 +47,7 @@ def problem(model: Model, N: int, seed: int = 0) -> tuple[dict[str, np.ndarray],
             )
         elif kind == "probability":
             params[name] = rng.uniform(0.05, 0.95, shape) ** 3
-        elif kind == "positive":
+        elif kind in ("positive", "deviation"):
             params[name] = np.ones(shape)
         else:
             value = rng.standard_normal(shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from math import inf, isfinite
 from numbers import Real
 from typing import Any
@@ -19,6 +20,7 @@ def whole_number(name: str, value: Any, least: int = 1) -> int:
     ConfigError
         If it is none.
     """
+    value = _unwrapped(value)
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise ConfigError(f"{name} = {value!r} must be a whole number, at least {least}")
     return int(value)
@@ -32,10 +34,12 @@ def number(name: str, value: Any, what: str, low: float = -inf, high: float = in
     ConfigError
         If it is none.
     """
+    value = _unwrapped(value)
     if isinstance(value, Real) and not isinstance(value, bool):
-        found = float(value)
-        if isfinite(found) and (low < found < high if inside else low <= found <= high):
-            return found
+        with suppress(OverflowError):  # a whole number may be larger than any float
+            found = float(value)
+            if isfinite(found) and (low < found < high if inside else low <= found <= high):
+                return found
     raise ConfigError(f"{name} = {value!r} must be {what}")
 
 
@@ -47,6 +51,12 @@ def yes_or_no(name: str, value: Any) -> bool:
     ConfigError
         If it is neither.
     """
-    if not isinstance(value, bool | np.bool_):
+    value = _unwrapped(value)
+    if not isinstance(value, bool | np.bool_) and not (isinstance(value, int) and value in (0, 1)):
         raise ConfigError(f"{name} = {value!r} must be True or False")
     return bool(value)
+
+
+def _unwrapped(value: Any) -> Any:
+    """What a file of arrays gives for a number: an array of no dimensions."""
+    return value.item() if isinstance(value, np.ndarray) and value.shape == () else value

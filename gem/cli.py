@@ -98,7 +98,8 @@ def _parser() -> argparse.ArgumentParser:
         if kind is bool:
             of_model.add_argument(f"--{name}", action="store_true", default=None)
         else:
-            of_model.add_argument(f"--{name}", type=PARSERS.get(kind, kind), metavar=name)
+            form = f"numbers, as --{name}=-1,0,1" if kind is list else None
+            of_model.add_argument(f"--{name}", type=PARSERS.get(kind, kind), metavar=name, help=form)
     schedule = fit.add_argument_group(
         "annealing",
         "a number, or breakpoints POSITION=VALUE,...: whole positions are steps, others fractions of the run",
@@ -164,7 +165,9 @@ def _add_restoring(commands: Any) -> None:
         command.add_argument("-o", "--output", help="picture or .npy (default: IMAGE's name with -restored.png)")
         for name in ("H", "Hprime", "gamma", "K"):
             command.add_argument(f"--{name}", type=int, metavar=name)
-        command.add_argument("--values", type=_numbers, metavar="V,V,...", help="of dsc (default: -2,-1,0,1,2)")
+        command.add_argument(
+            "--values", type=_numbers, metavar="V,V,...", help="of dsc, as --values=-1,0,1 (default: -2,-1,0,1,2)"
+        )
         command.add_argument("--patch", type=int, default=6, help="side of the patches (default: %(default)s)")
         command.add_argument("--stride", type=int, default=1, help="pixels between patches (default: %(default)s)")
         command.add_argument("--steps", type=int, default=30, help="EM steps (default: %(default)s)")

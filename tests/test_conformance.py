@@ -57,7 +57,7 @@ def truth(model, seed=1):
             params[name] = root @ np.swapaxes(root, -1, -2) + 0.2 * np.eye(shape[-1])
         elif name == "lam":
             params[name] = rng.uniform(1, 20, shape)
-        elif model.domains[name] == "positive":
+        elif model.domains[name] in ("positive", "deviation"):
             params[name] = rng.uniform(0.5, 1.0, shape)
         else:
             params[name] = 3 * rng.standard_normal(shape)

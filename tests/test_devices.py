@@ -526,6 +526,24 @@ def test_what_is_available_names_every_device_and_those_that_do_not_work(monkeyp
     assert about["opencl:2"]["backend"] == "opencl:2"
     assert about["opencl"]["unusable"] == "Old on Vendor: error; Vendor: no driver"
     assert [b.name for b in gem.backends.every_device("opencl:1")] == ["opencl:1"]
+    assert [b.name for b in gem.backends.every_device("numpy")] == ["numpy"]
+
+
+def test_a_device_that_refuses_hides_no_other(monkeypatch):
+    monkeypatch.setattr(_cuda, "_import_cupy", fake_cupy)
+    use = FakeDevice.use
+
+    def taken(device):
+        if device.id in (1,):
+            raise NoDriverError("cudaErrorDevicesUnavailable")
+        use(device)
+
+    monkeypatch.setattr(FakeDevice, "use", taken)
+    monkeypatch.setattr(_cuda.CudaBackend, "describe", lambda self: {"backend": self.name})
+    assert [b.name for b in gem.backends.every_device("cuda")] == ["cuda:0", "cuda:2"]
+    about = gem.backends.available()
+    assert about["cuda:2"] == {"backend": "cuda:2"}
+    assert "CUDA device 1 cannot be used (cudaErrorDevicesUnavailable)" in about["cuda:1"]["unavailable"]
 
 
 @pytest.mark.serial

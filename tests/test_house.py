@@ -240,6 +240,8 @@ SIZES = {"D": 6, "H": 4}
         (lambda m, p, Y: gem.Annealing(steps=3, reseed="false"), "reseed = 'false' must be True or False"),
         (lambda m, p, Y: gem.models.MoG(D=6, K=2, reg="a"), "reg = 'a' must be a number"),
         (lambda m, p, Y: gem.models.PMCA(**SIZES, background=np.inf), "background = inf must be a positive rate"),
+        (lambda m, p, Y: gem.models.MoP(D=6, K=2, reg="1"), "reg = '1' must be a positive number"),
+        (lambda m, p, Y: gem.models.MoG(D=6, K=2, reg=10**400), "must be a number, finite"),
     ],
 )
 def test_settings_of_the_wrong_kind_are_refused(asked, words):
@@ -247,6 +249,17 @@ def test_settings_of_the_wrong_kind_are_refused(asked, words):
     Y = np.random.default_rng(0).standard_normal((20, 6))
     with pytest.raises(ConfigError, match=words):
         asked(model, model.init_params(Y), Y)
+
+
+def test_numbers_as_files_of_arrays_give_them_will_do():
+    Y = np.random.default_rng(0).standard_normal((20, 6))
+    model = BSC(D=np.array(6), H=np.int64(4), missing=np.array(False))
+    params = {name: value.astype(object) for name, value in model.init_params(Y).items()}
+    _, plain = gem.em_step(model, params, Y, T=2.0, batch=7)
+    _, info = gem.em_step(model, params, Y, T=np.array(2.0), batch=np.array(7))
+    assert info.free_energy == plain.free_energy
+    assert gem.models.MoG(D=6, K=2, reg=np.float32(0.5)).settings()["reg"] == 0.5
+    assert gem.models.SC(**SIZES, tol=np.array(0.5)).settings()["tol"] == 0.5
 
 
 def test_data_whose_squares_are_no_numbers_are_refused():

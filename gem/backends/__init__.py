@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -104,20 +105,18 @@ def _fastest(dtype: np.dtype, comm: Communicator) -> Backend:
 
 
 def every_device(backend: str, dtype: Any = "float32") -> list[Backend]:
-    """A backend on each of its devices, first the one that its name alone chooses; of "opencl:1", that one.
+    """A backend on each device of its that can be used, first the one that its name alone chooses; "opencl:1" is one.
 
     Raises
     ------
     BackendError
         As `select`.
     """
-    found = [select(backend, dtype)]
-    name, numbered, _ = found[0].name.partition(":")
-    while numbered and ":" not in backend:
-        try:
-            found.append(select(f"{name}:{len(found)}", dtype))
-        except BackendError:
-            break
+    first = select(backend, dtype)
+    found, kind = [first], first.name.partition(":")[0]
+    for index in range(_count(kind) if ":" in first.name and ":" not in backend else 0):
+        with suppress(BackendError):
+            found += [] if f"{kind}:{index}" == first.name else [select(f"{kind}:{index}", dtype)]
     return found
 
 
@@ -127,16 +126,33 @@ def available() -> dict[str, dict[str, Any]]:
     "unusable": what an OpenCL device answered that is there and does not work.
     """
     about: dict[str, dict[str, Any]] = {}
-    for name in BACKENDS:
+    for kind in BACKENDS:
         try:
-            first, *others = every_device(name)
+            names = [kind, *(f"{kind}:{index}" for index in range(1, _count(kind)))]
         except BackendError as error:
-            about[name] = {"unavailable": str(error)}
+            about[kind] = {"unavailable": str(error)}
             continue
-        about |= {name: first.describe(), **{other.name: other.describe() for other in others}}
-        if name == "opencl" and (unusable := _unusable()):
-            about[name]["unusable"] = "; ".join(unusable)
+        for name in names:
+            try:
+                about[name] = select(name).describe()
+            except BackendError as error:
+                about[name] = {"unavailable": str(error)}
+        if kind == "opencl" and (unusable := _unusable()):
+            about[kind]["unusable"] = "; ".join(unusable)
     return about
+
+
+def _count(kind: str) -> int:
+    """How many devices a backend has."""
+    if kind == "opencl":
+        from gem.backends._opencl import devices
+
+        return len(devices())
+    if kind == "cuda":
+        from gem.backends._cuda import device_count
+
+        return device_count()
+    return 1
 
 
 def _unusable() -> list[str]:

@@ -25,7 +25,8 @@ SMALL = 1e-150  # its square is a number still
 DOMAINS = {  # lowest and highest value
     "real": (-np.inf, np.inf),
     "nonnegative": (0.0, np.inf),
-    "positive": (SMALL, np.inf),
+    "positive": (TINY, np.inf),
+    "deviation": (SMALL, np.inf),  # a standard deviation
     "probability": (TINY, 1.0),
     "distribution": (TINY, 1.0),  # and the entries add up to 1
 }
@@ -195,7 +196,7 @@ class Model(ABC):
         for name, shape in self.shapes.items():
             try:
                 value = np.asarray(params[name])
-                if value.dtype.kind not in "buif":
+                if value.dtype.kind not in "buifO":
                     raise TypeError(f"they are {value.dtype}")
                 value = np.array(value, dtype=np.float64)
             except (TypeError, ValueError) as error:
@@ -235,8 +236,9 @@ class Model(ABC):
             if name == "cov":
                 raise ConfigError("cov_noise must be 0: a covariance with noise on it may be none")
             e = scale * rng.standard_normal(params[name].shape)
-            if self.domains[name] == "positive":
-                out[name] = np.clip(params[name] * np.exp(np.clip(e, -MOST_NOISE, MOST_NOISE)), TINY, 1 / TINY)
+            if self.domains[name] in ("positive", "deviation"):
+                low = DOMAINS[self.domains[name]][0]
+                out[name] = np.clip(params[name] * np.exp(np.clip(e, -MOST_NOISE, MOST_NOISE)), low, 1 / TINY)
             elif self.domains[name] in ("probability", "distribution"):
                 p = np.clip(params[name], MIN_PROBABILITY, 1 - MIN_PROBABILITY)
                 moved = 1 / (1 + np.exp(-np.clip(np.log(p) - np.log1p(-p) + e, -MOST_NOISE, MOST_NOISE)))

@@ -460,7 +460,7 @@ class MCA(GaussianCauses):
     Model parameters are ``W`` (D, H), ``pi`` () and ``sigma`` ().
     """
 
-    domains: ClassVar[Mapping[str, str]] = {"W": "nonnegative", "pi": "probability", "sigma": "positive"}
+    domains: ClassVar[Mapping[str, str]] = {"W": "nonnegative", "pi": "probability", "sigma": "deviation"}
     fragment = "maximum"
 
     def scores(self, tables: Tables, Y: Array, observed: Array, b: Array) -> tuple[Array, Array, Array]:
@@ -485,7 +485,7 @@ class MMCA(GaussianCauses):
     Model parameters are ``W`` (D, H), ``pi`` () and ``sigma`` ().
     """
 
-    domains: ClassVar[Mapping[str, str]] = {"W": "real", "pi": "probability", "sigma": "positive"}
+    domains: ClassVar[Mapping[str, str]] = {"W": "real", "pi": "probability", "sigma": "deviation"}
     fragment = "magnitude"
 
 

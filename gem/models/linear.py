@@ -81,7 +81,7 @@ class LinearSuperposition(Truncated):
     A subclass says which `values` a latent takes when it is not 0, and how ``pi`` gives their probabilities.
     """
 
-    domains: ClassVar[Mapping[str, str]] = {"W": "real", "pi": "probability", "sigma": "positive"}
+    domains: ClassVar[Mapping[str, str]] = {"W": "real", "pi": "probability", "sigma": "deviation"}
     cosine: ClassVar[bool] = False  # candidates are chosen by Wᵀy/‖W‖, or by the log joint of the latent alone
 
     @abstractmethod

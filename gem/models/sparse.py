@@ -72,7 +72,7 @@ class SC(Model):
     penalty is then T times as large.
     """
 
-    domains: ClassVar[Mapping[str, str]] = {"W": "real", "sigma": "positive", "b": "positive"}
+    domains: ClassVar[Mapping[str, str]] = {"W": "real", "sigma": "deviation", "b": "positive"}
 
     def __init__(self, D: int, H: int, penalty: float | None = None, iterations: int = 200, tol: float = 1e-4):
         self.D, self.H = whole_number("D", D), whole_number("H", H)

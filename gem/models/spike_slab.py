@@ -76,7 +76,7 @@ class GSC(Truncated):
         "pi": "probability",
         "mu": "real",
         "psi": "positive",
-        "sigma": "positive",
+        "sigma": "deviation",
     }
 
     @property

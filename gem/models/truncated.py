@@ -12,7 +12,7 @@ from gem.checks import whole_number, yes_or_no
 from gem.errors import ConfigError, DataError
 from gem.models.base import (
     MIN_PROBABILITY,
-    TINY,
+    SMALL,
     Model,
     Moments,
     Params,
@@ -211,8 +211,8 @@ def noise_level(variance: float, square: float, terms: int, D: int, step: Step, 
     it is held. The evidence of a data point is what is left of ‖y‖²/2σ².
     """
     floor = terms * step.resolution * square
-    sigma = np.sqrt(np.maximum(variance, floor))
-    error = D * step.resolution * square / max(sigma**2, TINY)
+    sigma = np.maximum(np.sqrt(np.maximum(variance, floor)), SMALL)
+    error = D * step.resolution * square / sigma**2
     if variance < floor:
         notes.append(f"sigma was held at {sigma:.3g}, the resolution of the E-step")
     elif error > VAGUE:
