@@ -557,6 +557,17 @@ def test_opencl_device_without_64_bit_atomics():
         backend.build("pair_sums", text, {})
 
 
+@pytest.mark.serial
+def test_opencl_device_with_small_groups():
+    if "unavailable" in gem.backends.available()["opencl"]:
+        missing("opencl", gem.backends.available()["opencl"]["unavailable"])
+    backend = _opencl.OpenCLBackend("float32", vectors=False)
+    sizes = {"local_mem_size": 1 << 15, "global_mem_size": 1 << 30, "max_work_group_size": 64}
+    backend._device = SimpleNamespace(name="Small GPU ", **sizes)
+    with pytest.raises(BackendError, match="scale_rows works in groups of 128 work-items, Small GPU takes 64 at the"):
+        backend.kernel("scale_rows", H=4)
+
+
 def test_opencl_float64_of_a_device_without_it(monkeypatch):
     monkeypatch.setattr(_opencl, "_import_pyopencl", SimpleNamespace)
     monkeypatch.setattr(_opencl, "devices", lambda: [SimpleNamespace(name="Small GPU", double_fp_config=0)])

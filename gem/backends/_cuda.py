@@ -23,7 +23,7 @@ RESIDENT_SHARE = 0.6  # of the free memory, for data that stay
 
 
 class CudaBackend(DeviceBackend):
-    """One CUDA device.
+    """One CUDA device; on a thread that has used none yet, it becomes the current one.
 
     Parameters
     ----------

@@ -309,8 +309,14 @@ class OpenCLBackend(DeviceBackend):
 
     def plan(self, name: str, constants: dict[str, int]) -> Schedule:
         local_bytes = min(self._device.local_mem_size, LOCAL_BYTES)
-        memory = self._device.global_mem_size
-        return schedule(name, constants, self.dtype.itemsize, self._vectors, self._units, local_bytes, memory)
+        memory, most = self._device.global_mem_size, self._device.max_work_group_size
+        plan = schedule(name, constants, self.dtype.itemsize, self._vectors, self._units, local_bytes, memory)
+        if plan.group > most:
+            raise BackendError(
+                f"kernel {name} works in groups of {plan.group} work-items, {self._device.name.strip()} takes {most} at "
+                "the most: choose another device"
+            )
+        return plan
 
     def build(self, name: str, text: str, defines: dict[str, int]) -> Any:
         options = [f"-D{key}={value}" for key, value in defines.items()]
