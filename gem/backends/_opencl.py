@@ -313,8 +313,8 @@ class OpenCLBackend(DeviceBackend):
         plan = schedule(name, constants, self.dtype.itemsize, self._vectors, self._units, local_bytes, memory)
         if plan.group > most:
             raise BackendError(
-                f"kernel {name} works in groups of {plan.group} work-items, {self._device.name.strip()} takes {most} at "
-                "the most: choose another device"
+                f"kernel {name} works in groups of {plan.group} work-items, {self._device.name.strip()} takes {most} "
+                "at the most: choose another device"
             )
         return plan
 
