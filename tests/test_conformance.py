@@ -228,10 +228,10 @@ def test_where_the_fixed_point_comes_to_rest_the_free_energy_is_stationary(name)
 
 def test_batches_and_dtype_do_not_matter(make, backend):
     model = make(False)
-    Y, _ = model.generate_data(truth(model), 300, seed=7)
+    Y, _ = model.generate_data(truth(model), 120, seed=7)
     start = model.init_params(Y, seed=2)
     results = []
-    for batch in (1, 7, 128, 300):
+    for batch in (1, 7, 50, 120):
         params = start
         for step in range(20):
             Ncut = step / 20 if isinstance(model, Truncated) else 0.0  # others have no truncation to select by
