@@ -303,9 +303,10 @@ def test_arrays_of_others_are_refused(device):
             gem.backends.select("opencl").to_host(mine)
 
 
-@pytest.mark.parametrize(
-    "device", list(backends(numpy=(), cuda=())), indirect=True
-)  # CUDA gives all it has in one piece
+ONLY_OPENCL = list(backends(numpy=(), cuda=()))  # CUDA gives all it has in one piece
+
+
+@pytest.mark.parametrize("device", ONLY_OPENCL, indirect=True)
 def test_a_batch_larger_than_one_buffer_may_be_is_halved(device, problem, monkeypatch):
     model, params, Y = problem
     wanted, _ = gem.em_step(model, params, Y, dtype="float64")
@@ -361,14 +362,21 @@ def test_a_device_that_is_not_there(device):
     assert gem.backends.select(f"{name}:0").name == f"{name}:0"
 
 
-def test_reikna_multiplies_where_the_device_is_no_cpu(monkeypatch):
-    """On a GPU products are reikna's: the same code, made to run on the CPU device."""
-    pytest.importorskip("reikna")
+@pytest.fixture
+def as_gpu(monkeypatch):
+    """An OpenCL device that is no CPU, as the backend sees it."""
     try:
         device = gem.backends.select("opencl", "float32")
     except BackendError as error:
         missing("opencl", str(error))
     monkeypatch.setattr(device, "_cpu", False)
+    return device
+
+
+def test_reikna_multiplies_where_the_device_is_no_cpu(as_gpu):
+    """On a GPU products are reikna's: the same code, made to run on the CPU device."""
+    pytest.importorskip("reikna")
+    device = as_gpu
     a, b = np.random.default_rng(0).standard_normal((2, 33, 9)).astype(np.float32)
     for transpose in (True, False):
         left = a if transpose else a.T.copy()
@@ -382,13 +390,9 @@ def test_reikna_multiplies_where_the_device_is_no_cpu(monkeypatch):
     np.testing.assert_allclose(found["W"], wanted["W"], atol=1e-3)
 
 
-def test_products_are_by_blocks_of_the_fastest_width_and_the_same_by_any(monkeypatch):
+def test_products_are_by_blocks_of_the_fastest_width_and_the_same_by_any(as_gpu, monkeypatch):
     pytest.importorskip("reikna")
-    try:
-        device = gem.backends.select("opencl", "float32")
-    except BackendError as error:
-        missing("opencl", str(error))
-    monkeypatch.setattr(device, "_cpu", False)
+    device = as_gpu
     a, b = (np.random.default_rng(k).standard_normal((70, k)).astype(np.float32) for k in (9, 33))
     wanted = device.to_host(device.matmul(device.to_device(a), device.to_device(b), transpose_a=True))
     compile_matmul, tried = _opencl._compile_matmul, []
@@ -416,16 +420,11 @@ def test_products_are_by_blocks_of_the_fastest_width_and_the_same_by_any(monkeyp
     assert tried == [16, 16, 8, 8, 8, 8, 8]
 
 
-def test_opencl_without_reikna_says_so(monkeypatch):
-    try:
-        device = gem.backends.select("opencl")
-    except BackendError as error:
-        missing("opencl", str(error))
-    monkeypatch.setattr(device, "_cpu", False)
+def test_opencl_without_reikna_says_so(as_gpu, monkeypatch):
     monkeypatch.setitem(sys.modules, "reikna.cluda", None)
-    a = device.to_device(np.eye(3))
+    a = as_gpu.to_device(np.eye(3))
     with pytest.raises(BackendError, match=r'reikna is not installed.*pip install "gem-em\[opencl\]"'):
-        device.matmul(a, a)
+        as_gpu.matmul(a, a)
 
 
 @pytest.fixture
@@ -534,7 +533,7 @@ def test_a_device_that_refuses_hides_no_other(monkeypatch):
     use = FakeDevice.use
 
     def taken(device):
-        if device.id in (1,):
+        if device.id == 1:
             raise NoDriverError("cudaErrorDevicesUnavailable")
         use(device)
 
