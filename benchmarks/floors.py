@@ -63,9 +63,10 @@ def sums(model: Model) -> tuple[int, int, int]:
     assert isinstance(model, BSC | MCA)
     H = model.H
     products = REAL * D * H * ceil(n / PRODUCT_ROWS)
-    columns = 8 * H * groups("column_sums", H=H)
+    most = groups("column_sums", H=H)
+    columns = 8 * H * most
     if isinstance(model, BSC):  # Yᵀ⟨s⟩, pairs, Σ⟨s⟩; log evidence and ‖y‖²
-        return n, groups("column_sums", H=H), products + 8 * H * H + columns + 2 * 8 * groups("point_sums")
+        return n, most, products + 8 * H * H + columns + 2 * 8 * groups("point_sums")
     sizes = {"D": D, "H": H, "HPRIME": model.Hprime, "GAMMA": model.gamma, "MANY": model.states.S, "STATS": 1}
     most = groups("causes", **sizes)
     return n, most, products + 8 * 2 * D * H * most + 2 * columns + 3 * 8 * groups("point_sums")

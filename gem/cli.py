@@ -7,7 +7,7 @@ import logging
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from inspect import Parameter, signature
+from inspect import Parameter
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from gem._version import __version__
 from gem.annealing import DEFAULTS, NOISE, Annealing
 from gem.data import TABLE_FILE, open_data
 from gem.errors import ConfigError, GemError
-from gem.models import MODELS, make
+from gem.models import MODELS, known_options, make
 from gem.parallel import Communicator, communicator, launched
 from gem.run import EM
 
@@ -247,14 +247,10 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not TOML ({error}): correct it there") from error
 
 
-def _check_model_options(model: str, options: dict[str, Any]) -> None:
+def _check_model_options(model: str, given: dict[str, Any]) -> None:
     """Known to the constructor, and none that it needs missing; before any data is read."""
-    known = {name: p for name, p in signature(MODELS[model]).parameters.items() if name != "D"}
-    for option in options:
-        if option not in known:
-            raise ConfigError(f"{model} has no option {option!r}: there are {', '.join(known)}")
-    for option, parameter in known.items():
-        if parameter.default is Parameter.empty and option not in options:
+    for option, parameter in known_options(model, given).items():
+        if parameter.default is Parameter.empty and option not in given:
             raise ConfigError(f"{model} needs the option {option}: give --{option}, or {option} in [model] of --config")
 
 

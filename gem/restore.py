@@ -24,7 +24,7 @@ from gem.checks import whole_number
 from gem.em import em_step, posterior
 from gem.errors import ConfigError, DataError
 from gem.images import load_picture, save_picture
-from gem.models import MODELS, Model, make
+from gem.models import MODELS, Model, known_options, make
 from gem.models.base import Params
 from gem.models.truncated import Truncated
 from gem.philox import generator
@@ -268,10 +268,7 @@ def _make(name: str, count: int, patch: int, sigma: float, missing: bool, settin
     """The model with its usual sizes for `count` patches, but for what `settings` says."""
     check_model(name, missing)
     name = name.lower()
-    known = [setting for setting in signature(MODELS[name]).parameters if setting not in ("D", "missing")]
-    for setting in settings:
-        if setting not in known:
-            raise ConfigError(f"{name} has no option {setting!r}: there are {', '.join(known)}")
+    known_options(name, settings, fixed=("D", "missing"))  # refuses others
     size = max(1, min(LARGEST.get(name, CAUSES), count // POINTS_PER_FIELD))
     usual: dict[str, Any] = {"D": patch**2}
     if name == "mog":

@@ -134,16 +134,16 @@ class RunFile:
         """
         try:
             path = Path(path).resolve()
-            path.exists()
+            there = path.exists()
         except (OSError, TypeError, ValueError) as error:
             raise RunFileError(f"output = {path!r:.80} cannot be the name of a file: {error}") from error
         if path.is_dir():
             raise RunFileError(f"{path} is a folder: give the run file a name in it, such as {path / 'run.h5'}")
-        if path.exists() and not overwrite:
+        if there and not overwrite:
             raise RunFileError(
                 f"{path} exists: continue it with `gem resume`, or replace it with --overwrite (overwrite=True)"
             )
-        if path.exists() and not _is_run_file(path):
+        if there and not _is_run_file(path):
             raise RunFileError(f"{path} exists and is no run file of gem: it is not overwritten, choose another name")
         _check_names(params)
         start = _float64(params)

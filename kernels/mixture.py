@@ -201,8 +201,8 @@ class _Gaussian(_Expansion):
         raise NotImplementedError
 
     def second(self, k: int, r: np.ndarray, d: np.ndarray) -> np.ndarray:
-        """Σ_n r_n of d_n's squares."""
-        raise NotImplementedError
+        """Σ_n r_n d_n d_nᵀ, or its diagonal where that is all there is."""
+        return (d * r) @ d.T
 
     def lost(self, moments: list[np.ndarray], squares: np.ndarray, floor: np.ndarray, common: bool) -> np.ndarray:
         second = moments[1] if moments[1].shape == squares.shape else np.einsum("...dd->...d", moments[1])
@@ -365,7 +365,7 @@ class _Full(_Gaussian):
         super().__init__(offset, dtype)
         self.linear = (precision @ offset[:, :, None])[:, :, 0]
         self.constant = -(self.linear * offset).sum(axis=1) / 2
-        self.half = precision / 2
+        self.precision = precision
         self.coefficients = np.empty((len(offset), self.D * (self.D + 1) // 2))
         for i, row in self._rows():
             np.negative(precision[:, i, i:], out=self.coefficients[:, row])  # y_i y_j stands for y_j y_i, too
@@ -386,10 +386,7 @@ class _Full(_Gaussian):
         return others[:, [row.start for _, row in self._rows()]]
 
     def half_square(self, k: int, d: np.ndarray) -> np.ndarray:
-        return np.asarray(np.einsum("dn,dn->n", self.half[k] @ d, d))
-
-    def second(self, k: int, r: np.ndarray, d: np.ndarray) -> np.ndarray:
-        return (d * r) @ d.T
+        return np.asarray(np.einsum("dn,dn->n", self.precision[k] @ d, d)) / 2
 
     def recentre(self, counts: np.ndarray, linear: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, ...]:
         second = np.empty((len(others), self.D, self.D))
@@ -448,9 +445,6 @@ class _Tied(_Gaussian):
 
     def half_square(self, k: int, d: np.ndarray) -> np.ndarray:
         return np.asarray(np.einsum("dn,dn->n", self.half @ d, d))
-
-    def second(self, k: int, r: np.ndarray, d: np.ndarray) -> np.ndarray:
-        return (d * r) @ d.T
 
     def collect(self, r: np.ndarray, y: np.ndarray) -> None:
         self.square += (y * r.sum(axis=0)) @ y.T

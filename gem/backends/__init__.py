@@ -112,11 +112,11 @@ def every_device(backend: str, dtype: Any = "float32") -> list[Backend]:
     BackendError
         As `select`.
     """
-    first = select(backend, dtype)
-    found, kind = [first], first.name.partition(":")[0]
-    for index in range(_count(kind) if ":" in first.name and ":" not in backend else 0):
+    found = [select(backend, dtype)]
+    others = [] if ":" in backend else _names(found[0].name.partition(":")[0])[1:]
+    for name in others:
         with suppress(BackendError):
-            found += [] if f"{kind}:{index}" == first.name else [select(f"{kind}:{index}", dtype)]
+            found.append(select(name, dtype))
     return found
 
 
@@ -128,7 +128,7 @@ def available() -> dict[str, dict[str, Any]]:
     about: dict[str, dict[str, Any]] = {}
     for kind in BACKENDS:
         try:
-            names = [kind, *(f"{kind}:{index}" for index in range(1, _count(kind)))]
+            names = _names(kind)
         except BackendError as error:
             about[kind] = {"unavailable": str(error)}
             continue
@@ -142,17 +142,18 @@ def available() -> dict[str, dict[str, Any]]:
     return about
 
 
-def _count(kind: str) -> int:
-    """How many devices a backend has."""
+def _names(kind: str) -> list[str]:
+    """How a user asks for each device of a backend: by the backend's name alone for the first."""
+    count = 1
     if kind == "opencl":
         from gem.backends._opencl import devices
 
-        return len(devices())
-    if kind == "cuda":
+        count = len(devices())
+    elif kind == "cuda":
         from gem.backends._cuda import device_count
 
-        return device_count()
-    return 1
+        count = device_count()
+    return [kind, *(f"{kind}:{index}" for index in range(1, count))]
 
 
 def _unusable() -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from inspect import Parameter, signature
 from typing import Any
 
 from gem.errors import ConfigError
@@ -33,6 +35,7 @@ __all__ = [
     "NoisyOR",
     "Posterior",
     "Step",
+    "known_options",
     "make",
 ]
 
@@ -52,3 +55,18 @@ def make(name: str, settings: dict[str, Any]) -> Model:
         return cls(**settings)
     except TypeError as error:
         raise ConfigError(f"{cls.__name__}: {str(error).split('() ')[-1]}") from error
+
+
+def known_options(name: str, given: Iterable[str], fixed: Iterable[str] = ("D",)) -> dict[str, Parameter]:
+    """What a user can set of the model of that name: all that its constructor takes but what is `fixed`.
+
+    Raises
+    ------
+    ConfigError
+        If one of those `given` is not among them.
+    """
+    known = {option: p for option, p in signature(MODELS[name]).parameters.items() if option not in fixed}
+    for option in given:
+        if option not in known:
+            raise ConfigError(f"{name} has no option {option!r}: there are {', '.join(known)}")
+    return known

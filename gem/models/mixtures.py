@@ -476,7 +476,7 @@ class MoP(Mixture):
     centre, component = "lam", "poisson"
 
     def __init__(self, D: int, K: int, reg: float = 1e-6, missing: bool = False):
-        number("reg", reg, "a positive number, the floor of the rates", 0, inside=True)
+        reg = number("reg", reg, "a positive number, the floor of the rates", 0, inside=True)
         super().__init__(D, K, reg, missing)
 
     @property
