@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import gem.data
 from gem.data import ArraySource, HDF5Source, ImageSource, Shard, Source, check_finite, from_spec, open_data
 from gem.errors import ConfigError, DataError
 from gem.images import Patches, find_images, learn_whitening, load_grey
@@ -115,8 +114,8 @@ def path(request, tmp_path):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    monkeypatch.setattr(gem.data, "BLOCK", 1000)  # bytes: a few batches of the small table
-    monkeypatch.setattr(gem.data, "PIECE", 100)
+    monkeypatch.setattr("gem.data.shard.BLOCK", 1000)  # bytes: a few batches of the small table
+    monkeypatch.setattr("gem.data.numpy_files.PIECE", 100)
 
 
 def save_image(path: Path, values: np.ndarray, **options) -> Path:
@@ -287,7 +286,7 @@ def test_a_pass_over_a_compressed_npz_unpacks_it_once(tmp_path, small_blocks, mo
 @pytest.mark.parametrize("save", SAVE_NPZ)
 def test_npz_is_never_held_whole(tmp_path, monkeypatch, save):
     """One rank's slab, streamed: what is before it is neither kept nor unpacked in one piece."""
-    monkeypatch.setattr(gem.data, "BLOCK", 2**19)
+    monkeypatch.setattr("gem.data.shard.BLOCK", 2**19)
     whole = np.arange(2**22, dtype="f4").reshape(-1, 64)  # 16 MB
     save(tmp_path / "x.npz", labels=np.arange(5), Y=whole)
     tracemalloc.start()

@@ -426,7 +426,7 @@ class Rotting(ArraySource):
 
 def test_data_that_turn_bad_in_the_midst_of_a_run(tmp_path, monkeypatch):
     monkeypatch.setattr(gem.em, "Shard", partial(Shard, memory=0))  # streamed at every step
-    monkeypatch.setattr("gem.data.BLOCK", 100 * 9 * 8)
+    monkeypatch.setattr("gem.data.shard.BLOCK", 100 * 9 * 8)
     whole = fit(points(), batch=50).run()
     data = Rotting(points())
     run = fit(data, batch=50, output=tmp_path / "run.h5")
