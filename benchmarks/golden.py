@@ -62,7 +62,7 @@ def deviations(name: str, dtype: str, backend: Any, comm: Any = None) -> dict[st
         case = dict(file)
     model, params = model_of(name, case)
     T = float(case["T"])
-    post = gem.posterior(model, params, case["Y"], backend=backend, dtype=dtype, T=T)
+    post = gem.posterior(model, params, case["Y"], backend=backend, dtype=dtype, T=T, anneal_prior=True)
     found = {"log evidence": deviation(post.log_evidence, case["logZ"])}
     if "candidates" in case:
         found["candidates"] = float(np.mean(post.candidates != case["candidates"]))
@@ -70,7 +70,7 @@ def deviations(name: str, dtype: str, backend: Any, comm: Any = None) -> dict[st
     if "Esz" in case:
         found["product"] = deviation(post.product, case["Esz"])
 
-    new, info = gem.em_step(model, params, case["Y"], backend=backend, dtype=dtype, T=T, comm=comm)
+    new, info = gem.em_step(model, params, case["Y"], backend=backend, dtype=dtype, T=T, anneal_prior=True, comm=comm)
     wanted = {key[4:]: value for key, value in case.items() if key.startswith("new_")}
     if kind_of(name) in BOUNDS:
         wanted["W"] = np.clip(wanted["W"], *BOUNDS[kind_of(name)])

@@ -25,11 +25,11 @@ from gem.plot import fields
 
 PATCH, H = 12, 100
 SHOWN = 10_000  # data points that tell how much each field is used
-RISING = {"T": [(0, 4.0), (0.6, 1.0)], "Ncut": [(0, 0.0), (0.66, 1.0)]}
+RISING = {"T": [(0, 4.0), (0.6, 1.0)], "anneal_prior": True, "Ncut": [(0, 0.0), (0.66, 1.0)]}
 RUNS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # model → title, settings, annealing
     "bsc": ("binary sparse coding", {"Hprime": 8, "gamma": 4}, RISING),
     "mca": ("maximal causes", {"Hprime": 8, "gamma": 4}, RISING),
-    "gsc": ("spike-and-slab", {"Hprime": 8, "gamma": 4}, {"T": [(0, 2.0), (0.5, 1.0)]}),
+    "gsc": ("spike-and-slab", {"Hprime": 8, "gamma": 4}, {"T": [(0, 2.0), (0.5, 1.0)], "anneal_prior": True}),
     "sc": ("sparse coding", {}, {}),
 }
 

@@ -24,7 +24,8 @@ class Annealing:
     steps : int
         Length of the run in EM steps.
     anneal_prior : bool
-        Whether the prior, too, is raised to the power 1/T (math: "the truncated posterior").
+        Whether the prior, too, is raised to the power 1/T, and not the likelihood only (math.md, "the truncated
+        posterior", says what that costs).
     reseed : bool
         Whether latents that explain less than one data point begin anew beside the most active one.
     **schedules : number or list of (position, value)
@@ -44,7 +45,7 @@ class Annealing:
     (3.0, 1.0)
     """
 
-    def __init__(self, steps: int, *, anneal_prior: bool = True, reseed: bool = False, **schedules: Schedule):
+    def __init__(self, steps: int, *, anneal_prior: bool = False, reseed: bool = False, **schedules: Schedule):
         unknown = sorted(name for name in schedules if name not in DEFAULTS and not name.endswith(NOISE))
         if unknown:
             raise ConfigError(
@@ -98,8 +99,8 @@ class Annealing:
 
     @classmethod
     def from_dict(cls, d: Mapping[str, Any]) -> Annealing:
-        """The inverse of `to_dict`."""
-        return cls(**d)
+        """The inverse of `to_dict`. Where an old run file does not name `anneal_prior`, it was True."""
+        return cls(**{"anneal_prior": True, **d})
 
 
 def _points(name: str, schedule: Any) -> list[tuple[int | float, float]]:

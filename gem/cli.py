@@ -107,7 +107,11 @@ def _parser() -> argparse.ArgumentParser:
     schedule.add_argument("--steps", type=int, help="EM steps (default: 100)")
     for name in ANNEALED:
         schedule.add_argument(f"--{name.replace('_', '-')}", dest=name, type=_schedule, metavar="SCHEDULE")
-    schedule.add_argument("--no-anneal-prior", dest="anneal_prior", action="store_false", default=None)
+    schedule.add_argument(
+        "--anneal-prior",
+        action=argparse.BooleanOptionalAction,
+        help="whether T acts on the prior, too (default: on the likelihood only)",
+    )
     schedule.add_argument("--reseed", action="store_true", default=None, help="dead latents begin anew")
     images = fit.add_argument_group("image data")
     images.add_argument("--patch", type=int, help="side of the patches in pixels (default: 16)")

@@ -76,10 +76,10 @@ def test_a_step_is_that_of_the_definition(kind, rho, gaps, T, backend):
     model = kind(D=7, H=4, Hprime=4, gamma=4, missing=gaps > 0, rho=rho)
     params, Y = problem(model, gaps=gaps)
     W, variance, mean = updated(model, params, Y, T)
-    new, _ = gem.em_step(model, params, Y, backend=backend, dtype="float64", T=T)
+    new, _ = gem.em_step(model, params, Y, backend=backend, dtype="float64", T=T, anneal_prior=True)
     np.testing.assert_allclose(new["W"], np.maximum(W, 0) if kind is MCA else W, rtol=1e-8, atol=1e-8)
     np.testing.assert_allclose(new["sigma"] ** 2, variance, rtol=1e-8)
-    post = gem.posterior(model, params, Y, backend=backend, dtype="float64", T=T, reconstruct=True)
+    post = gem.posterior(model, params, Y, backend=backend, dtype="float64", T=T, anneal_prior=True, reconstruct=True)
     np.testing.assert_allclose(post.reconstruction, mean, atol=1e-8)
 
 
@@ -89,9 +89,9 @@ def test_a_step_of_poisson_causes_is_that_of_the_definition(gaps, T, backend):
     model = PMCA(D=7, H=4, Hprime=4, gamma=4, missing=gaps > 0, background=0.1)
     params, Y = problem(model, gaps=gaps)
     W, _, mean = updated(model, params, Y, T)
-    new, _ = gem.em_step(model, params, Y, backend=backend, dtype="float64", T=T)
+    new, _ = gem.em_step(model, params, Y, backend=backend, dtype="float64", T=T, anneal_prior=True)
     np.testing.assert_allclose(new["W"], np.maximum(W, 0.1), rtol=1e-8)
-    post = gem.posterior(model, params, Y, backend=backend, dtype="float64", T=T, reconstruct=True)
+    post = gem.posterior(model, params, Y, backend=backend, dtype="float64", T=T, anneal_prior=True, reconstruct=True)
     np.testing.assert_allclose(post.reconstruction, mean, atol=1e-8)
 
 
@@ -154,7 +154,7 @@ def test_a_step_of_noisy_or_is_that_of_the_definition(gaps, T, backend):
         B = np.where(states[:, None, :], 1 / (f * (1 - P)[..., None]), 0)
         C = np.where(states[:, None, :], P[..., None] / (f**2 * (1 - P)[..., None]), 0)
     wanted = 1 + np.einsum("ns,sdh,nd->dh", q, B, seen * (y - 1)) / np.einsum("ns,sdh,nd->dh", q, C, seen)
-    new, info = gem.em_step(model, params, Y, backend=backend, dtype="float64", T=T)
+    new, info = gem.em_step(model, params, Y, backend=backend, dtype="float64", T=T, anneal_prior=True)
     np.testing.assert_allclose(new["W"], np.clip(wanted, 1e-5, 1 - 1e-5), atol=1e-9)
     np.testing.assert_allclose(new["pi"], (q @ states).mean(axis=0), rtol=1e-9)
     np.testing.assert_allclose(info.free_energy, np.logaddexp.reduce(joint, axis=1).sum(), rtol=1e-10)

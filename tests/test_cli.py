@@ -263,13 +263,14 @@ def test_schedules(gem_, text, schedule, values):
     np.testing.assert_allclose(run.history["T"], values)
 
 
-def test_every_annealed_parameter_has_a_flag(gem_):
-    flags = "--Ncut 0.5=0,1.0=0.5 --W-noise 0.1 --pi-noise 0.2 --sigma-noise 0.3 --no-anneal-prior"
+@pytest.mark.parametrize("prior", ["", "--anneal-prior", "--no-anneal-prior"])
+def test_every_annealed_parameter_has_a_flag(gem_, prior):
+    flags = f"--Ncut 0.5=0,1.0=0.5 --W-noise 0.1 --pi-noise 0.2 --sigma-noise 0.3 {prior}"
     assert gem_(f"fit bsc x.npy {BSC_FIT} {flags}")[0] == 0
     found = read_run("run.h5").config["annealing"]
     assert found == {
         "steps": 5,
-        "anneal_prior": False,
+        "anneal_prior": "--anneal-prior" in prior,
         "T": 1.0,
         "Ncut": [[0.5, 0.0], [1.0, 0.5]],
         "W_noise": 0.1,

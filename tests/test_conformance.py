@@ -121,7 +121,7 @@ def test_evidence_and_mean_are_those_of_the_definition(make_countable, backend):
     Y, _ = model.generate_data(params, 50, seed=2)
     s = states(model)
     joint = model.log_joint(params, Y, s)
-    post = gem.posterior(model, params, Y, backend=backend, dtype="float64", T=1.7)
+    post = gem.posterior(model, params, Y, backend=backend, dtype="float64", T=1.7, anneal_prior=True)
     np.testing.assert_allclose(post.log_evidence, log_sum(joint), rtol=1e-10)
     q = np.exp(joint / 1.7 - log_sum(joint / 1.7)[:, None])
     np.testing.assert_allclose(post.mean, q if s.ndim == 1 else q @ s, atol=1e-9)
@@ -136,7 +136,7 @@ def test_annealing_the_likelihood_alone(make_countable, backend):
     prior = model.log_prior(params, s)
     annealed = (joint - prior) / 3 + prior
     q = np.exp(annealed - log_sum(annealed)[:, None])
-    post = gem.posterior(model, params, Y, backend=backend, dtype="float64", T=3.0, anneal_prior=False)
+    post = gem.posterior(model, params, Y, backend=backend, dtype="float64", T=3.0)
     np.testing.assert_allclose(post.mean, q if s.ndim == 1 else q @ s, atol=1e-9)
     np.testing.assert_allclose(post.log_evidence, log_sum(joint), rtol=1e-10)
 

@@ -83,6 +83,9 @@ def test_annealing_interpolates_and_holds():
     assert anneal[7]["W_noise"] == 0.3
     again = Annealing.from_dict(anneal.to_dict())
     assert [again[t] for t in range(11)] == [anneal[t] for t in range(11)]
+    assert not again.anneal_prior
+    assert Annealing.from_dict({"steps": 11}).anneal_prior  # as it was where an old run file does not say
+    assert not Annealing.from_dict({"steps": 11, "anneal_prior": False}).anneal_prior
     assert Annealing(steps=11, T=[(0, 3.0), (1, 1.0)])[5]["T"] == 1.0  # an int is a step
     assert Annealing(steps=11, T=[(0, 3.0), (1.0, 1.0)])[5]["T"] == 2.0  # a float is a fraction
 

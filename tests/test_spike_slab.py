@@ -70,7 +70,7 @@ def test_posterior_is_that_of_the_definition(holes, backend):
     model = GSC(D=6, H=4, Hprime=4, gamma=4, missing=holes)
     params = truth()
     Y = data(model, params, 40, holes=holes)
-    hot = gem.posterior(model, params, Y, backend=backend, dtype="float64", T=1.7)
+    hot = gem.posterior(model, params, Y, backend=backend, dtype="float64", T=1.7, anneal_prior=True)
     post = gem.posterior(model, params, Y, backend=backend, dtype="float64", top=3, reconstruct=True)
     for n, y in enumerate(Y):
         log_evidence, s, sz, _, q = brute_force(params, y, STATES)

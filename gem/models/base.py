@@ -43,7 +43,7 @@ class Step:
     Ncut : float
         Data selection, 0 (all points) to 1.
     anneal_prior : bool
-        Whether the prior is raised to 1/T as well.
+        Whether the prior is raised to 1/T as well (math.md says why not, by default).
     dtype : str
         Of the E-step: what it saw of the parameters was rounded to it.
     reseed : bool
@@ -52,7 +52,7 @@ class Step:
 
     T: float = 1.0
     Ncut: float = 0.0
-    anneal_prior: bool = True
+    anneal_prior: bool = False
     dtype: str = "float64"
     reseed: bool = False
 

@@ -68,8 +68,8 @@ class SC(Model):
     Model parameters are ``W`` (D, H), its columns of unit length after the first step, ``sigma`` () and ``b`` (); the
     last two are given, not learned: likelihood and prior at ŝ would grow for ever as both shrink. The free energy is
     Σ_n log p(y_n, ŝ_n), a density in ŝ, so it does not compare with that of other models. It never falls, but by the
-    gaps that `tol` leaves. The posterior's `mean` is ŝ. A temperature changes ŝ only with ``anneal_prior=False``: the
-    penalty is then T times as large.
+    gaps that `tol` leaves. The posterior's `mean` is ŝ. A temperature makes the penalty T times as large; with
+    ``anneal_prior=True`` it changes nothing.
     """
 
     domains: ClassVar[Mapping[str, str]] = {"W": "real", "sigma": "deviation", "b": "positive"}
