@@ -28,6 +28,7 @@ from benchmarks import results
 from benchmarks.machine import machine
 from benchmarks.simulation import smpi
 from gem.errors import ConfigError, GemError
+from gem.extras import install_hint
 from gem.trace import read_spans
 
 Record = dict[str, Any]
@@ -101,7 +102,7 @@ def mpiexec() -> str:
     beside = Path(sys.executable).with_name("mpiexec")
     found = str(beside) if beside.exists() else shutil.which("mpiexec")
     if found is None:
-        raise ConfigError('there is no mpiexec: pip install "gem-em[mpi]"')
+        raise ConfigError(f"there is no mpiexec: {install_hint('mpi')}")
     return found
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
 from gem.errors import ConfigError, DataError
+from gem.extras import install_hint
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -56,7 +57,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     try:
         from PIL import Image
     except ImportError as error:
-        raise ConfigError('reading images needs Pillow: pip install "gem-em[images]"') from error
+        raise ConfigError(f"reading images needs Pillow: {install_hint('images')}") from error
     try:
         with Image.open(path) as image:
             yield image
@@ -145,7 +146,7 @@ def save_picture(path: str | os.PathLike[str], picture: np.ndarray) -> None:
 
         Image.fromarray(np.clip(np.rint(picture), 0, 255).astype(np.uint8)).save(path)
     except ImportError as error:
-        raise ConfigError('writing images needs Pillow: pip install "gem-em[images]"') from error
+        raise ConfigError(f"writing images needs Pillow: {install_hint('images')}") from error
     except ValueError as error:
         raise ConfigError(f"{path}: {error}; name a .png or a .npy file") from error
     except OSError as error:

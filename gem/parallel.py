@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from gem.errors import ConfigError, GemError
+from gem.extras import install_hint
 
-MPI_HINT = 'MPI is not available ({reason}): pip install "gem-em[mpi]", or run without mpiexec and with comm=None'
+MPI_HINT = f"MPI is not available ({{reason}}): {install_hint('mpi')}, or run without mpiexec and with comm=None"
 LAUNCHERS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "MPI_LOCALNRANKS")  # set by mpiexec and srun
 AWARE = "GEM_CUDA_AWARE_MPI"
 MESSAGE_BYTES = 1 << 30  # counts in MPI are 32-bit: longer reductions are cut into pieces of this size

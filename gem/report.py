@@ -10,6 +10,7 @@ from typing import Any
 from gem import backends
 from gem._version import __version__
 from gem.errors import GemError
+from gem.extras import install_hint
 from gem.store import read_run
 
 
@@ -70,7 +71,7 @@ def show_run(path: str, picture_path: Path | None, gabor: bool) -> None:
                 f"{found['localised']} of them localised (both widths below a third of the patch)"
             )
     except ImportError as error:
-        raise GemError(f'{error.name} is missing: pip install "gem-em[plot]"') from error
+        raise GemError(f"{error.name} is missing: {install_hint('plot')}") from error
 
 
 def show_trace(path: str, picture_path: Path | None) -> None:
@@ -94,7 +95,7 @@ def show_trace(path: str, picture_path: Path | None) -> None:
 
         plot.trace_picture(spans, picture_path)
     except ImportError as error:
-        raise GemError(f'{error.name} is missing: pip install "gem-em[plot]"') from error
+        raise GemError(f"{error.name} is missing: {install_hint('plot')}") from error
     spent = account(spans)
     parts = {"else" if name == "EM step" else name: t for name, t in spent.within.items()}
     shares = [f"{name} {t / spent.steps:.1%}" for name, t in _descending(parts) if spent.steps]
@@ -115,7 +116,7 @@ def _mpi_library() -> str:
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as error:
-        return f'not available ({str(error).splitlines()[0]}): pip install "gem-em[mpi]"'
+        return f"not available ({str(error).splitlines()[0]}): {install_hint('mpi')}"
     return MPI.Get_library_version().splitlines()[0].strip("\0 ")
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gem.errors import BackendError, ConfigError
+from gem.extras import install_hint
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 
@@ -238,7 +239,7 @@ def _nvrtc() -> ctypes.CDLL:
     if not libraries:
         raise BackendError(
             "the CUDA compiler NVRTC is not installed; it needs no GPU: "
-            'pip install "gem-em[cuda-check]" (nvidia-cuda-nvrtc nvidia-cuda-nvcc)'
+            f"{install_hint('cuda-check')} (where ptxas is missing too, nvidia-cuda-nvcc)"
         )
     nvrtc = ctypes.CDLL(str(libraries[0]))
     nvrtc.nvrtcGetErrorString.restype = ctypes.c_char_p

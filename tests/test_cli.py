@@ -426,7 +426,8 @@ def test_show_gabor(gem_, fitted):
 def test_show_says_what_is_not_installed(gem_, fitted, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert gem_(f"show {fitted}") == (1, "", 'gem: matplotlib.figure is missing: pip install "gem-em[plot]"\n')
+    said = 'gem: matplotlib.figure is missing: pip install "matplotlib>=3.7" "scipy>=1.10"\n'
+    assert gem_(f"show {fitted}") == (1, "", said)
 
 
 def test_version_and_help(gem_):

@@ -361,9 +361,9 @@ def test_missing_libraries_name_the_command(tmp_path, monkeypatch):
     hdf5 = save_hdf5(tmp_path)
     monkeypatch.setitem(sys.modules, "PIL", None)
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(ConfigError, match=r'pip install "gem-em\[images\]"'):
+    with pytest.raises(ConfigError, match=r'pip install "pillow>=9"'):
         open_data(png)
-    with pytest.raises(ConfigError, match="pip install h5py"):
+    with pytest.raises(ConfigError, match=r'pip install "h5py>=3\.8"'):
         open_data(hdf5)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import tracemalloc
+from configparser import ConfigParser
 from itertools import combinations
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import pytest
 
 import gem
 from gem import Annealing, ConfigError, DataError
+from gem.extras import PACKAGES, install_hint
 from gem.models import BSC, MODELS, make
 from gem.states import state_table
 from gem.statistics import Statistics
@@ -21,8 +24,8 @@ from gem.statistics import Statistics
 ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"gem.kernels"},
-    {"gem.errors", "gem.checks", "gem._version", "gem.states", "gem.annealing", "gem.parallel", "gem.philox",
-     "gem.statistics", "gem.data", "gem.images", "gem.store", "gem.progress", "gem.trace"},
+    {"gem.errors", "gem.extras", "gem.checks", "gem._version", "gem.states", "gem.annealing", "gem.parallel",
+     "gem.philox", "gem.statistics", "gem.data", "gem.images", "gem.store", "gem.progress", "gem.trace"},
     {"gem.backends"},
     {"gem.models"},
     {"gem.em", "gem.run"},
@@ -58,7 +61,7 @@ def imported(path):
 @pytest.mark.parametrize(("module", "path"), list(modules()), ids=lambda x: x if isinstance(x, str) else "")
 def test_imports_run_downwards(module, path):
     for name in imported(path):
-        if name.startswith("gem.") and name not in ("gem.errors", "gem.__version__"):
+        if name.startswith("gem.") and name not in ("gem.errors", "gem.extras", "gem.__version__"):
             assert floor(name) <= floor(module), f"{module} (floor {floor(module)}) imports {name}"
 
 
@@ -74,6 +77,25 @@ def test_import_needs_numpy_alone():
     script = f"import gem, sys; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_install_hints_name_the_packages_of_the_extras():
+    settings = ConfigParser()
+    settings.read(ROOT / "setup.cfg")
+    asked = {name: settings["options.extras_require"][name] for name in PACKAGES if name != "hdf5"}
+    for name, lines in asked.items():
+        named = [line.partition(";")[0].strip() for line in lines.splitlines() if line and not line.startswith("#")]
+        assert list(PACKAGES[name]) == named, f"gem/extras.py and setup.cfg differ in {name}"
+    assert set(PACKAGES["hdf5"]) <= set(settings["options"]["install_requires"].splitlines())
+    assert install_hint("images", "hdf5", "images") == 'pip install "pillow>=9" "h5py>=3.8"'
+    assert install_hint("cuda-check") == "pip install nvidia-cuda-nvrtc"
+
+
+@pytest.mark.parametrize(("module", "path"), list(modules()), ids=lambda x: x if isinstance(x, str) else "")
+def test_no_hint_names_gem_itself(module, path):
+    """It is not on PyPI, where others have the name: such a hint would install what it does not mean."""
+    hint = re.search(r"pip install[^\n]{0,9}\b(gem|gem-em)\b", path.read_text())
+    assert hint is None, f"{module}: {hint[0]}"
 
 
 def test_annealing_interpolates_and_holds():

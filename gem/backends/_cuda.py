@@ -12,10 +12,11 @@ import numpy as np
 from gem.backends._device import PRODUCT_ROWS, DeviceBackend, DeviceTotals, Schedule, schedule
 from gem.backends.base import Totals
 from gem.errors import BackendError
+from gem.extras import install_hint
 from gem.parallel import Communicator
 from gem.statistics import Layout, Statistics
 
-INSTALL = 'pip install "gem-em[cuda]" (for CUDA 13; for CUDA 12: pip install cupy-cuda12x)'
+INSTALL = f"{install_hint('cuda')} (with a driver of CUDA 12: {install_hint('cuda12')})"
 SHARED_BYTES = 48 << 10  # static shared memory of a block, on every architecture
 BATCH_BYTES = 512 << 20  # enough points to fill the largest GPU, small enough to leave room for data that stay
 OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY

@@ -24,14 +24,14 @@ from gem.backends import blas
 from gem.backends._device import PRODUCT_ROWS, DeviceBackend, Schedule, schedule
 from gem.backends.base import Batches, Parts, Result, Totals, singly
 from gem.errors import BackendError
+from gem.extras import install_hint
 from gem.statistics import Layout, Names, Sum, Sums
 
 log = logging.getLogger("gem")
 
 INSTALL = (
-    'pip install "gem-em[opencl]" brings PyOpenCL and pocl, a runtime for CPUs; '
-    'for processors newer than that, pip install "gem-em[opencl-intel]", or the pocl of your system (on Debian '
-    "apt-get install pocl-opencl-icd)"
+    f"{install_hint('opencl')} brings PyOpenCL and pocl, a runtime for CPUs; for processors newer than that, "
+    f"{install_hint('opencl-intel')}, or the pocl of your system (on Debian apt-get install pocl-opencl-icd)"
 )
 ATOMICS = "cl_khr_int64_base_atomics"
 BATCH_BYTES = {True: 96 << 20, False: 256 << 20}  # CPU device: threads are worth waking; GPU: enough to fill it

@@ -9,6 +9,7 @@ import numpy as np
 
 from gem.data.source import Form, Source, only_table, reading
 from gem.errors import ConfigError
+from gem.extras import install_hint
 
 
 class HDF5Source(Source):
@@ -18,7 +19,7 @@ class HDF5Source(Source):
         try:
             import h5py
         except ImportError as error:
-            raise ConfigError(f"reading {path} needs h5py: pip install h5py") from error
+            raise ConfigError(f"reading {path} needs h5py: {install_hint('hdf5')}") from error
         with reading(path), h5py.File(path, "r") as file:
             if dataset is None or not isinstance(file.get(dataset), h5py.Dataset):
                 dataset = only_table(path, dataset, _hdf5_tables(file))

@@ -1,0 +1,27 @@
+"""The packages behind each extra of setup.cfg: gem is not on PyPI, so a hint names what is there to be installed."""
+
+from __future__ import annotations
+
+PACKAGES: dict[str, tuple[str, ...]] = {
+    "hdf5": ("h5py>=3.8",),  # comes with gem; the others are extras
+    "mpi": ("mpi4py>=4", "mpich>=4"),
+    "opencl": ("pyopencl[pocl]>=2023.1", "reikna>=0.9"),
+    "opencl-intel": ("pyopencl[pocl]>=2023.1", "reikna>=0.9", "intel-opencl-rt>=2026", "intel-cmplr-lib-rt>=2026"),
+    "cuda": ("cupy-cuda13x[ctk]>=14",),
+    "cuda12": ("cupy-cuda12x[ctk]>=14",),
+    "cuda-check": ("nvidia-cuda-nvrtc",),
+    "images": ("pillow>=9",),
+    "plot": ("matplotlib>=3.7", "scipy>=1.10"),
+}
+
+
+def install_hint(*extras: str) -> str:
+    """The command that installs what one extra stands for, or several: as in pip install "pillow>=9".
+
+    Parameters
+    ----------
+    *extras : str
+        Names in `PACKAGES`.
+    """
+    packages = dict.fromkeys(package for extra in extras for package in PACKAGES[extra])
+    return "pip install " + " ".join(f'"{p}"' if set(p) & set("<>=[") else p for p in packages)
