@@ -178,7 +178,7 @@ def test_one_thread_at_a_time_is_in_the_hdf5_library(tmp_path):
             return TABLE[rows]
 
     with HDF5Source(*save_hdf5(tmp_path).split(":")) as source, ThreadPoolExecutor(4) as pool:
-        source._table = Table()
+        source._array._slabs._dataset = Table()
         assert len(list(pool.map(source.read, range(8), range(1, 9)))) == 8
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from gem.errors import DataError, GemError
 
 NUMERIC = "buif"  # dtype kinds: bool, unsigned, integer, float
+LISTED = 10  # datasets that a message names: the largest
 
 Spec = dict[str, Any]
 Form = tuple[tuple[int, ...], np.dtype]  # shape and dtype
@@ -26,12 +28,16 @@ class Source(ABC):
     dtype : as stored; a Shard converts.
     name : what messages call it.
     spec : JSON-able dict from which `from_spec` rebuilds the source; None for an array in memory.
+    gaps : what marks missing entries in the file, which are read as NaN, such as "_FillValue = -999"; empty if
+        nothing does.
 
     Raises
     ------
     DataError
         Not two axes, no row or no column, or not real numbers.
     """
+
+    gaps = ""
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype, name: str, spec: Spec | None = None):
         check_form(shape, dtype, name)
@@ -81,14 +87,25 @@ class ArraySource(Source):
         return self._array[start:stop]
 
 
-def only_table(path: str, asked: str | None, tables: dict[str, Form]) -> str:
-    """The name of the only 2-D numeric table in a file; an error that lists them if another was asked for."""
-    usable = [name for name, (shape, dtype) in tables.items() if len(shape) == 2 and dtype.kind in NUMERIC]
+def only_table(path: str, asked: str | None, tables: dict[str, Form], dims: tuple[int, ...] = (2,)) -> str:
+    """The name of the only numeric table in a file (or array of so many dimensions); else an error that lists some.
+
+    Parameters
+    ----------
+    asked : the name that was asked for and is not there; None to choose.
+    tables : shape and type of what is there, by name.
+    dims : numbers of dimensions that will do.
+    """
+    usable = [name for name, (shape, dtype) in tables.items() if len(shape) in dims and dtype.kind in NUMERIC]
     if asked is None and len(usable) == 1:
         return usable[0]
     problem = f"has no dataset {asked}" if asked else f"has {len(usable)} datasets to choose from"
-    listed = ", ".join(f"{path}:{name} {tables[name][0]}" for name in usable) or "none"
-    raise DataError(f"{path} {problem}; name one of its 2-D numeric datasets: {listed}")
+    usable.sort(key=lambda name: -prod(tables[name][0]))
+    listed = ", ".join(f"{path}:{name} {tables[name][0]}" for name in usable[:LISTED]) or "none"
+    if len(usable) > LISTED:
+        listed += f" and {len(usable) - LISTED} smaller ones"
+    kind = " or ".join(f"{n}-D" for n in dims)
+    raise DataError(f"{path} {problem}; name one of its {kind} numeric datasets: {listed}")
 
 
 @contextmanager
