@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from inspect import Parameter
+from math import isnan, nan
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from gem.annealing import DEFAULTS, NOISE, Annealing
 from gem.data import TABLE_FILE, open_data
 from gem.errors import ConfigError, GemError
 from gem.models import MODELS, known_options, make
+from gem.notes import counted
 from gem.parallel import Communicator, communicator, launched
 from gem.run import EM
 
@@ -287,9 +289,15 @@ def _run(em: EM, args: argparse.Namespace, path: str, comm: Communicator) -> int
     if comm.rank == 0:
         if em.stopped:
             print(f"gem: stopped by SIGTERM after step {em.step}: continue with gem resume {path}", file=sys.stderr)
-        elif em.step:
+        for told in counted(em.notes):
+            print(f"{path}: note of {told.when}: {told.what}")
+        if em.step and not em.stopped:
             last = {name: values[-1] for name, values in em.history.items()}
-            print(f"{path}: {em.step} steps, F/N = {last['free_energy'] / last['N']:.6f}")
+            share = last.get("share_at_gamma", nan)
+            print(
+                f"{path}: {em.step} steps, F/N = {last['free_energy'] / last['N']:.6f}"
+                + ("" if isnan(share) else f", {share:.1%} of the points have gamma active latents")
+            )
     return TERMINATED if em.stopped else 0
 
 

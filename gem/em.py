@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,12 @@ from gem.errors import BackendError, ConfigError, DataError
 from gem.models import Model, Posterior, Step
 from gem.models.base import Params
 from gem.models.mixtures import Mixture
+from gem.notes import kind
 from gem.parallel import Communicator, communicator, largest
-from gem.statistics import Sums
+from gem.statistics import Layout, Statistics, Sums
 from gem.trace import OFF, Trace
+
+log = logging.getLogger("gem")
 
 MAX_BATCH = 1 << 22  # data points at a time: kernels count them in 32 bits
 KEEP_BYTES = 64 << 20  # posteriors up to this size wait for the data selection; beyond it they are inferred again
@@ -33,14 +37,19 @@ class Info:
     Attributes
     ----------
     free_energy : float
-        F(Θ) = Σ_n log Z_n over all N points, at T = 1, of the parameters the step began with.
+        F(Θ) = Σ_n log Z_n over all N points, at T = 1, of the parameters the step began with; `EM` gives the last step
+        of a run that of the parameters it ended with.
     N, N_use : int
         Data points, and those in the M-step's set M.
     T, Ncut : float
     seconds : float
         Wall time of the step on this rank.
     notes : list of str
-        Constraints that were active, components re-seeded.
+        Constraints that were active, components re-seeded, searches that did not come to their end.
+    share_at_gamma : float
+        Share of the N points whose most probable state, at T = 1, has γ active latents, the most that a state of K_n
+        may have, of the parameters that `free_energy` belongs to: where it is large γ is too small. NaN of a model
+        that truncates nothing.
     """
 
     free_energy: float
@@ -50,10 +59,11 @@ class Info:
     Ncut: float
     seconds: float
     notes: list[str] = field(default_factory=list)
+    share_at_gamma: float = math.nan
 
     def scalars(self) -> dict[str, float]:
-        """Everything but the notes."""
-        return {k: v for k, v in asdict(self).items() if k != "notes"}
+        """Everything but the notes, and but `share_at_gamma` where the model has none."""
+        return {k: v for k, v in asdict(self).items() if k != "notes" and not (k == "share_at_gamma" and math.isnan(v))}
 
 
 def em_step(
@@ -139,7 +149,9 @@ def posterior(
     Posterior
         `log_evidence` (N,), `candidates` (N, H'), `mean` (N, H) ⟨s⟩ and `product` (N, H) as host arrays, and with
         `top` `states`, `probabilities` and `map_state`, with `reconstruct` `reconstruction` (N, D); for a mixture
-        `mean` (N, K) holds the responsibilities and `candidates` is None. Other arguments and errors as in `em_step`.
+        `mean` (N, K) holds the responsibilities and `candidates` is None. Other arguments and errors as in `em_step`;
+        what is not finite is never returned, but raises `DataError`. Codes of SC that were not found within its
+        iterations are told by a warning of the logger "gem".
     """
     group = communicator(comm)
     with group.guard():
@@ -150,8 +162,11 @@ def posterior(
         with _room_for_tables(model, chosen):
             tables = model.tables(checked, chosen, Step(T, 0.0, anneal_prior, str(chosen.dtype)))
 
-        def infer(start: int, Y: Any) -> Posterior:
+        counts = chosen.totals({"N": (), **model.tallies})
+
+        def infer(start: int, Y: Any) -> tuple[Posterior, Sums]:
             found = model.infer_full(tables, Y)
+            count = {"N": Y.shape[0], **model.tally(tables, found)}
             log_evidence = found.log_evidence.values(chosen)
             _check(log_evidence, model, chosen, Y, start)
             y = model.reconstruct(tables, Y, found) if reconstruct else None
@@ -164,13 +179,20 @@ def posterior(
                     ("reconstruction", y),
                 )
             }
+            _check_finite(host, model, chosen, Y, start)
             told = Posterior(log_evidence, **host)
             if top:
                 told.states, told.probabilities = model.top_states(checked, chosen.to_host(Y).astype(float), told, top)
-            return told
+            return told, count
 
+        parts = []
         with blas.limited(1):
-            return _joined(list(chosen.map(infer, batches)))
+            for part, count in chosen.map(infer, batches):
+                parts.append(part)
+                counts.add(count)
+        for note in model.shortfalls(counts.reduce(communicator(None))):
+            log.warning(note)
+        return _joined(parts)
 
 
 def _joined(parts: list[Posterior]) -> Posterior:
@@ -215,19 +237,7 @@ def run_step(
     began = time.perf_counter()
     params = {name: np.asarray(value) for name, value in params.items()}  # a scalar's powers round otherwise
     with blas.limited(1):  # threads are the backend's: those of BLAS spin after their work, in the way of all others
-        with trace.span("E-step"):
-            with _room_for_tables(model, backend):
-                totals = backend.totals({"free_energy": (), "N": (), "N_use": (), "stop": (), **model.layout})
-                tables = model.tables(params, backend, step)
-            expectation = _e_step if step.Ncut == 0 else _selective_e_step
-            task = _Task(model, params, tables, batches, backend, comm, step, trace)
-            expectation(task, totals)
-            backend.synchronize()
-        totals.add({"N": batches.N, "stop": int(stop())})
-        with trace.span("reduction", bytes=totals.nbytes), _room_for_tables(model, backend):
-            stats = totals.reduce(comm)
-        if not np.all(np.isfinite(stats.buffer)):
-            _refuse(task)
+        stats = _expect(model, params, batches, backend, comm, step, stop, trace)
         with trace.span("M-step"):
             new, notes = model.m_step(stats, params, step)
             if step.reseed:
@@ -244,8 +254,72 @@ def run_step(
         Ncut=step.Ncut,
         seconds=time.perf_counter() - began,
         notes=notes,
+        share_at_gamma=_share_at_gamma(stats),
     )
     return new, info, bool(stats["stop"] > 0)
+
+
+def closing(
+    info: Info,
+    model: Model,
+    params: Params,
+    batches: Batches,
+    backend: Backend,
+    comm: Communicator,
+    trace: Trace = OFF,
+) -> Info:
+    """What the last step of a run tells: one more E-step, at T = 1 and on all points, says how good its result is.
+
+    `free_energy` and `share_at_gamma` are those of `params`, what the run ended with, and `notes` says where inference
+    falls short of what was asked for.
+    """
+    with blas.limited(1):
+        stats = _expect(model, params, batches, backend, comm, Step(dtype=str(backend.dtype)), bool, trace)
+    said = {kind(note) for note in info.notes}
+    return replace(
+        info,
+        free_energy=float(stats["free_energy"]),
+        share_at_gamma=_share_at_gamma(stats),
+        notes=info.notes + [note for note in model.shortfalls(stats) if kind(note) not in said],
+    )
+
+
+def _share_at_gamma(stats: Statistics) -> float:
+    return float(stats["at_gamma"] / stats["N"]) if "at_gamma" in stats else math.nan
+
+
+def _expect(
+    model: Model,
+    params: Params,
+    batches: Batches,
+    backend: Backend,
+    comm: Communicator,
+    step: Step,
+    stop: Callable[[], bool],
+    trace: Trace,
+) -> Statistics:
+    """The sums of an E-step over all ranks; BLAS has been limited.
+
+    Raises
+    ------
+    DataError
+        If they are not finite.
+    """
+    with trace.span("E-step"):
+        with _room_for_tables(model, backend):
+            counts: Layout = {"free_energy": (), "N": (), "N_use": (), "stop": (), **model.tallies}
+            totals = backend.totals({**counts, **model.layout})
+            tables = model.tables(params, backend, step)
+        expectation = _e_step if step.Ncut == 0 else _selective_e_step
+        task = _Task(model, params, tables, batches, backend, comm, step, trace)
+        expectation(task, totals)
+        backend.synchronize()
+    totals.add({"N": batches.N, "stop": int(stop())})
+    with trace.span("reduction", bytes=totals.nbytes), _room_for_tables(model, backend):
+        stats = totals.reduce(comm)
+    if not np.all(np.isfinite(stats.buffer)):
+        _refuse(task)
+    return stats
 
 
 @contextmanager
@@ -306,13 +380,14 @@ def _selective_e_step(task: _Task, totals: Totals) -> None:
     log_evidence = np.empty(batches.N)
     kept: dict[int, Posterior] = {}
 
-    def infer(start: int, Y: Any) -> None:
+    def infer(start: int, Y: Any) -> Sums:
         found = model.infer(tables, Y)
         values = found.log_evidence.values(task.backend)
         _check(values, model, task.backend, Y, start)
         log_evidence[start - batches.start :][: len(values)] = values
         if keep:
             kept[start] = found
+        return model.tally(tables, found)
 
     def select_and_sum(start: int, Y: Any) -> Sums:
         weights = chosen[start - batches.start :][: Y.shape[0]].astype(float)
@@ -321,8 +396,8 @@ def _selective_e_step(task: _Task, totals: Totals) -> None:
             found = model.infer(tables, Y)
         return model.sums(tables, Y, found, weights) if weights.any() else {}
 
-    for _ in task.backend.map(infer, batches):
-        pass
+    for counts in task.backend.map(infer, batches):
+        totals.add(counts)
     with task.trace.span("selection"):
         total = np.array([batches.N])
         task.comm.allreduce(total)
@@ -341,6 +416,24 @@ def _check(log_evidence: np.ndarray, model: Model, backend: Backend, Y: Any, sta
     model.check_data(backend.to_host(Y), start)
     row = start + int(np.argmin(np.isfinite(log_evidence)))
     raise DataError(f"the evidence of data point {row} is not finite: use dtype='float64', or rescale the data")
+
+
+def _check_finite(found: Mapping[str, Any], model: Model, backend: Backend, Y: Any, start: int) -> None:
+    """The evidence may be finite where means are not: of parameters near the ends of the range of a float.
+
+    Raises
+    ------
+    DataError
+        With the first data point, and what of it is not finite.
+    """
+    for name, array in found.items():
+        if array is not None and not np.all(np.isfinite(array)):
+            model.check_data(backend.to_host(Y), start)
+            row = start + int(np.argmin(np.isfinite(array).all(axis=1)))
+            raise DataError(
+                f"the {name} of data point {row} is not finite, as parameters are too large or too small for "
+                f"{backend.dtype}: use dtype='float64', or rescale the parameters"
+            )
 
 
 def check_options(model: Model, selects: bool, reseed: bool) -> None:

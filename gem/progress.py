@@ -5,14 +5,20 @@ from __future__ import annotations
 import time
 from typing import Any
 
+from gem.notes import kind
+
 
 class Progress:
-    """A context manager; `update` after each step. Silent, and without rich, unless `show`."""
+    """A context manager; `update` after each step. Silent, and without rich, unless `show`.
+
+    Of the notes the first of each kind is shown, on a terminal.
+    """
 
     def __init__(self, total: int, done: int, show: bool):
         self._total, self._done, self._show = total, done, show
         self._bar: Any = None
         self._last_printed = 0.0
+        self._said: set[str] = set()
 
     def __enter__(self) -> Progress:
         if not self._show:
@@ -37,7 +43,9 @@ class Progress:
         if self._bar is not None:
             self._bar.update(self._task, completed=step, state=state)
             for note in info.notes:
-                self._bar.console.print(f"step {step}: {note}", highlight=False)
+                if kind(note) not in self._said:  # all of them are counted at the end
+                    self._said.add(kind(note))
+                    self._bar.console.print(f"step {step}: {note}", highlight=False)
             return
         now = time.monotonic()
         if now - self._last_printed > 5 or step == self._total:

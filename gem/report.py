@@ -11,7 +11,8 @@ from gem import backends
 from gem._version import __version__
 from gem.errors import GemError
 from gem.extras import install_hint
-from gem.store import read_run
+from gem.notes import Told, counted
+from gem.store import Run, read_run
 
 
 def describe_machine() -> None:
@@ -38,8 +39,12 @@ def describe_run(path: str) -> None:
     for name, value in run.params.items():
         rows[f"parameter {name}"] = f"{float(value):.6g}" if value.shape == () else f"shape {value.shape}"
     if run.step:
+        before = "" if run.finished else f" (of the parameters before step {run.step})"
         rows |= {f"last {name}": f"{values[-1]:.6g}" for name, values in run.history.items()}
-        rows |= {f"note of step {t + 1}": note for t, notes in enumerate(run.notes) for note in notes}
+        rows["last free_energy"] = rows["last free_energy"] + before
+        for told in _notes(run):
+            name = f"note of {told.when}"
+            rows[name] = f"{rows[name]}\n{told.what}" if name in rows else told.what
     _table(path, rows)
 
 
@@ -62,6 +67,8 @@ def show_run(path: str, picture_path: Path | None, gabor: bool) -> None:
 
         plot.picture(run, picture_path, plot.usage(run))
         print(f"{picture_path}: the fields by use, and the free energy of {run.step} steps")
+        for told in _notes(run):
+            print(f"note of {told.when}: {told.what}")
         if gabor:
             if "W" not in run.params:
                 raise GemError(f"{path}: {run.model} has no fields W to fit Gabor functions to")
@@ -72,6 +79,11 @@ def show_run(path: str, picture_path: Path | None, gabor: bool) -> None:
             )
     except ImportError as error:
         raise GemError(f"{error.name} is missing: {install_hint('plot')}") from error
+
+
+def _notes(run: Run) -> list[Told]:
+    """What happened in the run, once for each kind of event."""
+    return counted((t + 1, note) for t, notes in enumerate(run.notes) for note in notes)
 
 
 def show_trace(path: str, picture_path: Path | None) -> None:

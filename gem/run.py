@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from gem.annealing import NOISE, Annealing
 from gem.backends import select
 from gem.backends._traced import Traced
 from gem.data import Shard, Source, fingerprint, from_spec, open_data
-from gem.em import Info, check_options, local_shard, run_step
+from gem.em import Info, check_options, closing, local_shard, run_step
 from gem.errors import ConfigError, RunFileError
 from gem.models import Model, Step, make
 from gem.parallel import communicator
@@ -207,13 +208,17 @@ class EM:
 
     @property
     def history(self) -> dict[str, np.ndarray]:
-        """Per step, as float64: free_energy, N, N_use, T, Ncut, seconds."""
-        names = self._records[0][0] if self._records else ()
-        return {name: np.array([scalars[name] for scalars, _ in self._records], dtype=float) for name in names}
+        """Per step, as float64: free_energy, N, N_use, T, Ncut, seconds, and share_at_gamma of a truncated model.
+
+        As in `Info`: `free_energy` is that of the parameters a step began with, and in the last step of the run that
+        of the parameters it ended with, `params`.
+        """
+        names = dict.fromkeys(name for scalars, _ in self._records for name in scalars)
+        return {n: np.array([scalars.get(n, nan) for scalars, _ in self._records], dtype=float) for n in names}
 
     @property
     def notes(self) -> list[tuple[int, str]]:
-        """(step, what happened): constraints that were active, components re-seeded."""
+        """(step, what happened): constraints that were active, components re-seeded, searches that were cut short."""
         return [(t + 1, note) for t, (_, notes) in enumerate(self._records) for note in notes]
 
     def __iter__(self) -> Iterator[Info]:
@@ -253,6 +258,8 @@ class EM:
             self.params, info, stop = run_step(
                 self.model, noisy, self._batches, self.backend, self.comm, settings, asked, self._trace
             )
+            if self.step + 1 == len(self.anneal):  # what is told last belongs to what is left
+                info = closing(info, self.model, self.params, self._batches, self.backend, self.comm, self._trace)
             self._records.append((info.scalars(), info.notes))
             self.stopped = stop and self.step < len(self.anneal)  # after the last step there is nothing to stop
             if self._file is not None:

@@ -6,7 +6,9 @@ Layout (T steps stored; open it with h5py or any other HDF5 reader):
                     model (class name) · config, machine (JSON)
                     checkpoint (T, the last step stored) · finished (bool)
     /params/NAME    (T + 1, *shape) float64: row 0 is the start, row t the parameters after step t
-    /history/NAME   (T,) float64: one scalar per step (free_energy, N_use, T, ...), NaN where a step had none
+    /history/NAME   (T,) float64: one scalar per step (free_energy, N_use, T, ...), NaN where a step had none.
+                    free_energy is that of the parameters a step began with, row t of /params; that of the last step of
+                    a finished run belongs to those it ended with, the last row
     /history/notes  (T,) strings: a JSON list of the events of each step, e.g. re-seeded components
 
 The file in place is never edited. A checkpoint copies it to a temporary file in the same folder, appends the

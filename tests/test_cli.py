@@ -384,6 +384,16 @@ CONFIG_OF_A_RUN = {
 }
 
 
+def test_notes_reach_who_looks(gem_):
+    """Once per kind, with a count: where a run ends, in `gem info`, and beside the picture."""
+    status, out, _ = gem_("fit sc x.npy --H 6 --steps 3 --iterations 2 --backend numpy -q")
+    assert (status, out.count("\n")) == (0, 2)
+    said = r"note of steps 1 to 3: 3 × the codes of .* were not found to tol = 0.0001 within iterations = 2"
+    assert re.match(f"run.h5: {said}.*\nrun.h5: 3 steps, F/N = ", out)
+    for command in ("info", "show"):
+        assert re.search(said.replace(": ", ":? "), plain(gem_(f"{command} run.h5")[1])), command
+
+
 def test_info_lists_notes(gem_):
     run = RunFile.create("run.h5", model="BSC", config=CONFIG_OF_A_RUN, machine={}, seed=0, params={"pi": 0.5})
     run.record(1, {"pi": 0.5}, {"free_energy": -3.0, "N": 2.0})

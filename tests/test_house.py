@@ -25,7 +25,8 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"gem.kernels"},
     {"gem.errors", "gem.extras", "gem.checks", "gem._version", "gem.states", "gem.annealing", "gem.parallel",
-     "gem.philox", "gem.statistics", "gem.data", "gem.images", "gem.store", "gem.progress", "gem.trace"},
+     "gem.philox", "gem.statistics", "gem.data", "gem.images", "gem.store", "gem.progress", "gem.notes",
+     "gem.trace"},
     {"gem.backends"},
     {"gem.models"},
     {"gem.em", "gem.run"},

@@ -21,12 +21,13 @@ import pytest
 import gem.em
 import gem.run
 from benchmarks.scaling import unlaunched
-from gem import EM, Annealing, em_step
+from gem import EM, Annealing, em_step, posterior
 from gem.backends import select
 from gem.data import ArraySource, Shard
 from gem.em import Info
 from gem.errors import ConfigError, DataError, RunFileError
 from gem.models import BSC, SC, MoG, MoP, NoisyOR
+from gem.notes import counted
 from gem.philox import generator
 from gem.run import run_step, termination
 from gem.store import load_params, read_run
@@ -104,10 +105,33 @@ def test_run_is_the_chain_of_its_steps(world):
         params, info = em_step(
             MODEL, noisy, Y, backend="numpy", dtype="float64", T=now["T"], Ncut=now["Ncut"], comm=world
         )
-        assert run.history["free_energy"][t] == info.free_energy
+        if t + 1 < STEPS:
+            assert run.history["free_energy"][t] == info.free_energy
         assert run.history["N_use"][t] == info.N_use
     for name, value in params.items():
         np.testing.assert_array_equal(run.params[name], value, err_msg=name)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_the_last_free_energy_is_that_of_the_parameters_beside_it(steps, world, folder):
+    """Also where the last step was not at T = 1, had noise, and left data points out."""
+    anneal = Annealing(steps=steps, T=1.5, Ncut=0.3, W_noise=0.1)
+    run = fit(points(), anneal, comm=world, output=folder / "run.h5").run()
+    wanted = posterior(MODEL, run.params, points(), backend="numpy", dtype="float64").log_evidence.sum()
+    np.testing.assert_allclose(run.history["free_energy"][-1], wanted, rtol=1e-12)
+    if world.rank == 0:
+        found = read_run(folder / "run.h5")
+        assert found.history["free_energy"][-1] == run.history["free_energy"][-1]
+        np.testing.assert_array_equal(found.params["W"], run.params["W"])
+
+
+def test_notes_are_counted_by_kind():
+    notes = [(1, "latent 5 was dead"), (1, "pi = 1e-11 was held"), (2, "latent 7 was dead"), (4, "latent 7 was dead")]
+    assert counted(notes) == [
+        ("steps 1 to 4", "3 × latent 7 was dead (the last of them)"),
+        ("step 1", "pi = 1e-11 was held"),
+    ]
+    assert counted([(2, "no"), (3, "no")]) == [("steps 2 to 3", "2 × no")]
 
 
 def test_history(world):

@@ -143,6 +143,25 @@ def test_a_larger_penalty_is_sparser_and_annealing_the_likelihood_is_one(case, b
     np.testing.assert_allclose(mean[3.0], expected, atol=1e-9)
 
 
+@pytest.mark.parametrize("T", [1.0, 2.0])
+def test_codes_that_were_not_found_are_told(case, T, backend, caplog):
+    """Of how many data points: from the definition of the gap."""
+    _, params, Y = case
+    model, options = SC(D=12, H=24, iterations=11, tol=1e-3), {"backend": backend, "dtype": "float64", "T": T}
+    s, penalty = gem.posterior(model, params, Y, **options).mean, T * params["sigma"] ** 2 / params["b"]
+    rest = Y - s @ params["W"].T
+    shrunk = rest * np.minimum(1, penalty / np.abs(rest @ params["W"]).max(axis=1))[:, None]
+    primal = (rest**2).sum(axis=1) / 2 + penalty * np.abs(s).sum(axis=1)
+    gap = primal - ((Y**2).sum(axis=1) - ((Y - shrunk) ** 2).sum(axis=1)) / 2
+    far = gap > model.tol * (Y**2).sum(axis=1)
+    assert far.mean() > 0.1  # there is something to tell
+    said = f"the codes of {far.mean():.1%} of the data points were not found to tol = 0.001 within iterations = 11"
+    _, info = gem.em_step(model, params, Y, **options)
+    assert [note.split(":")[0] for note in info.notes] == [said]
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == [said]
+    assert not gem.em_step(SC(D=12, H=24, iterations=2000, tol=1e-3), params, Y, **options)[1].notes
+
+
 def with_latent_5_never_active(params, Y):
     """Its field is a dimension that is always zero."""
     W = np.vstack([params["W"], np.zeros((1, 24))])

@@ -156,6 +156,7 @@ class Model(ABC):
 
     domains: ClassVar[Mapping[str, str]] = {}  # parameter → a key of DOMAINS
     missing: bool = False  # whether NaN in the data marks missing entries; else it is refused
+    tallies: ClassVar[Layout] = {}  # numbers of data points that `tally` counts
     D: int
 
     # -- description ---------------------------------------------------------------------------------------
@@ -319,7 +320,16 @@ class Model(ABC):
     def e_step(self, tables: Any, Y: Array) -> tuple[Evidence, Sums]:
         """Log evidence and statistics of a batch whose points all count."""
         posterior = self.infer(tables, Y)
-        return posterior.log_evidence, self.sums(tables, Y, posterior, None)
+        counts = self.tally(tables, posterior)
+        return posterior.log_evidence, {**self.sums(tables, Y, posterior, None), **counts}
+
+    def tally(self, tables: Any, posterior: Posterior) -> Sums:
+        """The batch's part of `tallies`: of how many data points inference has something to tell, selected or not."""
+        return {}
+
+    def shortfalls(self, stats: Statistics) -> list[str]:
+        """Notes on where inference fell short of what was asked for, from the tallies of all ranks."""
+        return []
 
     def infer_full(self, tables: Any, Y: Array) -> Posterior:
         """The posterior with `mean` in any case, for a user who asks for it."""

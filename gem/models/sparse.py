@@ -54,7 +54,7 @@ class SC(Model):
         σ²/b of the initial parameters, in units of the data; only this ratio matters to ŝ and W (default: the data's
         standard deviation).
     iterations : int
-        Of FISTA, at the most.
+        Of FISTA, at the most. Where they were too few for `tol` a note says of how many data points.
     tol : float
         Duality gap, in units of ‖y‖², at which the search for a data point's ŝ ends.
 
@@ -73,6 +73,7 @@ class SC(Model):
     """
 
     domains: ClassVar[Mapping[str, str]] = {"W": "real", "sigma": "deviation", "b": "positive"}
+    tallies: ClassVar[Layout] = {"unfound": ()}
 
     def __init__(self, D: int, H: int, penalty: float | None = None, iterations: int = 200, tol: float = 1e-4):
         self.D, self.H = whole_number("D", D), whole_number("H", H)
@@ -147,14 +148,36 @@ class SC(Model):
         s, z, zG = (device.zeros((n, self.H)) for _ in range(3))
         inertia, gap = device.to_device(np.ones(n)), device.to_device(np.full(n, np.inf))
         objective = device.empty((n,))
-        enough = self.tol * device.to_host(squares)
+        enough, unfound = self.tol * device.to_host(squares), np.zeros(n, bool)
         for iteration in range(1, self.iterations + 1):
             t.move(n, zG, b, squares, t.step, t.sought, self.tol, s, z, inertia, objective, gap)
             if iteration % CHECK_EVERY == 0 and np.all(device.to_host(gap) <= enough):
                 break
             zG = device.matmul(z, t.gram)
-        t.judge(n, device.matmul(s, t.gram), b, squares, t.step, t.penalty, self.tol, z, s, inertia, objective, gap)
-        return Posterior(Evidence(n, [(objective, -t.precision)], t.constant), mean=s)
+        else:  # how far the last z were from the minimum, and then how far s is: neither may be near enough
+            unfound = ~(device.to_host(gap) <= enough)
+        sG = device.matmul(s, t.gram)
+        if t.sought != t.penalty and unfound.any():
+            t.judge(n, sG, b, squares, t.step, t.sought, self.tol, z, s, inertia, objective, gap)
+            unfound &= ~(device.to_host(gap) <= enough)
+        t.judge(n, sG, b, squares, t.step, t.penalty, self.tol, z, s, inertia, objective, gap)
+        if t.sought == t.penalty and unfound.any():
+            unfound &= ~(device.to_host(gap) <= enough)
+        rest = {"unfound": int(unfound.sum())}
+        return Posterior(Evidence(n, [(objective, -t.precision)], t.constant), mean=s, rest=rest)
+
+    def tally(self, tables: Tables, posterior: Posterior) -> Sums:
+        """How many codes the search left before their gap was small enough."""
+        return {"unfound": posterior.rest["unfound"]}
+
+    def shortfalls(self, stats: Statistics) -> list[str]:
+        share = float(stats["unfound"] / stats["N"])
+        if not share:
+            return []
+        return [
+            f"the codes of {share:.1%} of the data points were not found to tol = {self.tol:g} within iterations = "
+            f"{self.iterations}: raise iterations, or tol; a mean far from 0 taken off the data helps as well"
+        ]
 
     def sums(self, tables: Tables, Y: Array, posterior: Posterior, weights: np.ndarray | None) -> Sums:
         t, s = tables, posterior.mean
@@ -186,7 +209,7 @@ class SC(Model):
         """W with columns of unit length, from Σyŝᵀ and Σŝŝᵀ; σ and b stay."""
         W = turned_fields(stats["ys"], stats["ss"], params["W"])
         notes = [f"latent {h} was never active: its field was kept" for h in np.flatnonzero(np.diag(stats["ss"]) == 0)]
-        return {"W": W, "sigma": params["sigma"], "b": params["b"]}, notes
+        return {"W": W, "sigma": params["sigma"], "b": params["b"]}, notes + self.shortfalls(stats)
 
     def reseed(self, new: Params, stats: Statistics) -> tuple[Params, list[str]]:
         """Turn fields that were never used 45° away from that of the most active latent, each its own way."""
