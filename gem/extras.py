@@ -11,6 +11,7 @@ PACKAGES: dict[str, tuple[str, ...]] = {
     "cuda12": ("cupy-cuda12x[ctk]>=14",),
     "cuda-check": ("nvidia-cuda-nvrtc",),
     "images": ("pillow>=9",),
+    "hdf5-filters": ("hdf5plugin>=4",),
     "plot": ("matplotlib>=3.7", "scipy>=1.10"),
 }
 

@@ -16,6 +16,7 @@ from gem.annealing import NOISE, Annealing
 from gem.backends import select
 from gem.backends._traced import Traced
 from gem.data import Shard, Source, fingerprint, from_spec, open_data
+from gem.data.shard import telling_gaps
 from gem.em import Info, check_options, closing, local_shard, run_step
 from gem.errors import ConfigError, RunFileError
 from gem.models import Model, Step, make
@@ -128,8 +129,9 @@ class EM:
     def _check_data(self, shard: Shard, given: bool) -> None:
         """What the initialisation has not seen: data beside given parameters, and what only this model asks of them."""
         if given or type(self.model).check_data is not Model.check_data:
-            for start, Y in shard.batches():
-                self.model.check_data(Y, start)
+            with telling_gaps(shard.source):
+                for start, Y in shard.batches():
+                    self.model.check_data(Y, start)
         self.comm.allgather(None)  # on every rank
 
     def _config(self, source: Source, checkpoint: int) -> dict[str, Any]:

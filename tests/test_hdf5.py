@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import struct
 import subprocess
 import sys
 import tracemalloc
@@ -15,9 +16,11 @@ import numpy as np
 import pytest
 import scipy.sparse
 
+import gem
 from gem.data import HDF5Source, Shard, from_spec, open_data
 from gem.data.hdf5 import open_hdf5
 from gem.errors import DataError
+from gem.models import BSC
 
 pytestmark = pytest.mark.serial  # files: ranks change nothing here
 
@@ -436,6 +439,26 @@ def test_filters_that_are_not_there_are_named(tmp_path, code, word):
     np.testing.assert_array_equal(read(tmp_path / "x.h5", "y"), TABLE[:30])
 
 
+def test_hdf5plugin_is_loaded_where_a_file_needs_it(tmp_path):
+    raw = TABLE.tobytes()
+    frame = struct.pack("<IBI", 0xFD2FB528, 0xA0, len(raw)) + struct.pack("<I", len(raw) << 3 | 1)[:3] + raw
+    with h5py.File(tmp_path / "x.h5", "w") as file:  # Zstandard, one block that is not compressed
+        x = file.create_dataset("x", TABLE.shape, "f8", chunks=(N, D), compression=32015, allow_unknown_filter=True)
+        x.id.write_direct_chunk((0, 0), frame)
+    script = (
+        "import sys; from gem.data import open_data; sys.modules['hdf5plugin'] = None\n"
+        f"path = {str(tmp_path / 'x.h5')!r}\n"
+        "try: open_data(path)\n"
+        "except ValueError as error: print(error)\n"
+        "del sys.modules['hdf5plugin']\n"
+        f"print(repr(open_data(path).read(0, {N}).sum()))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    refusal, total = done.stdout.splitlines()
+    assert 'Zstandard (HDF5 filter 32015): pip install "hdf5plugin' in refusal
+    assert total == repr(TABLE.sum())
+
+
 def test_messages_name_ten_datasets_the_largest_first(tmp_path):
     with h5py.File(tmp_path / "x.h5", "w") as file:
         for i in range(1, 40):
@@ -628,3 +651,23 @@ def test_a_sparse_matrix_is_never_dense_as_a_whole(tmp_path):
     tracemalloc.stop()
     assert total == rows
     assert peak < 20e6
+
+
+# ------------------------------------------------------------------------------------------------ gaps and models
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_gaps_are_told_where_the_model_takes_none(tmp_path, given):
+    stored = np.where(np.arange(N)[:, None] == 7, -99, TABLE * 100).astype("i2")
+    path = one(tmp_path / "x.h5", stored, attributes={"scale_factor": 0.01, "_FillValue": np.int16(-99)})
+    some = {"W": np.eye(D, 4), "pi": 0.2, "sigma": 1.0} if given else None
+    with pytest.raises(
+        DataError, match=r"row 7, column 0.*x\.h5:/x marks gaps by _FillValue = -99.*missing=True.*--missing"
+    ):
+        gem.EM(
+            BSC(D=D, H=4, Hprime=3, gamma=2), str(path), gem.Annealing(steps=1), params=some, output=tmp_path / "run.h5"
+        )
+    assert not (tmp_path / "run.h5").exists()
+    em = gem.EM(BSC(D=D, H=4, Hprime=3, gamma=2, missing=True), str(path), gem.Annealing(steps=1), backend="numpy")
+    em.run()
+    assert np.isfinite(em.history["free_energy"]).all()

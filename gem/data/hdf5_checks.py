@@ -13,11 +13,12 @@ import numpy as np
 
 from gem.data.cf import OFFSET, SCALE
 from gem.errors import DataError, GemError
+from gem.extras import install_hint
 
 log = logging.getLogger("gem")
 
 DEPTH = 8  # virtual datasets of virtual datasets ...
-HDF5PLUGIN = "pip install hdf5plugin, which gem then loads by itself"
+HDF5PLUGIN = f"{install_hint('hdf5-filters')}, which gem then loads by itself"
 PYTABLES = "pip install tables, and import tables before the data are opened"
 FILTERS = {
     4: ("szip", "install an h5py that is built with it, such as that of conda-forge"),

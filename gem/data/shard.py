@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import pairwise, zip_longest
 from typing import Any
 
@@ -13,6 +14,7 @@ from gem.checks import whole_number
 from gem.data.source import Source
 from gem.errors import ConfigError, DataError
 
+MARKED = "give the model missing=True for NaN that marks gaps"
 BLOCK = 16 * 2**20  # bytes read at once: long enough to stream from disk, short enough to hold a few
 
 
@@ -141,6 +143,19 @@ def check_finite(Y: np.ndarray, first_row: int = 0, name: str = "data", missing:
     raise DataError(
         f"{name}: {Y[row, column]} at row {first_row + row}, column {column}, the first of {bad.sum()} such "
         f"values in rows {first_row} to {first_row + len(Y) - 1}; drop these rows, "
-        "Y[np.isfinite(Y).all(axis=1)], or give the model missing=True for NaN that marks "
-        "gaps; if the file has no inf there, use dtype float64"
+        f"Y[np.isfinite(Y).all(axis=1)], or {MARKED}; if the file has no inf there, use dtype float64"
     )
+
+
+@contextmanager
+def telling_gaps(source: Source) -> Iterator[None]:
+    """A refusal of NaN says what marks gaps in the file, if anything does: NaN is not what a user finds in it."""
+    try:
+        yield
+    except DataError as error:
+        if source.gaps and MARKED in str(error):
+            raise DataError(
+                f"{error}; {source.name} marks gaps by {source.gaps}, which are read as NaN: missing=True, or gem fit "
+                "--missing, takes them as missing entries"
+            ) from error
+        raise

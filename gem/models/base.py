@@ -12,6 +12,7 @@ import numpy as np
 from gem.backends.base import Array, Backend, Kernel, Parts
 from gem.checks import number, whole_number
 from gem.data import Shard, check_finite, open_data
+from gem.data.shard import telling_gaps
 from gem.errors import ConfigError, DataError
 from gem.parallel import Communicator, communicator
 from gem.philox import per_point
@@ -435,7 +436,8 @@ def shard_and_moments(data: Any, D: int, comm: Any, missing: bool = False) -> tu
     """What every initialisation begins with."""
     group = communicator(comm)
     shard = whole_shard(data, D, group)
-    return shard, group, moments(shard, group, missing)
+    with telling_gaps(shard.source):
+        return shard, group, moments(shard, group, missing)
 
 
 def squared_norms(backend: Backend, kernel: Kernel, rows: Array) -> Array:
