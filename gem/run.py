@@ -257,9 +257,10 @@ class EM:
             settings = Step(
                 now["T"], now["Ncut"], self.anneal.anneal_prior, str(self.backend.dtype), self.anneal.reseed
             )
-            self.params, info, stop = run_step(
+            new, info, stop = run_step(
                 self.model, noisy, self._batches, self.backend, self.comm, settings, asked, self._trace
             )
+            self.params = self.model.settle(new, self.params)
             if self.step + 1 == len(self.anneal):  # what is told last belongs to what is left
                 info = closing(info, self.model, self.params, self._batches, self.backend, self.comm, self._trace)
             self._records.append((info.scalars(), info.notes))

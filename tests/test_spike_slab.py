@@ -9,6 +9,7 @@ import pytest
 
 import gem
 from gem.models import GSC
+from gem.models.linear import solve_fields
 
 STATES = np.array(list(product([0, 1], repeat=4)), dtype=float)  # of H = 4
 
@@ -223,3 +224,67 @@ def test_data_selection_sums_the_selected_points_alone(holes, backend, world):
     alone, _ = gem.em_step(model, params, Y[kept], backend=backend, dtype="float64")
     for name in ("W", "mu", "psi", "sigma"):
         np.testing.assert_allclose(new[name], alone[name], rtol=1e-9, err_msg=name)
+
+
+def test_an_equivalent_parametrisation_has_the_old_norms():
+    """Where a latent has none, or its variance would leave the range of a float, it stays as it is."""
+    model = GSC(D=6, H=4, Hprime=4, gamma=4)
+    old, drifted = truth(), truth()
+    c = np.array([1e-70, 3.0, 1e145, 0.2])
+    drifted |= {"W": old["W"] * c, "mu": old["mu"] / c, "psi": old["psi"] / c**2}
+    settled = model.settle(drifted, old)
+    for name, value in old.items():
+        np.testing.assert_allclose(settled[name], value, rtol=1e-12, err_msg=name)
+    turned = {**drifted, "W": -drifted["W"][::-1]}
+    same = model.settle(turned, old)
+    np.testing.assert_allclose(np.linalg.norm(same["W"], axis=0), np.linalg.norm(old["W"], axis=0), rtol=1e-12)
+    Y = data(model, old, 20)
+    np.testing.assert_allclose(model.log_joint(same, Y, STATES), model.log_joint(turned, Y, STATES), rtol=1e-12)
+    gone = {**old, "W": old["W"] * [0.0, 1.0, 1.0, 1.0]}
+    np.testing.assert_array_equal(model.settle(gone, old)["W"], gone["W"])
+    np.testing.assert_array_equal(model.settle(old, gone)["psi"], old["psi"])
+    tiny = {**old, "psi": old["psi"] * 1e-300, "W": old["W"] * 1e-10}
+    np.testing.assert_array_equal(model.settle(tiny, old)["psi"], tiny["psi"])
+
+
+def test_a_run_keeps_the_norms_of_the_fields_and_the_free_energy_of_plain_steps():
+    model = GSC(D=6, H=4, Hprime=4, gamma=3)
+    params = {**truth(seed=3), "pi": np.full(4, 0.2)}
+    Y = data(model, truth(), 60)
+    run = gem.EM(model, Y, gem.Annealing(40), params=params, backend="numpy", dtype="float64").run()
+    energies, plain = [], params
+    for _ in range(40):
+        plain, info = gem.em_step(model, plain, Y, backend="numpy", dtype="float64")
+        energies.append(info.free_energy)
+    norms, start, drifted = (np.linalg.norm(p["W"], axis=0) for p in (run.params, params, plain))
+    np.testing.assert_allclose(norms, start, rtol=1e-12)
+    assert np.abs(drifted / start - 1).max() > 0.2
+    np.testing.assert_allclose(run.history["free_energy"][:-1], energies[:-1], rtol=1e-9)
+    np.testing.assert_allclose(run.params["W"] * run.params["mu"], plain["W"] * plain["mu"], atol=1e-6)
+
+
+def test_fields_of_latents_that_are_hardly_ever_active_are_their_own_least_squares(monkeypatch):
+    """Beside two that are always active together, which leaves the whole undetermined: rounding once made them 1e60.
+
+    Which vectors of equal eigenvalues there are is up to the library: here they are mixed.
+    """
+
+    def mixed(matrix):
+        values, vectors = eigh(matrix)
+        equal = np.abs(values - 1) < 1e-12
+        angles = np.linalg.qr(rng.standard_normal((equal.sum(), equal.sum())))[0]
+        vectors[:, equal] = vectors[:, equal] @ angles
+        return values, vectors
+
+    eigh, rng = np.linalg.eigh, np.random.default_rng(0)
+    monkeypatch.setattr(np.linalg, "eigh", mixed)
+    s, weight = np.zeros((60, 6)), np.ones((60, 1))
+    s[:40, :3] = rng.standard_normal((40, 3))
+    s[:, 1] = s[:, 0]
+    s[40:50, 3] = s[50:55, 4] = s[55:, 5] = 1
+    weight[50:55], weight[55:] = 1e-150, 1e-40
+    Y = rng.standard_normal((60, 6))
+    old = rng.standard_normal((6, 6))
+    W = solve_fields((weight * Y).T @ s, (weight * s).T @ s, old)
+    np.testing.assert_allclose((Y - s @ W.T).T @ s, 0, atol=1e-9)
+    np.testing.assert_array_equal(solve_fields(np.zeros((6, 6)), np.zeros((6, 6)), old), old)

@@ -353,6 +353,10 @@ class Model(ABC):
     def m_step(self, stats: Statistics, params: Params, step: Step) -> tuple[Params, list[str]]:
         """New parameters from the statistics of all ranks, and notes on constraints that were active."""
 
+    def settle(self, new: Params, old: Params) -> Params:
+        """Parameters of the same likelihood as `new`, in which what it leaves open is as in `old`; `EM` keeps to it."""
+        return new
+
     def reseed(self, new: Params, stats: Statistics) -> tuple[Params, list[str]]:
         """New parameters in which dead latents begin anew, and notes on them; by default there are none."""
         return new, []

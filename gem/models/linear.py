@@ -32,6 +32,7 @@ from gem.statistics import Layout, Statistics, Sum
 FIXED_POINT = 2.0**40  # the scale of pair_sums: integers add up to the same bits in any order
 ROOM = 21  # sums of pairs stay below 2²¹ units of 2⁴⁰: a quarter of what 64 bits hold
 FLOAT_RANGE = 120  # exponents that a float32 holds with some to spare
+FAINT = 1e-10  # of the largest Σ⟨s²⟩
 BLOCK = 32  # rows of a triangular matrix that are inverted at once
 
 
@@ -459,7 +460,8 @@ def solve_fields(ys: np.ndarray, ss: np.ndarray, W: np.ndarray) -> np.ndarray:
     """The minimiser of Σ⟨‖y − Ws‖²⟩, ys ss⁻¹; where the data leave it undetermined, the old W stays.
 
     A latent that was never active has a row of zeros in ss, two that are always active together make it
-    singular: the correction to W is then taken in the span of the well-determined directions alone.
+    singular: the correction to W is then taken in the span of the well-determined directions alone. Fields of
+    latents so faint that the rounding of this would drown them follow, one after the other, each to its own minimum.
     """
     scale = np.sqrt(np.diag(ss))
     scale = np.where(scale > 0, scale, 1)  # a dead latent's row is zero, whatever divides it
@@ -472,8 +474,16 @@ def solve_fields(ys: np.ndarray, ss: np.ndarray, W: np.ndarray) -> np.ndarray:
         well_posed = False
     if well_posed:
         return cholesky_solve(factor, (ys / scale).T).T / scale
-    rest = (ys - W @ ss) / scale
-    values, vectors = np.linalg.eigh(normal)
+    power = np.diag(ss)
+    bright = power > FAINT * power.max()
+    W = W.copy()
+    if not bright.any():
+        return W
+    rest = ((ys - W @ ss) / scale)[:, bright]
+    values, vectors = np.linalg.eigh(normal[np.ix_(bright, bright)])
     sure = values > len(ss) * np.finfo(np.float64).eps * values[-1]
     inverse = np.divide(1, values, out=np.zeros_like(values), where=sure)
-    return W + ((rest @ vectors) * inverse @ vectors.T) / scale
+    W[:, bright] += ((rest @ vectors) * inverse @ vectors.T) / scale[bright]
+    for h in np.flatnonzero(~bright & (power > 0)):
+        W[:, h] += (ys[:, h] - W @ ss[:, h]) / power[h]
+    return W

@@ -68,7 +68,8 @@ class GSC(Truncated):
     -----
     Model parameters are ``W`` (D, H), ``pi`` (H,) with p(s_h = 1) = π_h, ``mu`` (H,) and ``psi`` (H,), mean and
     variance of the strengths, and ``sigma`` (). The scale of a field and that of its strengths are one degree of
-    freedom: only their product is determined. `Posterior.mean` is ⟨s⟩, `Posterior.product` ⟨s∘z⟩.
+    freedom: only their product is determined, and in a run (`EM`) each field keeps the norm it began with.
+    `Posterior.mean` is ⟨s⟩, `Posterior.product` ⟨s∘z⟩.
     """
 
     domains: ClassVar[Mapping[str, str]] = {
@@ -253,9 +254,27 @@ class GSC(Truncated):
             notes.append(f"{np.sum(new_psi < floor)} of {self.H} psi were held at the resolution of the E-step")
         return {**new, "sigma": residual_noise(W, stats["yy"], stats["ys"], szsz, N, step, notes)}, notes
 
+    def settle(self, new: Params, old: Params) -> Params:
+        """The fields at the norms they had: W_h / c, c μ_h and c² ψ_h of any c > 0 have one likelihood.
+
+        EM itself settles no scale: over many steps it drifts, of latents that explain little for ever.
+        """
+        norms, before = _norms(new["W"]), _norms(old["W"])
+        c = np.divide(norms, before, out=np.ones(self.H), where=(norms > 0) & (before > 0))
+        with np.errstate(over="ignore", under="ignore"):
+            mu, psi = c * new["mu"], c**2 * new["psi"]
+        c = np.where((psi >= TINY) & np.isfinite(psi) & np.isfinite(mu), c, 1)
+        return {**new, "W": new["W"] / c, "mu": c * new["mu"], "psi": c**2 * new["psi"]}
+
     def bytes_per_point(self, itemsize: int) -> tuple[int, int]:
         kept = itemsize * (3 * self.H + self.pairs + 1) + 4 * self.Hprime
         return kept + itemsize * (self.D + self.H), kept
+
+
+def _norms(W: np.ndarray) -> np.ndarray:
+    """‖W_h‖ of each field, (H,), whose squares need be no numbers."""
+    largest = np.abs(W).max(axis=0)
+    return np.asarray(largest * np.linalg.norm(W / np.where(largest > 0, largest, 1), axis=0))
 
 
 def _about_zero(t: Tables, s: np.ndarray, sz: np.ndarray, square: np.ndarray) -> np.ndarray:
