@@ -4,7 +4,8 @@
 
 golden: one EM step and the posterior of every case of tests/golden; cuda, where there is no GPU, on the CuPy that
 tests/cupy_on_cpu/build.py has built for the CPU. float32: mixtures on data of mean 1e4 and variance 1; the variance of
-the data about their mean must be that within the components and between them, exactly, after any M-step. ranks: the
+the data about their mean must be that within the components and between them, exactly, after any M-step; and log
+densities under covariances of condition 5e7, beside those of a Cholesky factor in float32. ranks: the
 parameters after 20 steps, beside those of one rank and one batch. Exit status 1 where more deviates than is asked.
 """
 
@@ -34,6 +35,9 @@ Record = dict[str, Any]
 FOLDER = Path(__file__).parent.parent
 HARNESS = "tests/cupy_on_cpu/build.py"
 NOT_BUILT = f"no CuPy, neither a GPU's nor one on the CPU, which `python {HARNESS}` builds"
+CONDITION = 5e7  # of covariances that are nearly singular
+SINGULAR_DIMENSIONS = (7, 70, 130)
+DENSITY_ASKED = 4.0  # times the error of a Cholesky factor in float32
 COVARIANCES = ("diag", "spherical", "tied", "full")
 FAR = 1e4  # the mean of data of variance 1
 VARIANCE_ASKED = 0.01  # relative
@@ -129,6 +133,30 @@ def sklearn_steps(covariance: str, Y: np.ndarray, steps: int = 30) -> Iterator[d
         spread = {"var" if covariance == "diag" else "cov": fitted.covariances_}
         params = {"pi": fitted.weights_, "mu": fitted.means_, **spread}
         yield {name: value.astype(np.float64) for name, value in params.items()}
+
+
+def near_singular(D: int, condition: float = CONDITION) -> tuple[np.ndarray, np.ndarray]:
+    """A covariance of that condition, and 300 points of its Gaussian that float32 holds exactly."""
+    rng = np.random.default_rng(D)
+    axes = np.linalg.qr(rng.standard_normal((D, D)))[0]
+    cov = (axes * np.geomspace(1, 1 / condition, D)) @ axes.T
+    Y = rng.standard_normal((300, D)) @ np.linalg.cholesky(cov).T
+    return cov, Y.astype(np.float32).astype(np.float64)
+
+
+def density_errors(covariance: str, D: int, backend: Any) -> tuple[float, float]:
+    """The largest error of a log density of `near_singular`, in nats; and that of a float32 Cholesky factor."""
+    from scipy.linalg import solve_triangular
+
+    cov, Y = near_singular(D)
+    factor = np.linalg.cholesky(cov)
+    constant = -np.log(np.diag(factor)).sum() - D / 2 * np.log(2 * np.pi)
+    right = constant - (solve_triangular(factor, Y.T, lower=True) ** 2).sum(axis=0) / 2
+    z = solve_triangular(factor.astype(np.float32), Y.T.astype(np.float32), lower=True)
+    possible = constant - (z.astype(np.float64) ** 2).sum(axis=0) / 2
+    params = {"pi": [1.0], "mu": np.zeros((1, D)), "cov": cov if covariance == "tied" else cov[None]}
+    got = gem.posterior(MoG(D, 1, covariance), params, Y, backend=backend, dtype="float32").log_evidence
+    return float(np.abs(got - right).max()), float(np.abs(possible - right).max())
 
 
 def float32_records(backends: Sequence[str]) -> Iterator[Record]:
@@ -268,6 +296,16 @@ def show_float32(backends: Sequence[str]) -> bool:
         last = ["", record["reason"]] if theirs else [number(VARIANCE_ASKED), record["reason"] or verdict(fine)]
         rows.append([record["covariance"], record["by"], str(record["steps"]), *told, *last])
     print_table(f"mixtures in float32, data of mean {FAR:g} and variance 1", FLOAT32_COLUMNS, rows)
+    rows = []
+    for covariance in ("full", "tied"):
+        for D in SINGULAR_DIMENSIONS:
+            for backend in backends:
+                error, possible = density_errors(covariance, D, backend)
+                good &= error <= DENSITY_ASKED * possible
+                told = [number(error), number(possible), f"{DENSITY_ASKED:g} times that"]
+                rows.append([covariance, str(D), backend, *told, verdict(error <= DENSITY_ASKED * possible)])
+    columns = ("covariance", "D", "backend", "error, nats", "float32 Cholesky", "asked", "")
+    print_table(f"log density in float32, condition {CONDITION:g}", columns, rows)
     return good
 
 

@@ -1,12 +1,14 @@
 /* mixture.c: the E-step of Gaussian and Poisson mixtures, and its sums, in one walk over the data.
  *
- *   joint_nk = log_weight_k - 1/2 (y_n - mu_k)' P_k (y_n - mu_k)
+ *   joint_nk = log_weight_k - 1/2 |R_k (y_n - mu_k)|^2              P_k = R_k' R_k is the inverse covariance
  *            = log_weight_k + P_k' y_n + log Poisson(y_n; mu_K)      if COVARIANCE is POISSON
  *   r_nk     = w_n softmax_k(beta joint_nk + shift_k)
  *
  *   mu               (K, D); if POISSON (K + 1, D), the last row reference rates: P_k is log(mu_k / mu_K), so that
  *                    the size of the counts costs the differences between components no digits
- *   precision        (K, D) if COVARIANCE is DIAG or POISSON, (K, D, D) if FULL, (D, D) if TIED; symmetric. If
+ *   precision        (K, D) if COVARIANCE is DIAG or POISSON: P_k. (K, D, D) if FULL, (D, D) if TIED: the lower
+ *                    triangle R_k, whose products have as many digits to lose as the square root of P_k's condition
+ *                    has, not the condition (above the diagonal P_k itself, for the twin). If
  *                    MISSING, K more rows: what an observed y_d takes from joint_nk besides, its normalisation
  *   log_evidence     (N,) log sum over k of exp joint_nk, unannealed; -infinity where POISSON and no count
  *   responsibilities (N, K) r_nk, if STORE
@@ -29,7 +31,7 @@
 #define AXIAL (COVARIANCE == DIAG || COVARIANCE == POISSON) /* no dimension knows of another */
 #define SECOND (COVARIANCE == DIAG ? K * D : COVARIANCE == FULL ? K * D * D : COVARIANCE == TIED ? D * D : 0)
 #define SUMS (K + K * D + SECOND)
-#define PRECISION(k) ((size_t)(k) * (AXIAL ? D : COVARIANCE == FULL ? D * D : 0)) /* P_k */
+#define PRECISION(k) ((size_t)(k) * (AXIAL ? D : COVARIANCE == FULL ? D * D : 0)) /* P_k, or R_k */
 
 #if WIDTH > 1
 #define NUMBER vec /* of so many data points */
@@ -139,7 +141,7 @@ DEVICE void load_tile(tile *t, GLOBAL const real *Y)
     }
 }
 
-/* q[v] = 1/2 (y - mu)' P (y - mu), or the costs of all dimensions */
+/* q[v] = 1/2 |R (y - mu)|^2, or the costs of all dimensions; P points to R */
 DEVICE void distance(const tile *t, GLOBAL const real *mu, GLOBAL const real *P, vec *q)
 {
 #pragma unroll
@@ -153,20 +155,23 @@ DEVICE void distance(const tile *t, GLOBAL const real *mu, GLOBAL const real *P,
 #else
     vec x[D][VECTORS];
     for (int i = 0; i < D; i++) {
-        vec Px[VECTORS];
+        vec Rx[VECTORS];
 #pragma unroll
         for (int v = 0; v < VECTORS; v++) {
             x[i][v] = t->y[i][v].v - mu[i];
-            Px[v] = (real)0.5 * P[i * D + i] * x[i][v];
+            Rx[v] = P[i * D + i] * x[i][v];
         }
         for (int j = 0; j < i; j++)
 #pragma unroll
             for (int v = 0; v < VECTORS; v++)
-                Px[v] += P[i * D + j] * x[j][v];
+                Rx[v] += P[i * D + j] * x[j][v];
 #pragma unroll
         for (int v = 0; v < VECTORS; v++)
-            q[v] += x[i][v] * Px[v];
+            q[v] += Rx[v] * Rx[v];
     }
+#pragma unroll
+    for (int v = 0; v < VECTORS; v++)
+        q[v] *= (real)0.5;
 #endif
 }
 
@@ -371,7 +376,7 @@ KERNEL void mixture(int N, GLOBAL const real *RESTRICT Y, GLOBAL const real *RES
 #define POINTS (TILE < 4 ? TILE : 4) /* of one component, that a work-item takes: they share mu and P */
 #define APART (TILE / POINTS)
 
-/* q[p] = 1/2 (y - mu)' P (y - mu), or the costs of all dimensions, of the data points y, y + APART, ... */
+/* q[p] = 1/2 |R (y - mu)|^2, or the costs of all dimensions, of the data points y, y + APART, ...; P points to R */
 DEVICE void distance(LOCAL_PTR const real *y, GLOBAL const real *mu, GLOBAL const real *P, real *q)
 {
     for (int p = 0; p < POINTS; p++)
@@ -384,14 +389,14 @@ DEVICE void distance(LOCAL_PTR const real *y, GLOBAL const real *mu, GLOBAL cons
         for (int p = 0; p < POINTS; p++)
             q[p] += cost(y[i * PITCH + p * APART], mu[i], P + i);
 #else
-        real Px[POINTS];
+        real Rx[POINTS];
         for (int p = 0; p < POINTS; p++)
-            Px[p] = (real)0.5 * P[i * D + i] * (y[i * PITCH + p * APART] - mu[i]);
+            Rx[p] = P[i * D + i] * (y[i * PITCH + p * APART] - mu[i]);
         for (int j = 0; j < i; j++)
             for (int p = 0; p < POINTS; p++)
-                Px[p] += P[i * D + j] * (y[j * PITCH + p * APART] - mu[j]);
+                Rx[p] += P[i * D + j] * (y[j * PITCH + p * APART] - mu[j]);
         for (int p = 0; p < POINTS; p++)
-            q[p] += Px[p] * (y[i * PITCH + p * APART] - mu[i]);
+            q[p] += (real)0.5 * Rx[p] * Rx[p];
 #endif
     }
 }

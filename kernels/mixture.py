@@ -3,8 +3,9 @@
 log N(y; μ_k, P_k⁻¹) is linear in features of y − c: (y, y²) for diagonal precisions, (y, y yᵀ) for full ones; that of
 counts is in y, and where entries are missing, in whether each is there. So the log joint is one matrix product with
 the features, the moments are another, and a softmax lies between. A feature that is always 1 carries the constants
-in, and the counts out. Full precisions of many dimensions are taken one by one instead (`_Wide`), and so are components
-that are narrow and far from c (`_Apart`): there the expanded square would be a small difference of large terms.
+in, and the counts out. Covariances come as the triangular factor R of P = RᵀR. Full ones of many dimensions are taken one
+by one with it instead (`_Wide`), and so are components that are narrow and far from c (`_Apart`): there the expanded
+square would be a small difference of large terms. If they share one covariance (`_Tied`), the data are taken as R (y − c).
 """
 
 from collections.abc import Iterator
@@ -15,11 +16,12 @@ import numpy as np
 from gem.kernels.weights import settled_exp
 
 TILE_BYTES = 1 << 21  # features of the data points whose responsibilities exist at once: N × K is never formed
-WIDE = 128  # dimensions from which on products with D × D matrices are faster than D (D + 1) / 2 features
+WIDE = {4: 64, 8: 128}  # itemsize → dimensions from which on triangular products are as fast as D (D + 1) / 2 features
 DIAG, FULL, TIED, POISSON = 0, 1, 2, 3  # COVARIANCE, a number for the sake of C
 LOG_FACTORIALS = np.cumsum(np.log(np.maximum(1, np.arange(1024))))
 SAFE = 1e3  # squared distance, in standard deviations, up to which float32 expands a square with error < 1e-4
 FAR = 1e8  # and float64 with error < 1e-7
+TERMS = 2e3  # Σ_ij |P_ij y_i y_j| up to which the products with P are taken in float32
 LOST = {4: 1e-4, 8: 1e-9}  # itemsize → share that a difference of squares must leave of them, or it is taken otherwise
 
 
@@ -53,6 +55,7 @@ def mixture(
     mu : (K, D) array
         Poisson: rates, and reference rates μ_K as one more row.
     precision : (K, D) array if COVARIANCE is 0 (diag), (K, D, D) if 1 (full), (D, D) if 2 (tied)
+        The latter two: R_k, lower triangular, R_kᵀR_k = P_k; above the diagonal P_k.
         If COVARIANCE is 3 (Poisson): log(μ_k / μ_K), (K, D). If MISSING, K more rows, what an observed y_d takes
         from the log joint: −½ log(P_kd / 2π); Poisson: μ_kd − μ_Kd.
     log_weight : (K,) array
@@ -72,11 +75,12 @@ def mixture(
     """
     rates = mu[-1] if COVARIANCE == POISSON else None
     mu = mu[: len(log_weight)]
-    wide = COVARIANCE == FULL and mu.shape[1] >= WIDE
+    wide = COVARIANCE == FULL and mu.shape[1] >= WIDE[Y.itemsize]
     kind = _Wide if wide else EXPANSIONS[COVARIANCE, MISSING]
-    centre, distance = _frame(Y, mu, precision, COVARIANCE)
-    dtype = np.dtype(np.float64) if distance.max() > SAFE and not wide else Y.dtype
-    far = (distance > FAR) & (not wide)
+    centre, distance = _frame(Y, mu, precision, COVARIANCE) if not wide else (np.zeros(mu.shape[1]), np.zeros(1))
+    cancels = distance.max() > SAFE or (kind is _Full and Y.itemsize < 8 and _terms(Y - centre, precision) > TERMS)
+    dtype = np.dtype(np.float64) if cancels else Y.dtype
+    far = np.broadcast_to(distance > FAR, len(mu))
 
     def walk(expansion: _Expansion) -> tuple[np.ndarray, ...]:
         """One walk over the data: counts, first and second moments; raw squares."""
@@ -105,13 +109,13 @@ def mixture(
         return counts, *expansion.recentre(counts, linear, others), expansion.squares(others)
 
     while True:
-        expansion = kind(mu - centre, precision.astype(np.float64), dtype)
+        expansion = kind(mu - centre, precision, dtype)
         counts, *moments, squares = walk(_Apart(expansion, far) if far.any() else expansion)
         lost = ~far & expansion.lost(moments, squares, least * counts, COMMON > 0)
         if not lost.any():
             break
         far, dtype = (far | lost, dtype) if dtype == np.float64 else (far, np.dtype(np.float64))
-    sums[0] = np.concatenate([counts, *(a.ravel() for a in moments)])
+    sums[0] = np.concatenate([counts, *(a.ravel() for a in expansion.back(*moments))])
 
 
 def _frame(Y: np.ndarray, mu: np.ndarray, precision: np.ndarray, covariance: int) -> tuple[np.ndarray, np.ndarray]:
@@ -122,7 +126,14 @@ def _frame(Y: np.ndarray, mu: np.ndarray, precision: np.ndarray, covariance: int
     offset = mu - centre
     if covariance == DIAG:
         return centre, (offset**2 * precision[: len(mu)]).sum(axis=1)
-    return centre, ((offset[:, None, :] @ precision)[:, 0, :] * offset).sum(axis=1)
+    return centre, ((np.tril(precision) @ offset[:, :, None])[:, :, 0] ** 2).sum(axis=1)
+
+
+def _terms(Y: np.ndarray, precision: np.ndarray) -> float:
+    """The largest Σ_ij |P_ij| s_i s_j of all components, s the size of Y in each dimension, from some of its rows."""
+    size = np.sqrt(np.mean(Y[:: -(-len(Y) // 256)] ** 2, axis=0, dtype=np.float64))
+    upper = np.abs(np.triu(precision, 1)) @ size @ size
+    return float(np.max(2 * upper + (np.tril(precision) ** 2).sum(axis=1) @ size**2))
 
 
 def _softmax(
@@ -174,6 +185,10 @@ class _Expansion:
         """First and second moments about the means, from the features' moments."""
         raise NotImplementedError
 
+    def back(self, *moments: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The moments in the data's frame, where they were taken in another."""
+        return moments
+
     def squares(self, others: np.ndarray) -> np.ndarray:
         """Σ r_nk y_nd² about the centre, (K, D), of which the second moments are what a difference leaves."""
         return np.zeros((1, self.D))
@@ -197,7 +212,7 @@ class _Gaussian(_Expansion):
         return y - self.offset[k][:, None]
 
     def half_square(self, k: int, d: np.ndarray) -> np.ndarray:
-        """½ dᵀP_k d, (n,)."""
+        """½ dᵀP_k d = ½ |R_k d|², (n,)."""
         raise NotImplementedError
 
     def second(self, k: int, r: np.ndarray, d: np.ndarray) -> np.ndarray:
@@ -206,7 +221,7 @@ class _Gaussian(_Expansion):
 
     def lost(self, moments: list[np.ndarray], squares: np.ndarray, floor: np.ndarray, common: bool) -> np.ndarray:
         second = moments[1] if moments[1].shape == squares.shape else np.einsum("...dd->...d", moments[1])
-        least = floor.sum() if self.all_alike else floor[:, None]
+        least = floor if self.all_alike else floor[:, None]
         if common:
             second, squares, least = second.sum(1, keepdims=True), squares.sum(1, keepdims=True), self.D * least
         kept = np.maximum(second, least)
@@ -255,6 +270,7 @@ class _Diagonal(_Gaussian):
 
     def __init__(self, offset: np.ndarray, precision: np.ndarray, dtype: np.dtype):
         super().__init__(offset, dtype)
+        precision = precision.astype(np.float64)
         self.linear, self.coefficients = precision * offset, -precision / 2
         self.constant = -(self.linear * offset).sum(axis=1) / 2
 
@@ -279,7 +295,7 @@ class _DiagonalWithGaps(_Diagonal):
     """y², and whether there is a y."""
 
     def __init__(self, offset: np.ndarray, precision: np.ndarray, dtype: np.dtype):
-        self.precision, normalisation = np.split(precision, 2)
+        self.precision, normalisation = np.split(precision.astype(np.float64), 2)
         super().__init__(offset, self.precision, dtype)
         taken = self.precision * offset**2 / 2 + normalisation
         self.coefficients = np.concatenate([self.coefficients, -taken], axis=1)
@@ -363,13 +379,17 @@ class _Full(_Gaussian):
 
     def __init__(self, offset: np.ndarray, precision: np.ndarray, dtype: np.dtype):
         super().__init__(offset, dtype)
-        self.linear = (precision @ offset[:, :, None])[:, :, 0]
-        self.constant = -(self.linear * offset).sum(axis=1) / 2
-        self.precision = precision
+        rounded, precision = precision.dtype == dtype, precision.astype(np.float64)
+        self.factor = np.tril(precision)
+        if not rounded:  # more digits than it came with: as good as R is
+            precision = np.swapaxes(self.factor, 1, 2) @ self.factor
+        root = self.factor @ offset[:, :, None]
+        self.linear = (np.swapaxes(self.factor, 1, 2) @ root)[:, :, 0]
+        self.constant = -(root[:, :, 0] ** 2).sum(axis=1) / 2
         self.coefficients = np.empty((len(offset), self.D * (self.D + 1) // 2))
         for i, row in self._rows():
             np.negative(precision[:, i, i:], out=self.coefficients[:, row])  # y_i y_j stands for y_j y_i, too
-            self.coefficients[:, row.start] /= 2
+            self.coefficients[:, row.start] = -(self.factor[:, i:, i] ** 2).sum(axis=1) / 2
 
     def _rows(self) -> Iterator[tuple[int, slice]]:
         """For each i, where its y_i y_j are."""
@@ -386,7 +406,8 @@ class _Full(_Gaussian):
         return others[:, [row.start for _, row in self._rows()]]
 
     def half_square(self, k: int, d: np.ndarray) -> np.ndarray:
-        return np.asarray(np.einsum("dn,dn->n", self.precision[k] @ d, d)) / 2
+        z = self.factor[k] @ d
+        return np.asarray(np.einsum("dn,dn->n", z, z)) / 2
 
     def recentre(self, counts: np.ndarray, linear: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, ...]:
         second = np.empty((len(others), self.D, self.D))
@@ -400,59 +421,76 @@ class _Full(_Gaussian):
 
 
 class _Wide(_Expansion):
-    """No other features: products with D × D matrices about each mean, which skip who has no responsibility."""
+    """No other features: products with triangular matrices about each mean, which skip who has no responsibility."""
 
     def __init__(self, offset: np.ndarray, precision: np.ndarray, dtype: np.dtype):
         super().__init__(offset)
         K = len(offset)
         self.linear, self.coefficients, self.constant = np.zeros(offset.shape), np.empty((K, 0)), np.zeros(K)
-        self.half, self.means = (precision / 2).astype(dtype), offset.astype(dtype)[:, :, None]
-        self.second = np.zeros(precision.shape)
+        self.factors, self.means = precision.astype(dtype), offset.astype(dtype)[:, :, None]
+        half = -(-self.D // 2)
+        for factor in self.factors:  # of the block above the diagonal no product is taken; within the others they are
+            factor[:half, :half], factor[half:, half:] = np.tril(factor[:half, :half]), np.tril(factor[half:, half:])
+        self.parts = slice(0, half), slice(half, self.D)
+        self.first, self.second = np.zeros(offset.shape), np.zeros(precision.shape)
 
     def weigh(self, joint: np.ndarray, y: np.ndarray) -> None:
-        for k, half in enumerate(self.half):
-            from_mean = y - self.means[k]
-            joint[k] -= np.einsum("dn,dn->n", half @ from_mean, from_mean)
+        z = np.empty_like(y)
+        for k, factor in enumerate(self.factors):
+            d = y - self.means[k]
+            for part in self.parts:
+                np.matmul(factor[part, : part.stop], d[: part.stop], out=z[part])
+            joint[k] -= np.einsum("dn,dn->n", z, z) / 2
 
     def collect(self, r: np.ndarray, y: np.ndarray) -> None:
         for k, share in enumerate(r):
             own = np.flatnonzero(share)
-            scaled = y[:, own] if own.size < share.size else y
-            scaled = (scaled - self.means[k]) * np.sqrt(share[own])
-            self.second[k] += scaled @ scaled.T  # half the work, since it is symmetric
+            d = (y[:, own] if own.size < share.size else y) - self.means[k]
+            self.first[k] += d @ share[own]
+            d *= np.sqrt(share[own])
+            self.second[k] += d @ d.T  # half the work, since it is symmetric
 
     def recentre(self, counts: np.ndarray, linear: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, ...]:
-        return linear - counts[:, None] * self.offset, self.second
+        return self.first, self.second
 
 
 class _Tied(_Gaussian):
-    """½ yᵀPy: the square is the same for all components, so is its moment."""
+    """½ |z|² of z = R (y − c), the same for all components, so is its moment: y itself is not needed any more."""
 
     all_alike = True
 
     def __init__(self, offset: np.ndarray, precision: np.ndarray, dtype: np.dtype):
-        super().__init__(offset, dtype)
-        self.linear, self.coefficients = offset @ precision, -np.ones((len(offset), 1))
-        self.constant = -(self.linear * offset).sum(axis=1) / 2
-        self.half = (precision / 2).astype(dtype)
+        self.factor = np.tril(precision.astype(np.float64))
+        super().__init__(offset @ self.factor.T, dtype)
+        self.linear, self.coefficients = self.offset, -np.ones((len(offset), 1))
+        self.constant = -(self.offset**2).sum(axis=1) / 2
+        self.whiten = self.factor.astype(dtype)
         self.square = np.zeros(precision.shape)
 
     def fill(self, others: np.ndarray, y: np.ndarray) -> None:
-        np.sum((self.half @ y) * y, axis=0, out=others[0])
+        y[:] = self.whiten @ y
+        others[0] = np.einsum("dn,dn->n", y, y) / 2
 
     def squares(self, others: np.ndarray) -> np.ndarray:
         return np.diag(self.square)[None]
 
+    def lost(self, moments: list[np.ndarray], squares: np.ndarray, floor: np.ndarray, common: bool) -> np.ndarray:
+        return super().lost(moments, squares, floor.sum() * (self.factor**2).sum(axis=1), common)
+
     def half_square(self, k: int, d: np.ndarray) -> np.ndarray:
-        return np.asarray(np.einsum("dn,dn->n", self.half @ d, d))
+        return np.asarray(np.einsum("dn,dn->n", d, d)) / 2
 
     def collect(self, r: np.ndarray, y: np.ndarray) -> None:
         self.square += (y * r.sum(axis=0)) @ y.T
 
     def recentre(self, counts: np.ndarray, linear: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, ...]:
-        """First moments about the means, and the second ones summed over components."""
+        """First moments about the means, and the second ones summed over components; of z."""
         first = linear - counts[:, None] * self.offset
         return first, self.square - self.offset.T @ linear - first.T @ self.offset
+
+    def back(self, *moments: np.ndarray) -> tuple[np.ndarray, ...]:
+        inverse = np.linalg.inv(self.factor)
+        return moments[0] @ inverse.T, inverse @ moments[1] @ inverse.T
 
 
 EXPANSIONS: dict[tuple[int, int], type[Any]] = {  # of an offset and a precision

@@ -141,6 +141,7 @@ def mixture(rng, N, D, K, covariance, T, missing=0, mean=0.0):
     Y = mu[rng.integers(K, size=N)] + rng.standard_normal((N, D))
     root = rng.standard_normal((K, D, D)) / np.sqrt(D)
     full = root @ np.swapaxes(root, 1, 2) + 0.5 * np.eye(D)
+    full = np.swapaxes(np.linalg.cholesky(full[:, ::-1, ::-1]), 1, 2)[:, ::-1, ::-1] + np.triu(full, 1)  # R, P above it
     precision = [rng.uniform(0.5, 2, (K, D)), full, full[0]][covariance]
     sums = np.zeros((1, K + K * D + precision.size))
     if missing:

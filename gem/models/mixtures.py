@@ -257,7 +257,7 @@ class MoG(Mixture):
     """
 
     domains: ClassVar[Mapping[str, str]] = {"pi": "distribution", "mu": "real", "var": "positive", "cov": "real"}
-    centre = "mu"
+    centre = location = "mu"
 
     def __init__(self, D: int, K: int, covariance: str = "diag", reg: float = 1e-6, missing: bool = False):
         if covariance not in COVARIANCES:
@@ -342,7 +342,8 @@ class MoG(Mixture):
         log_det = 2 * np.log(np.diagonal(factor, axis1=-2, axis2=-1)).sum(axis=-1)
         inverse = np.linalg.inv(factor)
         constant = np.broadcast_to(-(log_det + self.D * log_2pi) / 2, (self.K,))
-        return params["mu"], np.swapaxes(inverse, -1, -2) @ inverse, constant
+        precision = np.swapaxes(inverse, -1, -2) @ inverse
+        return params["mu"], np.tril(inverse) + np.triu(precision, 1), constant
 
     def _run(self, t: Any, Y: Array, weights: np.ndarray | None, store: bool = False) -> tuple[Posterior, Sums]:
         if not isinstance(t, missing_gaussian.Tables):
