@@ -5,7 +5,7 @@
 golden: one EM step and the posterior of every case of tests/golden; cuda, where there is no GPU, on the CuPy that
 tests/cupy_on_cpu/build.py has built for the CPU. float32: mixtures on data of mean 1e4 and variance 1; the variance of
 the data about their mean must be that within the components and between them, exactly, after any M-step; and log
-densities under covariances of condition 5e7, beside those of a Cholesky factor in float32. ranks: the
+densities under covariances of condition 5e7, beside those of a float32 Cholesky factor. ranks: the
 parameters after 20 steps, beside those of one rank and one batch. Exit status 1 where more deviates than is asked.
 """
 

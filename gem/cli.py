@@ -126,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     run = fit.add_argument_group("run")
     run.add_argument("--backend", help='"numpy", "auto", ... (default: auto)')
-    run.add_argument("--dtype", choices=("float32", "float64"))
+    run.add_argument("--dtype", choices=("auto", "float32", "float64"), help="default: auto, what the data need")
     run.add_argument("--seed", type=int)
     run.add_argument("--batch", type=int, help="data points at a time (default: the backend's choice)")
     run.add_argument("--checkpoint", type=int, help="steps between checkpoints (default: 10)")

@@ -8,13 +8,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from gem.backends import Backend, Batches, Totals, blas, select
 from gem.checks import whole_number
-from gem.data import Shard, open_data
+from gem.data import Reading, Shard, Source, Survey, holds, open_data
 from gem.errors import BackendError, ConfigError, DataError
 from gem.models import Model, Posterior, Step
 from gem.models.base import Params
@@ -26,6 +26,7 @@ from gem.trace import OFF, Trace
 
 log = logging.getLogger("gem")
 
+Found = TypeVar("Found")
 MAX_BATCH = 1 << 22  # data points at a time: kernels count them in 32 bits
 KEEP_BYTES = 64 << 20  # posteriors up to this size wait for the data selection; beyond it they are inferred again
 
@@ -72,7 +73,7 @@ def em_step(
     data: Any,
     *,
     backend: Any = None,
-    dtype: Any = "float32",
+    dtype: Any = "auto",
     T: float = 1.0,
     Ncut: float = 0.0,
     anneal_prior: bool = False,
@@ -89,8 +90,12 @@ def em_step(
         Not edited.
     data : (N, D) array, path, or gem.data source
         The whole data set, on every rank; each reads its own slab.
-    backend, dtype
+    backend
         See `gem.backends.select`.
+    dtype : "auto", "float32" or "float64"
+        What the E-step computes in. "auto" is float32, unless it would lose digits of the data that matter: more
+        than 1 % of a column's spread, or whole numbers beyond 2²⁴. Then a model that allows it (MoG) takes the data
+        shifted, which the parameters that are returned do not show, and others are computed in float64.
     T, Ncut, anneal_prior, reseed
         See `gem.models.Step`.
     comm : None, "world" or an mpi4py communicator
@@ -107,18 +112,20 @@ def em_step(
     ConfigError
         If settings, parameters and data do not fit each other.
     DataError
-        If the data hold NaN or Inf (with row and column).
+        If the data hold NaN or Inf (with row and column), or the `dtype` asked for loses digits of them.
     BackendError
-        If the backend is not available.
+        If the backend is not available, or has no float64 where the data need it.
     """
-    group = communicator(comm)
-    with group.guard():
-        chosen = select(backend, dtype, group)
-        batches = chosen.load(local_shard(model, data, chosen, group, batch))
+
+    def one_step(batches: Batches, chosen: Backend, reading: Reading) -> tuple[Params, Info]:
         step = Step(T, Ncut, anneal_prior, str(chosen.dtype), reseed)
         check_options(model, Ncut > 0, reseed)
-        new, info, _ = run_step(model, model.check(params), batches, chosen, group, step)
-    return new, info
+        new, info, _ = step_on(model, model.check(params), batches, chosen, group, step, reading)
+        return new, replace(info, notes=[*reading.notes, *info.notes])
+
+    group = communicator(comm)
+    with group.guard():
+        return _on_data(model, data, backend, dtype, group, batch, one_step, one_pass=Ncut == 0)
 
 
 def posterior(
@@ -127,7 +134,7 @@ def posterior(
     data: Any,
     *,
     backend: Any = None,
-    dtype: Any = "float32",
+    dtype: Any = "auto",
     T: float = 1.0,
     anneal_prior: bool = False,
     comm: Any = None,
@@ -156,43 +163,61 @@ def posterior(
     group = communicator(comm)
     with group.guard():
         top = whole_number("top", top, 0)
-        chosen = select(backend, dtype, group)
-        batches = chosen.load(local_shard(model, data, chosen, group, batch))
-        checked = model.check(params)
-        with _room_for_tables(model, chosen):
-            tables = model.tables(checked, chosen, Step(T, 0.0, anneal_prior, str(chosen.dtype)))
 
-        counts = chosen.totals({"N": (), **model.tallies})
+        def infer_all(batches: Batches, chosen: Backend, reading: Reading) -> Posterior:
+            return _infer_all(model, params, batches, chosen, reading, T, anneal_prior, top, reconstruct)
 
-        def infer(start: int, Y: Any) -> tuple[Posterior, Sums]:
-            found = model.infer_full(tables, Y)
-            count = {"N": Y.shape[0], **model.tally(tables, found)}
-            log_evidence = found.log_evidence.values(chosen)
-            _check(log_evidence, model, chosen, Y, start)
-            y = model.reconstruct(tables, Y, found) if reconstruct else None
-            host: dict[str, Any] = {
-                name: None if array is None else chosen.to_host(array)
-                for name, array in (
-                    ("candidates", found.candidates),
-                    ("mean", found.mean),
-                    ("product", found.product),
-                    ("reconstruction", y),
-                )
-            }
-            _check_finite(host, model, chosen, Y, start)
-            told = Posterior(log_evidence, **host)
-            if top:
-                told.states, told.probabilities = model.top_states(checked, chosen.to_host(Y).astype(float), told, top)
-            return told, count
+        return _on_data(model, data, backend, dtype, group, batch, infer_all)
 
-        parts = []
-        with blas.limited(1):
-            for part, count in chosen.map(infer, batches):
-                parts.append(part)
-                counts.add(count)
-        for note in model.shortfalls(counts.reduce(communicator(None))):
-            log.warning(note)
-        return _joined(parts)
+
+def _infer_all(
+    model: Model,
+    params: Mapping[str, Any],
+    batches: Batches,
+    chosen: Backend,
+    reading: Reading,
+    T: float,
+    anneal_prior: bool,
+    top: int,
+    reconstruct: bool,
+) -> Posterior:
+    """The posterior of every data point, as `posterior` gives it."""
+    checked = inward(model, model.check(params), reading)
+    with _room_for_tables(model, chosen):
+        tables = model.tables(checked, chosen, Step(T, 0.0, anneal_prior, str(chosen.dtype)))
+    counts = chosen.totals({"N": (), **model.tallies})
+
+    def infer(start: int, Y: Any) -> tuple[Posterior, Sums]:
+        found = model.infer_full(tables, Y)
+        count = {"N": Y.shape[0], **model.tally(tables, found)}
+        log_evidence = found.log_evidence.values(chosen)
+        _check(log_evidence, model, chosen, Y, start)
+        y = model.reconstruct(tables, Y, found) if reconstruct else None
+        host: dict[str, Any] = {
+            name: None if array is None else chosen.to_host(array)
+            for name, array in (
+                ("candidates", found.candidates),
+                ("mean", found.mean),
+                ("product", found.product),
+                ("reconstruction", y),
+            )
+        }
+        _check_finite(host, model, chosen, Y, start)
+        if reading.shift is not None and host["reconstruction"] is not None:
+            host["reconstruction"] = host["reconstruction"] + reading.shift
+        told = Posterior(log_evidence, **host)
+        if top:
+            told.states, told.probabilities = model.top_states(checked, chosen.to_host(Y).astype(float), told, top)
+        return told, count
+
+    parts = []
+    with blas.limited(1):
+        for part, count in chosen.map(infer, batches):
+            parts.append(part)
+            counts.add(count)
+    for note in model.shortfalls(counts.reduce(communicator(None))):
+        log.warning(note)
+    return _joined(parts)
 
 
 def _joined(parts: list[Posterior]) -> Posterior:
@@ -454,17 +479,93 @@ def check_options(model: Model, selects: bool, reseed: bool) -> None:
         raise ConfigError(f"reseed: {model.name} {instead}: leave it out")
 
 
-def local_shard(model: Model, data: Any, backend: Backend, comm: Communicator, batch: int | None) -> Shard:
-    """This rank's slab in the backend's type, cut into batches."""
+def inward(model: Model, params: Params, reading: Reading) -> Params:
+    """The parameters of the data as they are read."""
+    return params if reading.shift is None else model.moved(params, -reading.shift)
+
+
+def step_on(
+    model: Model, params: Params, batches: Batches, backend: Backend, comm: Communicator, step: Step, reading: Reading
+) -> tuple[Params, Info, bool]:
+    """`run_step` on data that may have been shifted, with parameters of the data as they were."""
+    new, info, stop = run_step(model, inward(model, params, reading), batches, backend, comm, step)
+    return model.moved(new, reading.shift), info, stop
+
+
+def _on_data(
+    model: Model,
+    data: Any,
+    backend: Any,
+    dtype: Any,
+    comm: Communicator,
+    batch: int | None,
+    work: Callable[[Batches, Backend, Reading], Found],
+    one_pass: bool = True,
+) -> Found:
+    """`work` on the data, read so that no digits are lost that matter; what was lost is seen while they are read.
+
+    Where the data stay on the device that is before the work, else after it, which then is done once more if it was
+    in vain (so it must read the data in one pass, `one_pass`, or they are read before).
+    """
+    source = open_for(model, data)
+    chosen = select(backend, dtype, comm)
+    asked = named_type(backend, dtype, chosen)
+    reading = Reading(str(chosen.dtype))
+    if holds(chosen.dtype, source.dtype):
+        return work(chosen.load(local_shard(model, source, chosen, comm, batch)), chosen, reading)
+    survey = Survey(source, *comm.slab(source.shape[0]))
+    batches = chosen.load(local_shard(model, survey, chosen, comm, batch))
+    seen = all(comm.allgather(survey.complete))
+    found, refused = None, None
+    if one_pass and not seen:
+        try:
+            found = work(batches, chosen, reading)
+        except DataError as error:
+            refused = error
+    needed = settled(model, survey, asked, comm)
+    if needed.dtype == reading.dtype and needed.shift is None:
+        if refused:
+            raise refused
+        return work(batches, chosen, reading) if found is None else found
+    del batches
+    chosen = select(backend, needed.dtype, comm)
+    return work(chosen.load(local_shard(model, source, chosen, comm, batch, needed)), chosen, needed)
+
+
+def named_type(backend: Any, dtype: Any, chosen: Backend) -> str:
+    """The type that a user asked for by its name, or by that of a backend which has it; or "auto"."""
+    by_name = isinstance(backend, Backend) or not (isinstance(dtype, str) and dtype == "auto")
+    return str(chosen.dtype) if by_name else "auto"
+
+
+def settled(model: Model, survey: Survey, asked: str, comm: Communicator) -> Reading:
+    """How the data must be read, of which `survey` has seen some rows, or all; told in the log."""
+    survey.finish()
+    reading = survey.reading(asked, model.location is not None, comm)
+    for note in reading.notes if comm.rank == 0 else ():
+        log.info("%s: %s", survey.name, note)
+    return reading
+
+
+def open_for(model: Model, data: Any) -> Source:
+    """The data, which must have the model's dimensions."""
     if not isinstance(model, Model):
         raise ConfigError(f"model = {model!r} must be a model of gem.models, such as gem.models.BSC(D=256, H=200)")
     source = open_data(data)
-    N, D = source.shape
-    if model.D != D:
-        raise ConfigError(f"the data have {D} dimensions, the model D = {model.D}: they must agree")
+    if source.shape[1] != model.D:
+        raise ConfigError(f"the data have {source.shape[1]} dimensions, the model D = {model.D}: they must agree")
+    return source
+
+
+def local_shard(
+    model: Model, data: Any, backend: Backend, comm: Communicator, batch: int | None, reading: Reading | None = None
+) -> Shard:
+    """This rank's slab in the backend's type, cut into batches."""
+    source = open_for(model, data)
     if batch is not None:
         batch = whole_number("batch", batch)
-    start, stop = comm.slab(N)
+    start, stop = comm.slab(source.shape[0])
     needed = model.bytes_per_point(backend.dtype.itemsize)[0]
     size = min(batch or backend.batch_size(stop - start, needed), MAX_BATCH)
-    return Shard(source, start, stop, dtype=backend.dtype, batch=size)
+    shift = None if reading is None else reading.shift
+    return Shard(source, start, stop, dtype=backend.dtype, batch=size, shift=shift)

@@ -273,7 +273,7 @@ def usage(run: Run) -> np.ndarray | None:
     if Y.shape[1] != run.config["shape"][1]:  # other data have taken their place
         return None
     model = make(run.model, run.config["settings"])
-    found = posterior(model, run.params, Y, backend="auto", dtype="float32")
+    found = posterior(model, run.params, Y, backend="auto")
     return np.abs(found.mean).mean(axis=0, dtype=np.float64)
 
 

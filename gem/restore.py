@@ -125,7 +125,7 @@ def restore(
     count: int = 60000,
     seed: int = 0,
     backend: Any = "auto",
-    dtype: Any = "float32",
+    dtype: Any = "auto",
     clean: np.ndarray | None = None,
     progress: bool = False,
     **settings: Any,
@@ -372,7 +372,7 @@ def _known_noise(params: Params, sigma: float) -> Params:
 
 
 def clean_patches(
-    model: Model, params: Params, Y: np.ndarray, sigma: float, backend: Any = None, dtype: Any = "float32"
+    model: Model, params: Params, Y: np.ndarray, sigma: float, backend: Any = None, dtype: Any = "auto"
 ) -> np.ndarray:
     """E[x | y] of patches y = x + noise, (n, D); NaN marks what was not seen.
 

@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from math import nan
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,9 @@ import numpy as np
 from gem.annealing import NOISE, Annealing
 from gem.backends import select
 from gem.backends._traced import Traced
-from gem.data import Shard, Source, fingerprint, from_spec, open_data
+from gem.data import Reading, Shard, Source, Survey, fingerprint, from_spec, holds, open_data
 from gem.data.shard import telling_gaps
-from gem.em import Info, check_options, closing, local_shard, run_step
+from gem.em import Info, check_options, closing, inward, local_shard, named_type, open_for, run_step, settled
 from gem.errors import ConfigError, RunFileError
 from gem.models import Model, Step, make
 from gem.parallel import communicator
@@ -40,7 +41,8 @@ class EM:
     params : dict, optional
         Where to start (default: `model.init_params`).
     backend, dtype, comm, batch
-        As in `em_step`; backend "auto" by default.
+        As in `em_step`; backend "auto" by default. What dtype "auto" finds is part of the run: it is in the run file,
+        with the shift of the data if there is one, and `resume` keeps it.
     seed : int
         Of the initialisation and the parameter noise.
     output : path, optional
@@ -78,7 +80,7 @@ class EM:
         *,
         params: Mapping[str, Any] | None = None,
         backend: Any = "auto",
-        dtype: Any = "float32",
+        dtype: Any = "auto",
         comm: Any = None,
         batch: int | None = None,
         seed: int = 0,
@@ -101,16 +103,24 @@ class EM:
         self._file: RunFile | None = None
         self._records: list[tuple[dict[str, float], list[str]]] = []
         with self.comm.guard():
-            source = open_data(data)
+            source = open_for(model, data)
             for target in (output, trace):
                 _refuse_own_data(target, source.spec)
             self._trace: Trace = OFF if trace is None else Recording(trace, self.comm)
-            chosen = select(backend, dtype, self.comm)
-            self.backend = Traced(chosen, self._trace) if self._trace.on else chosen
-            shard = local_shard(model, source, self.backend, self.comm, batch)
-            self._batch, self._batches = shard.batch, self.backend.load(shard)
+            stored = dtype if isinstance(dtype, Reading) else None  # of a run that is taken up
+            chosen = select(backend, stored.dtype if stored else dtype, self.comm)
+            looks = stored is None and not holds(chosen.dtype, source.dtype)
+            seen = Survey(source, *self.comm.slab(source.shape[0])) if looks else source
             with self._trace.span("initialisation"):
-                self.params = model.check(model.init_params(source, self.seed, self.comm) if params is None else params)
+                self.params = model.check(model.init_params(seen, self.seed, self.comm) if params is None else params)
+            self._reading = stored or Reading(str(chosen.dtype))
+            if isinstance(seen, Survey):
+                self._reading = settled(model, seen, named_type(backend, dtype, chosen), self.comm)
+            if self._reading.dtype != str(chosen.dtype):
+                chosen = select(backend, self._reading.dtype, self.comm)
+            self.backend = Traced(chosen, self._trace) if self._trace.on else chosen
+            shard = local_shard(model, source, self.backend, self.comm, batch, self._reading)
+            self._batch, self._batches = shard.batch, self.backend.load(shard)
             config = self._config(source, int(checkpoint))
             if output is not None:  # it may replace a run, which data that the first step refuses should not cost
                 self._check_data(shard, given=params is not None)
@@ -143,6 +153,7 @@ class EM:
             "shape": list(source.shape),
             "fingerprint": fingerprint(source),
             "dtype": str(self.backend.dtype),
+            **({} if self._reading.shift is None else {"shift": self._reading.shift.tolist()}),
             "checkpoint": checkpoint,
             "ranks": self.comm.allgather({"backend": self.backend.name, "batch": self._batch}),
         }
@@ -190,7 +201,7 @@ class EM:
                 Annealing.from_dict(config["annealing"]),
                 params=run.params,
                 backend=backend or own["backend"],
-                dtype=config["dtype"],
+                dtype=Reading.stored(path, config, make(run.model, config["settings"]).location is not None),
                 comm=group,
                 batch=None if backend else own["batch"],
                 seed=run.seed,
@@ -257,12 +268,17 @@ class EM:
             settings = Step(
                 now["T"], now["Ncut"], self.anneal.anneal_prior, str(self.backend.dtype), self.anneal.reseed
             )
+            local = inward(self.model, noisy, self._reading)
             new, info, stop = run_step(
-                self.model, noisy, self._batches, self.backend, self.comm, settings, asked, self._trace
+                self.model, local, self._batches, self.backend, self.comm, settings, asked, self._trace
             )
-            self.params = self.model.settle(new, self.params)
+            new = self.model.settle(self.model.moved(new, self._reading.shift), self.params)
             if self.step + 1 == len(self.anneal):  # what is told last belongs to what is left
-                info = closing(info, self.model, self.params, self._batches, self.backend, self.comm, self._trace)
+                last = inward(self.model, new, self._reading)
+                info = closing(info, self.model, last, self._batches, self.backend, self.comm, self._trace)
+            self.params = new
+            if self.step == 0:
+                info = replace(info, notes=[*self._reading.notes, *info.notes])
             self._records.append((info.scalars(), info.notes))
             self.stopped = stop and self.step < len(self.anneal)  # after the last step there is nothing to stop
             if self._file is not None:

@@ -3,9 +3,10 @@
 log N(y; μ_k, P_k⁻¹) is linear in features of y − c: (y, y²) for diagonal precisions, (y, y yᵀ) for full ones; that of
 counts is in y, and where entries are missing, in whether each is there. So the log joint is one matrix product with
 the features, the moments are another, and a softmax lies between. A feature that is always 1 carries the constants
-in, and the counts out. Covariances come as the triangular factor R of P = RᵀR. Full ones of many dimensions are taken one
-by one with it instead (`_Wide`), and so are components that are narrow and far from c (`_Apart`): there the expanded
-square would be a small difference of large terms. If they share one covariance (`_Tied`), the data are taken as R (y − c).
+in, and the counts out. Covariances come as the triangular factor R of P = RᵀR. Full ones of many dimensions are taken
+one by one with it instead (`_Wide`), and so are components that are narrow and far from c (`_Apart`): there the
+expanded square would be a small difference of large terms. If they share one covariance (`_Tied`), features are made
+of R (y − c).
 """
 
 from collections.abc import Iterator

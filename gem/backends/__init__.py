@@ -54,7 +54,7 @@ def select(backend: Any = None, dtype: Any = "float32", comm: Communicator | Non
         "numpy", "opencl", "cuda", with a device as in "opencl:1", "auto" (the fastest that is here; it logs which,
         and why not another), or a Backend object; None reads GEM_BACKEND, else "numpy". Without a device, each rank
         of a host takes another one.
-    dtype : "float32" or "float64"
+    dtype : "float32" or "float64"; "auto", which elsewhere depends on the data, is float32 here
     comm : Communicator, optional
         Shares the cores and the devices of the host out among its ranks, all of which call this.
 
@@ -68,11 +68,11 @@ def select(backend: Any = None, dtype: Any = "float32", comm: Communicator | Non
     if isinstance(backend, Backend):
         return backend
     try:
-        kind = np.dtype(dtype)
+        kind = np.dtype("float32" if isinstance(dtype, str) and dtype == "auto" else dtype)
     except TypeError as error:
-        raise ConfigError(f"dtype = {dtype!r} must be 'float32' or 'float64'") from error
+        raise ConfigError(f"dtype = {dtype!r} must be 'auto', 'float32' or 'float64'") from error
     if kind not in (np.float32, np.float64):
-        raise ConfigError(f"dtype = {dtype!r} must be 'float32' or 'float64'")
+        raise ConfigError(f"dtype = {dtype!r} must be 'auto', 'float32' or 'float64'")
     comm = comm or Serial()
     chosen = _named(str(backend) if backend is not None else os.environ.get("GEM_BACKEND", "numpy"), kind, comm)
     mine = (comm.node, chosen.place)

@@ -11,6 +11,7 @@ import numpy as np
 from gem.data.hdf5 import HDF5Source
 from gem.data.numpy_files import NpySource, NpzSource
 from gem.data.pictures import IMAGE_OPTIONS, ImageSource
+from gem.data.precision import Reading, Survey, holds
 from gem.data.shard import Shard, check_finite, fingerprint
 from gem.data.source import ArraySource, Source, Spec
 from gem.errors import ConfigError, DataError
@@ -22,11 +23,14 @@ __all__ = [
     "ImageSource",
     "NpySource",
     "NpzSource",
+    "Reading",
     "Shard",
     "Source",
+    "Survey",
     "check_finite",
     "fingerprint",
     "from_spec",
+    "holds",
     "open_data",
 ]
 

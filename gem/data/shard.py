@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from gem.checks import whole_number
+from gem.data.precision import less
 from gem.data.source import Source
 from gem.errors import ConfigError, DataError
 
@@ -31,11 +32,12 @@ class Shard:
     dtype : float32 or float64.
     batch : rows per batch.
     memory : bytes up to which the slab is kept.
+    shift : (D,), what is taken from each column before it is rounded to `dtype`; None: nothing.
 
     Attributes
     ----------
     N, D : shape of the slab.
-    start, stop, dtype, batch : as given.
+    start, stop, dtype, batch, shift : as given.
     resident : whether the slab is kept in memory.
 
     Raises
@@ -46,7 +48,16 @@ class Shard:
         The source cannot be read.
     """
 
-    def __init__(self, source: Source, start: int, stop: int, dtype: Any, batch: int, memory: int = 256 * 2**20):
+    def __init__(
+        self,
+        source: Source,
+        start: int,
+        stop: int,
+        dtype: Any,
+        batch: int,
+        memory: int = 256 * 2**20,
+        shift: np.ndarray | None = None,
+    ):
         if not 0 <= start <= stop <= source.shape[0]:
             raise ConfigError(f"rows [{start}, {stop}) are not in {source.name}, which has {source.shape[0]}")
         if dtype not in ("float32", "float64", np.float32, np.float64):
@@ -55,7 +66,7 @@ class Shard:
         self.start, self.stop = int(start), int(stop)
         self.N, self.D = self.stop - self.start, source.shape[1]
         self.dtype = np.dtype(dtype)
-        self.batch = whole_number("batch", batch)
+        self.batch, self.shift = whole_number("batch", batch), shift
         row = self.D * self.dtype.itemsize
         self._block = self.batch * max(1, BLOCK // (self.batch * row))  # rows; no batch straddles two blocks
         self.resident = self.N * row <= memory
@@ -94,7 +105,10 @@ class Shard:
 
     def _read(self, start: int, stop: int) -> np.ndarray:
         with np.errstate(over="ignore"):  # what is no float32 becomes Inf, which is refused by row and column
-            return np.ascontiguousarray(self.source.read(start, stop), dtype=self.dtype)  # copies only if it must
+            rows = self.source.read(start, stop)
+            if self.shift is not None:
+                rows = less(rows, self.shift)
+            return np.ascontiguousarray(rows, dtype=self.dtype)  # copies only if it must
 
     def _blocks(self) -> Iterator[tuple[int, np.ndarray]]:
         if self.resident:

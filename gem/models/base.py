@@ -156,6 +156,7 @@ class Model(ABC):
     """
 
     domains: ClassVar[Mapping[str, str]] = {}  # parameter → a key of DOMAINS
+    location: ClassVar[str | None] = None  # the parameter (..., D) that moves with the data while nothing else changes
     missing: bool = False  # whether NaN in the data marks missing entries; else it is refused
     tallies: ClassVar[Layout] = {}  # numbers of data points that `tally` counts
     D: int
@@ -217,6 +218,12 @@ class Model(ABC):
                 raise ConfigError(f"the probabilities {name} must add up to 1, not {value.sum()}")
             copies[name] = value
         return copies
+
+    def moved(self, params: Params, by: np.ndarray | None) -> Params:
+        """The parameters of data to which `by` (D,) was added; None: nothing was."""
+        if by is None or self.location is None:
+            return params
+        return {**params, self.location: params[self.location] + by}
 
     def perturb(self, params: Params, noise: Mapping[str, float], rng: np.random.Generator) -> Params:
         """Parameters with annealing noise, `<name>_noise` of each that `noise` names: each stays in its domain.
