@@ -99,7 +99,7 @@ class Survey(Source):
 
     def __init__(self, source: Source, start: int, stop: int):
         super().__init__(source.shape, source.dtype, source.name, source.spec)
-        self._source, self._place, self._lock = source, start, Lock()
+        self.gaps, self._source, self._place, self._lock = source.gaps, source, start, Lock()
         self.start, self.stop = start, stop
         D = source.shape[1]
         self._low: np.ndarray | None = None
