@@ -8,17 +8,22 @@ import sys
 import time
 import traceback
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
+from gem.cores import room, share
 from gem.errors import ConfigError, GemError
 from gem.extras import install_hint
+from gem.launch import alone_among, launch, launched, refuses_before_start
+from gem.leaving import Together, status_of
+
+__all__ = ["MPI", "Communicator", "Serial", "communicator", "largest", "launched"]
 
 MPI_HINT = f"MPI is not available ({{reason}}): {install_hint('mpi')}, or run without mpiexec and with comm=None"
-LAUNCHERS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "MPI_LOCALNRANKS")  # set by mpiexec and srun
 AWARE = "GEM_CUDA_AWARE_MPI"
 MESSAGE_BYTES = 1 << 30  # counts in MPI are 32-bit: longer reductions are cut into pieces of this size
 
@@ -46,8 +51,8 @@ class Communicator(ABC):
         """Rank 0's value, on every rank."""
 
     @abstractmethod
-    def abort(self) -> None:
-        """End the whole job at once. Returns only where there is nobody else to end."""
+    def abort(self, status: int = 1) -> None:
+        """End the whole job at once, with an exit status. Returns only where there is nobody else to end."""
 
     def slab(self, n: int) -> tuple[int, int]:
         """This rank's part [start, stop) of n data points: contiguous, sizes differing by one at the most.
@@ -63,7 +68,7 @@ class Communicator(ABC):
 
     @property
     def threads(self) -> int:
-        """Threads for this rank: the cores of the host, shared out among the ranks on it."""
+        """Threads for this rank: its part of the host's cores. Like a collective, all ranks ask for it together."""
         return max(1, _cores() // self.local_size)
 
     @contextmanager
@@ -80,20 +85,13 @@ class Communicator(ABC):
             raise
 
     @contextmanager
-    def watch(self) -> Iterator[None]:
-        """Let an exception that nobody catches end the job, for code of others that runs between our collectives.
+    def together(self) -> Iterator[Callable[[int], None]]:
+        """A loop over steps, whose body is others' code: yields what is called between two steps, with the step done.
 
-        A generator is not told why its consumer left: it sees the same of a `break` and of an exception. So the hook
-        that Python calls before it ends stays where the context was left early; one that was left at its end puts the
-        former hook back. (`sys.exit` on one rank alone calls no hook: only the exceptions of errors do.)
+        A rank that leaves the loop on its own, by whatever way, ends the job with its exit status (1 where that is 0:
+        the job has not done its work).
         """
-        if self.size == 1 or isinstance(sys.excepthook, _EndJob):
-            yield
-            return
-        hook = sys.excepthook = _EndJob(self, sys.excepthook)
-        yield
-        if sys.excepthook is hook:
-            sys.excepthook = hook.before
+        yield lambda step: None
 
     def _end_job(self, error: BaseException) -> None:
         """Say what happened on this rank, and end all; nothing where there is one rank."""
@@ -102,17 +100,7 @@ class Communicator(ABC):
         if self.rank:
             time.sleep(0.5)  # an error that all ranks share is told once, by rank 0
         print(f"gem: rank {self.rank}: {_told(error)}", file=sys.stderr, flush=True)
-        self.abort()
-
-
-class _EndJob:
-    """A `sys.excepthook` that ends the job of all ranks."""
-
-    def __init__(self, comm: Communicator, before: Any):
-        self._comm, self.before = comm, before
-
-    def __call__(self, kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        self._comm._end_job(error)
+        self.abort(status_of(error.code) or 1 if isinstance(error, SystemExit) else 1)
 
 
 def _told(error: BaseException) -> str:
@@ -136,7 +124,7 @@ class Serial(Communicator):
     def bcast(self, value: Any) -> Any:
         return value
 
-    def abort(self) -> None:
+    def abort(self, status: int = 1) -> None:
         pass
 
 
@@ -145,6 +133,7 @@ class MPI(Communicator):
 
     def __init__(self, comm: Any):
         mpi = _import_mpi()
+        _refuse_lone_world(mpi, comm)
         self._mpi, self._comm = mpi, comm
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         local = comm.Split_type(mpi.COMM_TYPE_SHARED)
@@ -167,10 +156,36 @@ class MPI(Communicator):
     def bcast(self, value: Any) -> Any:
         return self._comm.bcast(value)
 
-    def abort(self) -> None:
+    def abort(self, status: int = 1) -> None:
         time.sleep(0.3)  # the launcher drops what was printed just before
-        self._comm.Abort(1)
-        os._exit(1)  # Abort may return while the launcher is at its work: nothing more is to be said
+        self._comm.Abort(status)
+        os._exit(status)  # Abort may return while the launcher is at its work: nothing more is to be said
+
+    @property
+    def threads(self) -> int:
+        own = room()
+        return share(own, [each for node, each in self.allgather((self.node, own)) if node == self.node])
+
+    @contextmanager
+    def together(self) -> Iterator[Callable[[int], None]]:
+        if self.size == 1:
+            yield lambda step: None
+            return
+        side, number = self._aside()
+        with Together(self._mpi, side, number, self._end_job, self._end_with) as loop:
+            yield loop.agree
+
+    def _aside(self) -> tuple[Any, int]:
+        """A communicator beside this one, made once for it, and the number of the loop that begins."""
+        key = _side_key(self._mpi)
+        found = self._comm.Get_attr(key)
+        side, number = (self._comm.Dup(), 0) if found is None else found
+        self._comm.Set_attr(key, (side, number + 1))
+        return side, number + 1
+
+    def _end_with(self, message: str, status: int) -> None:
+        print(f"gem: rank {self.rank}: {message}", file=sys.stderr, flush=True)
+        self.abort(status)
 
 
 def communicator(comm: Any = None) -> Communicator:
@@ -197,17 +212,59 @@ def communicator(comm: Any = None) -> Communicator:
     raise ConfigError(f"comm = {comm!r} must be None, 'world' or an mpi4py communicator")
 
 
-def launched() -> bool:
-    """Whether an MPI launcher started this process (told from its environment; MPI is not touched)."""
-    return any(name in os.environ for name in LAUNCHERS)
+@lru_cache(maxsize=1)
+def _side_key(mpi: Any) -> int:
+    """Where a communicator of MPI keeps the one beside it."""
+    key: int = mpi.Comm.Create_keyval()
+    return key
 
 
 def _import_mpi() -> Any:
+    """mpi4py's MPI, begun.
+
+    Raises
+    ------
+    ConfigError
+        If there is none, or it is not the one whose launcher started this process.
+    """
+    found = launch()
+    beside = found if found is not None and (found.size or 1) > 1 else None
     try:
-        from mpi4py import MPI as mpi  # noqa: N811  the module is called MPI
+        import mpi4py
+
+        begin = mpi4py.rc.initialize and "mpi4py.MPI" not in sys.modules
+        before = mpi4py.rc.initialize, mpi4py.rc.finalize
+        if begin:
+            mpi4py.rc.initialize, mpi4py.rc.finalize = False, True  # first which MPI it is
+        try:
+            from mpi4py import MPI as mpi  # noqa: N811  the module is called MPI
+        finally:
+            mpi4py.rc.initialize, mpi4py.rc.finalize = before
     except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py is there, an MPI library is not
-        raise ConfigError(MPI_HINT.format(reason=str(error).splitlines()[0])) from error
+        hint = MPI_HINT.format(reason=str(error).splitlines()[0])
+        raise ConfigError(hint if beside is None else alone_among(beside, "", hint)) from error
+    if not mpi.Is_initialized():
+        library = mpi.get_vendor()[0]
+        if beside is not None and (why := refuses_before_start(beside, library)):
+            raise ConfigError(alone_among(beside, library, why))
+        mpi.Init_thread(mpi.THREAD_MULTIPLE)
     return mpi
+
+
+def _refuse_lone_world(mpi: Any, comm: Any) -> None:
+    """Processes that were started together and do not know of each other would each make the whole run.
+
+    Raises
+    ------
+    ConfigError
+        With the line to write instead.
+    """
+    found = launch()
+    if found is None or (found.size or 1) == 1 or mpi.COMM_WORLD.Get_size() > 1:
+        return
+    if mpi.Comm.Compare(comm, mpi.COMM_SELF) != mpi.IDENT:  # COMM_SELF is meant so
+        name = mpi.get_vendor()[0]
+        raise ConfigError(alone_among(found, name, f"mpi4py uses {name}, and that is not its launcher"))
 
 
 def _takes_device_memory(mpi: Any) -> bool:
@@ -231,8 +288,8 @@ def _takes_device_memory(mpi: Any) -> bool:
 
 
 def _cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
+    own = room()
+    return share(own, [own])
 
 
 def largest(comm: Communicator, values: np.ndarray, k: int) -> np.ndarray:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,6 +23,7 @@ from gem.parallel import communicator
 from gem.philox import generator
 from gem.progress import Progress
 from gem.store import RunFile, environment, read_run
+from gem.termination import Termination
 from gem.trace import OFF, Recording, Trace
 
 MAX_SEED = 2**63  # the run file keeps it as a signed integer
@@ -237,24 +236,32 @@ class EM:
     def __iter__(self) -> Iterator[Info]:
         """Do the remaining steps, yielding the `Info` of each; SIGTERM ends them early.
 
-        Leaving the loop early loses no step either. Under MPI all ranks leave it after the same step, or none does; an
-        exception that ends one of them ends the job.
+        Leaving the loop early loses no step either. Under MPI all ranks leave it after the same step: one that leaves
+        it on its own, by `break`, `return`, an exception or `sys.exit`, ends the job with its exit status (1 for 0).
         """
         self.stopped = False
-        with self.comm.watch(), termination() as asked, self._saving():
-            while self.step < len(self.anneal) and not self.stopped:
-                yield self._advance(asked.is_set)
+        with self.comm.together() as agree, Termination(self._save_soon()) as asked, self._saving():
+            while self._unfinished():
+                info = self._advance(asked.is_set)
+                asked.suspend()
+                yield info
+                asked.take_up()
+                if self._unfinished():
+                    agree(self.step)
             self._end()
 
+    def _unfinished(self) -> bool:
+        return self.step < len(self.anneal) and not self.stopped
+
     def run(self, progress: bool = False) -> EM:
-        """Do the remaining steps; SIGTERM ends them early, after a checkpoint."""
+        """Do the remaining steps; SIGTERM has those that are done stored at once, and ends the run after the next."""
         self.stopped = False
         with (
-            termination() as asked,
+            Termination(self._save_soon()) as asked,
             self._saving(),
             Progress(len(self.anneal), self.step, progress and self.comm.rank == 0) as line,
         ):
-            while self.step < len(self.anneal) and not self.stopped:
+            while self._unfinished():
                 info = self._advance(asked.is_set)
                 line.update(self.step, info)
             self._end()
@@ -280,6 +287,7 @@ class EM:
             if self.step == 0:
                 info = replace(info, notes=[*self._reading.notes, *info.notes])
             self._records.append((info.scalars(), info.notes))
+            stop = stop or (self.comm.size == 1 and asked())  # of several ranks, each may have another answer by now
             self.stopped = stop and self.step < len(self.anneal)  # after the last step there is nothing to stop
             if self._file is not None:
                 with self._trace.span("record"):
@@ -301,8 +309,12 @@ class EM:
             raise
 
     def _save(self) -> None:
-        if self._file is not None and self._file.checkpointed < self._file.step:
-            self._file.checkpoint()
+        if self._file is not None:
+            self._file.save()
+
+    def _save_soon(self) -> Callable[[], None] | None:
+        """What stores the steps done when SIGTERM comes; None where this rank has no file."""
+        return None if self._file is None else self._file.save
 
     def _end(self) -> None:
         with self.comm.guard():
@@ -312,20 +324,6 @@ class EM:
                 elif self._file is not None and not self._file.finished:
                     self._file.finish()
             self._trace.write()
-
-
-@contextmanager
-def termination() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets while the context lasts (in the main thread: Python delivers signals there)."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield asked
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _check_noise(model: Model, noisy: list[str]) -> None:

@@ -90,6 +90,7 @@ class RunFile:
         self._shapes = shapes
         self._every = every
         self._rows: list[_Row] = []
+        self._lock = threading.RLock()  # a signal's thread stores what is done, while the run goes on
 
     @property
     def step(self) -> int:
@@ -203,19 +204,32 @@ class RunFile:
             The step does not follow the last one, the parameters have changed their names or shapes, or the
             checkpoint failed; in this last case the step is kept in memory.
         """
-        if step != self.step + 1:
-            raise RunFileError(f"{self.path}: step {step} cannot follow step {self.step}; record each in order")
-        _check_names(diagnostics)
-        row = _Row(_float64(params), {name: float(value) for name, value in diagnostics.items()}, list(notes))
-        if _shapes(row.params) != self._shapes:
-            raise RunFileError(
-                f"{self.path}: step {step} has parameters of shapes {_shapes(row.params)}, "
-                f"the run began with {self._shapes}; they must stay"
-            )
-        self.finished = False
-        self._rows.append(row)
-        if step % self._every == 0:
-            self.checkpoint()
+        with self._lock:
+            if step != self.step + 1:
+                raise RunFileError(f"{self.path}: step {step} cannot follow step {self.step}; record each in order")
+            _check_names(diagnostics)
+            row = _Row(_float64(params), {name: float(value) for name, value in diagnostics.items()}, list(notes))
+            if _shapes(row.params) != self._shapes:
+                raise RunFileError(
+                    f"{self.path}: step {step} has parameters of shapes {_shapes(row.params)}, "
+                    f"the run began with {self._shapes}; they must stay"
+                )
+            self.finished = False
+            self._rows.append(row)
+            if step % self._every == 0:
+                self.checkpoint()
+
+    def save(self) -> None:
+        """Checkpoint if there is a step that is not stored; from any thread.
+
+        Raises
+        ------
+        RunFileError
+            As `checkpoint`.
+        """
+        with self._lock:
+            if self._rows:
+                self.checkpoint()
 
     @_uninterrupted()
     def checkpoint(self) -> None:
@@ -227,22 +241,23 @@ class RunFile:
             The file cannot be written: the disk is full, say. It still holds every step up to `checkpointed`,
             and the later steps stay in memory: a checkpoint after space was made stores them.
         """
-        with _reading(self.path) as file:
-            stored = int(file.attrs["checkpoint"])
-        if stored != self.checkpointed:
-            raise RunFileError(
-                f"{self.path} stands at step {stored}, this run left it at {self.checkpointed}: another "
-                f"process writes it too. Let one of them end, then `gem resume {self.path}`."
+        with self._lock:
+            with _reading(self.path) as file:
+                stored = int(file.attrs["checkpoint"])
+            if stored != self.checkpointed:
+                raise RunFileError(
+                    f"{self.path} stands at step {stored}, this run left it at {self.checkpointed}: another "
+                    f"process writes it too. Let one of them end, then `gem resume {self.path}`."
+                )
+            size = sum(_nbytes(row.params) for row in self._rows)
+            remains = (
+                f"The file still holds every step up to {self.checkpointed}; "
+                f"once this is put right, `gem resume {self.path}` continues from there."
             )
-        size = sum(_nbytes(row.params) for row in self._rows)
-        remains = (
-            f"The file still holds every step up to {self.checkpointed}; "
-            f"once this is put right, `gem resume {self.path}` continues from there."
-        )
-        with _rewriting(self.path, size, remains) as file:
-            self._append_rows(file)
-            file.attrs.update(checkpoint=self.step, finished=self.finished)
-        self.checkpointed, self._rows = self.step, []
+            with _rewriting(self.path, size, remains) as file:
+                self._append_rows(file)
+                file.attrs.update(checkpoint=self.step, finished=self.finished)
+            self.checkpointed, self._rows = self.step, []
 
     def finish(self) -> None:
         """Checkpoint, and mark the run as finished; recording a further step takes the mark away.

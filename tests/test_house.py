@@ -26,7 +26,7 @@ FLOORS = [
     {"gem.kernels"},
     {"gem.errors", "gem.extras", "gem.checks", "gem._version", "gem.states", "gem.annealing", "gem.parallel",
      "gem.philox", "gem.statistics", "gem.data", "gem.images", "gem.store", "gem.progress", "gem.notes",
-     "gem.trace"},
+     "gem.trace", "gem.launch", "gem.cores", "gem.leaving", "gem.termination"},
     {"gem.backends"},
     {"gem.models"},
     {"gem.em", "gem.run"},

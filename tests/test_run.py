@@ -29,8 +29,9 @@ from gem.errors import ConfigError, DataError, RunFileError
 from gem.models import BSC, SC, MoG, MoP, NoisyOR
 from gem.notes import counted
 from gem.philox import generator
-from gem.run import run_step, termination
+from gem.run import run_step
 from gem.store import load_params, read_run
+from gem.termination import Termination
 
 MODEL = BSC(D=9, H=6, Hprime=4, gamma=3)
 STEPS = 12
@@ -561,7 +562,7 @@ def test_sigterm_does_not_kill_the_last_checkpoint(tmp_path, monkeypatch, fails)
     run = fit(points(), output=tmp_path / "run.h5")
     monkeypatch.setattr(gem.run, "run_step", terminated)
     monkeypatch.setattr("os.fsync", terminated_again)
-    with termination() as outer:  # stands for the default handler, which would kill the process here
+    with Termination() as outer:  # stands for the default handler, which would kill the process here
         with pytest.raises(RuntimeError) if fails else nullcontext():
             run.run()
         assert not outer.is_set()
@@ -790,10 +791,37 @@ def test_an_exception_in_the_body_of_the_loop_keeps_nobody_waiting(tmp_path, mpi
 
 
 @pytest.mark.serial
+@pytest.mark.parametrize(
+    ("rank", "leaves", "status"),
+    [
+        ("0", "break", 1),  # its program goes on, and the others' cannot
+        ("1", "return 3", 3),
+        ("1", "sys.exit(4)", 4),
+        ("0", "raise SystemExit(5)", 5),
+        ("1", "sys.exit()", 1),
+    ],
+)
+def test_a_rank_that_leaves_the_loop_on_its_own_ends_the_job(tmp_path, mpiexec, rank, leaves, status):
+    script = textwrap.dedent(IN_THE_LOOP).format(failure=leaves)
+    head, _, body = script.partition("for info in run:")
+    body = (
+        "def main():\n    for info in run:"
+        + body.replace("\n", "\n    ").partition("assert")[0]
+        + "\nstatus = main()\nsys.exit(status)\n"
+    )
+    process = child("-c", head + body, tmp_path / "run.h5", rank, launcher=(mpiexec, "-n", "2"))
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == status, err
+    assert f"rank {rank} left the loop over the steps after step 4" in err
+    if rank == "0":
+        assert read_run(tmp_path / "run.h5").step >= 4
+
+
+@pytest.mark.serial
 @pytest.mark.parametrize(("body", "step"), [("pass", 9), ("break", 4)])
 def test_loops_that_all_ranks_leave_alike_end_well(tmp_path, mpiexec, body, step):
     script = textwrap.dedent(IN_THE_LOOP).replace(" and run.comm.rank == int(sys.argv[2])", "").format(failure=body)
-    if body == "break":  # the hook stays: a generator cannot tell this from an exception
+    if body == "break":  # the hooks stay: a generator cannot tell this from an exception
         script = script.replace("assert sys.excepthook is hook", "")
     process = child("-c", script, tmp_path / "run.h5", "0", launcher=(mpiexec, "-n", "2"))
     assert done(process).splitlines() == [f"done {step}"] * 2

@@ -20,17 +20,17 @@ __all__ = ["Array", "Backend", "Batches", "Kernel", "Totals", "available", "ever
 log = logging.getLogger("gem")
 
 
-def _make_numpy(dtype: np.dtype, index: int | None, comm: Communicator) -> Backend:
-    return NumpyBackend(dtype, comm.threads)
+def _make_numpy(dtype: np.dtype, index: int | None, comm: Communicator, threads: int) -> Backend:
+    return NumpyBackend(dtype, threads)
 
 
-def _make_opencl(dtype: np.dtype, index: int | None, comm: Communicator) -> Backend:
+def _make_opencl(dtype: np.dtype, index: int | None, comm: Communicator, threads: int) -> Backend:
     from gem.backends._opencl import OpenCLBackend, device_count
 
-    return OpenCLBackend(dtype, _placed(comm, device_count(), index), threads=comm.threads)
+    return OpenCLBackend(dtype, _placed(comm, device_count(), index), threads=threads)
 
 
-def _make_cuda(dtype: np.dtype, index: int | None, comm: Communicator) -> Backend:
+def _make_cuda(dtype: np.dtype, index: int | None, comm: Communicator, threads: int) -> Backend:
     from gem.backends._cuda import CudaBackend, device_count
 
     return CudaBackend(dtype, _placed(comm, device_count(), index))
@@ -41,7 +41,7 @@ def _placed(comm: Communicator, devices: int, index: int | None) -> int:
     return comm.local_rank % devices if index is None else index
 
 
-Maker = Callable[[np.dtype, "int | None", Communicator], Backend]
+Maker = Callable[[np.dtype, "int | None", Communicator, int], Backend]
 BACKENDS: dict[str, Maker] = {"cuda": _make_cuda, "opencl": _make_opencl, "numpy": _make_numpy}  # fastest first
 
 
@@ -81,21 +81,22 @@ def select(backend: Any = None, dtype: Any = "float32", comm: Communicator | Non
 
 
 def _named(asked: str, kind: np.dtype, comm: Communicator) -> Backend:
+    threads = comm.threads  # asked for by all ranks, whichever backends they come to
     if asked == "auto":
-        return _fastest(kind, comm)
+        return _fastest(kind, comm, threads)
     name, _, device = asked.partition(":")
     if name not in BACKENDS or (device and not device.isdigit()):
         raise BackendError(
             f"unknown backend {asked!r}: choose among auto, {', '.join(BACKENDS)}, opencl:1, cuda:0, ..."
         )
-    return BACKENDS[name](kind, int(device) if device else None, comm)
+    return BACKENDS[name](kind, int(device) if device else None, comm, threads)
 
 
-def _fastest(dtype: np.dtype, comm: Communicator) -> Backend:
+def _fastest(dtype: np.dtype, comm: Communicator, threads: int) -> Backend:
     """The first backend that works, in the order of their speed."""
     for name, make in BACKENDS.items():
         try:
-            found = make(dtype, None, comm)
+            found = make(dtype, None, comm, threads)
         except BackendError as error:
             log.info("backend auto: not %s: %s", name, error)
         else:
