@@ -14,7 +14,7 @@ from typing import Any
 
 from gem._version import __version__
 from gem.annealing import DEFAULTS, NOISE, Annealing
-from gem.data import TABLE_FILE, open_data
+from gem.data import are_pictures, open_data
 from gem.errors import ConfigError, GemError
 from gem.models import MODELS, known_options, make
 from gem.notes import counted
@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
 
     fit = commands.add_parser("fit", help="learn a model's parameters from data")
     fit.add_argument("model", type=str.lower, choices=MODELS, metavar="model", help=f"one of {', '.join(MODELS)}")
-    fit.add_argument("data", nargs="+", help=".npy, .npz[:name], file.h5:/dataset, or images and folders of them")
+    fit.add_argument("data", nargs="+", help="a table or pictures: files, FILE:NAME, folders (docs/data.md)")
     fit.add_argument("-o", "--output", default="run.h5", help="run file (default: %(default)s)")
     fit.add_argument("--overwrite", action="store_true", help="replace an existing run file")
     fit.add_argument("--config", type=Path, help="TOML file with tables [model], [annealing], [data], [run]; flags win")
@@ -265,7 +265,7 @@ def _fit(args: argparse.Namespace, comm: Communicator) -> int:
     _check_model_options(args.model, settings["model"])
     anneal = Annealing(**{"steps": 100, **settings["annealing"]})
     run = settings["run"]
-    drawn = not TABLE_FILE.fullmatch(args.data[0])  # patches of images, at random
+    drawn = are_pictures(args.data, **settings["data"])  # patches, at random
     of_images: dict[str, Any] = {"seed": run.get("seed", 0)} if drawn else {}
     if drawn and MODELS[args.model].domains.get("W") == "nonnegative":
         of_images["onoff"] = True

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +21,13 @@ from gem.extras import install_hint
 if TYPE_CHECKING:
     from PIL import Image
 
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+LOG = logging.getLogger(__name__)
+# Which files of a folder are taken for pictures; what they are their first bytes say.
+SUFFIXES = {
+    *(".bmp", ".gif", ".jpeg", ".jpg", ".jp2", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".webp"),
+    *(".tif", ".tiff", ".btf", ".lsm", ".fits", ".fit", ".fts", ".iml", ".imc"),
+}
+PAGED = ("GIF", "PNG", "TIFF", "WEBP", "AVIF")  # formats of Pillow whose frames are pictures of equal right
 
 
 def find_images(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
@@ -64,12 +72,12 @@ def _opened(path: Path) -> Iterator[Image.Image]:
     except Exception as error:  # on a broken file decoders raise OSError, SyntaxError, struct.error, ...
         raise DataError(
             f"cannot read {path} as an image: {error}. Convert it to PNG; "
-            "tables of numbers belong in .npy, .npz or .h5 files"
+            "docs/data.md lists the files of numbers that gem reads"
         ) from error
 
 
-def load_grey(path: str | os.PathLike[str]) -> np.ndarray:
-    """The image as grey values, upright.
+def load_grey(path: str | os.PathLike[str], frame: int = 0) -> np.ndarray:
+    """The image as grey values, upright; of several frames the one asked for.
 
     Returns
     -------
@@ -85,11 +93,15 @@ def load_grey(path: str | os.PathLike[str]) -> np.ndarray:
     with _opened(Path(path)) as image:
         from PIL import ImageOps
 
+        if frame:
+            image.seek(frame)
         upright = ImageOps.exif_transpose(image)
         if upright.mode == "F":
             grey = np.asarray(upright, dtype=np.float64)
         elif upright.mode.startswith("I"):  # 16 bits: Pillow's conversion to "L" would clip them at 255
             grey = np.asarray(upright) / 65535
+        elif upright.mode == "LAB":  # Pillow converts it to nothing else; its first channel is the lightness
+            grey = np.asarray(upright.getchannel(0)) / 255
         else:
             grey = np.asarray(upright.convert("L")) / 255
     if not (grey.min() >= 0 and grey.max() <= 1):
@@ -153,42 +165,84 @@ def save_picture(path: str | os.PathLike[str], picture: np.ndarray) -> None:
         raise DataError(f"cannot write {path}: {error}") from error
 
 
+class Pictures(ABC):
+    """The pictures of one file or array, decoded one at a time.
+
+    Attributes
+    ----------
+    name : what messages call it.
+    sizes : (height, width) of each picture.
+    """
+
+    name: str
+    sizes: Sequence[tuple[int, int]]
+
+    @abstractmethod
+    def grey(self, i: int) -> np.ndarray:
+        """Picture i as grey values: (height, width) float64 array."""
+
+    def close(self) -> None:  # noqa: B027 (most hold nothing open)
+        """Let go of an open file; nothing is read after this."""
+
+
+class ImageFile(Pictures):
+    """An image that Pillow reads, with all its frames; grey values in [0, 1]."""
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self._path = Path(path)
+        self.name = str(path)
+        with _opened(self._path) as image:
+            there = getattr(image, "n_frames", 1)
+            frames = there if image.format in PAGED else 1
+            self.sizes = [(image.height, image.width)] * frames
+        if frames < there:
+            LOG.warning(
+                "%s: the first of its %d frames is used, %d are not: those of %s are layers or previews",
+                path, there, there - frames, image.format,
+            )  # fmt: skip
+
+    def grey(self, i: int) -> np.ndarray:
+        return load_grey(self._path, i) if i else load_grey(self._path)
+
+
 class Patches:
-    """Square patches at random positions, every position of every image equally likely; cut when they are read.
+    """Square patches at random positions, every position of every picture equally likely; cut when they are read.
 
     Flat patches stay in: they are part of the statistics (data points without a cause), leaving them out
     would bias the prior, and a search for lively patches need not end. Positions are drawn with replacement,
-    from the sizes of the images alone, and sorted: neighbouring patches are of one image or the next, and who
-    reads a slab decodes its images alone, one at a time.
+    from the sizes of the pictures only, and sorted: neighbouring patches are of one picture or the next, and who
+    reads a slab decodes its own pictures only, one at a time.
 
     Parameters
     ----------
-    images : paths of image files.
+    images : paths of image files, or Pictures.
     patch : side length in pixels.
     count : number of patches.
-    seed : key of the Philox generator: same images and seed, same patches.
+    seed : key of the Philox generator: same pictures and seed, same patches.
 
     Raises
     ------
     DataError
-        An image smaller than the patch, or unreadable.
+        A picture smaller than the patch, or unreadable.
     """
 
-    def __init__(self, images: Sequence[str | os.PathLike[str]], patch: int, count: int, seed: int):
-        self.images, self.patch, self.count = [Path(path) for path in images], patch, count
-        places = np.array([_count_positions(path, patch) for path in self.images])
+    def __init__(self, images: Sequence[str | os.PathLike[str] | Pictures], patch: int, count: int, seed: int):
+        self.images, self.patch, self.count = images, patch, count
+        files = [image if isinstance(image, Pictures) else ImageFile(image) for image in images]
+        self._frames = [(file, i) for file in files for i in range(len(file.sizes))]
+        places = np.array([_count_positions(file.name, file.sizes[i], patch) for file, i in self._frames])
         self._first = np.cumsum(places) - places
         self._drawn = np.sort(np.random.Generator(np.random.Philox(seed)).integers(places.sum(), size=count))
-        self._decoded: tuple[int, np.ndarray] | None = None  # the last image, by number
+        self._decoded: tuple[int, np.ndarray] | None = None  # the last picture, by number
         self._lock = Lock()
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Patches [start, stop), by image and position: (stop - start, patch * patch) float64 array in [0, 1].
+        """Patches [start, stop), by picture and position: (stop - start, patch * patch) float64 array.
 
         Raises
         ------
         DataError
-            An image is unreadable.
+            A picture is unreadable.
         """
         drawn = self._drawn[start:stop]
         owner = np.searchsorted(self._first, drawn, side="right") - 1
@@ -210,17 +264,17 @@ class Patches:
         with self._lock:
             if self._decoded is None or self._decoded[0] != i:
                 self._decoded = None  # two at a time would take twice the memory
-                self._decoded = i, load_grey(self.images[i])
+                file, frame = self._frames[i]
+                self._decoded = i, file.grey(frame)
             return self._decoded[1]
 
 
-def _count_positions(path: Path, patch: int) -> int:
-    with _opened(path) as image:
-        width, height = image.size
+def _count_positions(name: str, size: tuple[int, int], patch: int) -> int:
+    height, width = size
     if min(width, height) < patch:
         raise DataError(
-            f"{path} has {width} x {height} pixels, too few for a patch of {patch} x {patch}: "
-            "take a smaller patch or leave the image out"
+            f"{name} has {width} x {height} pixels, too few for a patch of {patch} x {patch}: "
+            "take a smaller patch or leave the picture out"
         )
     return (width - patch + 1) * (height - patch + 1)
 

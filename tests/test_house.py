@@ -88,7 +88,7 @@ def test_install_hints_name_the_packages_of_the_extras():
         named = [line.partition(";")[0].strip() for line in lines.splitlines() if line and not line.startswith("#")]
         assert list(PACKAGES[name]) == named, f"gem/extras.py and setup.cfg differ in {name}"
     assert set(PACKAGES["hdf5"]) <= set(settings["options"]["install_requires"].splitlines())
-    assert install_hint("images", "hdf5", "images") == 'pip install "pillow>=9" "h5py>=3.8"'
+    assert install_hint("mpi", "hdf5", "mpi") == 'pip install "mpi4py>=4" "mpich>=4" "h5py>=3.8"'
     assert install_hint("cuda-check") == "pip install nvidia-cuda-nvrtc"
 
 

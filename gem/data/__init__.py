@@ -1,40 +1,44 @@
-"""Arrays, .npy, .npz, HDF5 and images as one kind of Source; a Shard is one rank's slab of it, in batches."""
+"""Files, objects and pictures as one kind of Source; a Shard is one rank's slab of it, in batches."""
 
 from __future__ import annotations
 
 import os
-import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
-
+from gem.data.folders import are_pictures, find_files
 from gem.data.hdf5 import HDF5Source
+from gem.data.kinds import PICTURES, kind_of, split_name
 from gem.data.numpy_files import NpySource, NpzSource
-from gem.data.pictures import IMAGE_OPTIONS, ImageSource
+from gem.data.objects import open_object, open_object_stack
+from gem.data.parts import PartsSource
+from gem.data.pictures import IMAGE_OPTIONS, PATCH, ImageSource
 from gem.data.precision import Reading, Survey, holds
 from gem.data.shard import Shard, check_finite, fingerprint
 from gem.data.source import ArraySource, Source, Spec
+from gem.data.stacks import NotPicturesError
+from gem.data.tables import open_table
 from gem.errors import ConfigError, DataError
 
 __all__ = [
-    "TABLE_FILE",
     "ArraySource",
     "HDF5Source",
     "ImageSource",
     "NpySource",
     "NpzSource",
+    "PartsSource",
     "Reading",
     "Shard",
     "Source",
     "Survey",
+    "are_pictures",
     "check_finite",
     "fingerprint",
     "from_spec",
     "holds",
     "open_data",
 ]
-
-TABLE_FILE = re.compile(r"(?P<path>.+?\.(?P<kind>npy|npz|h5|hdf5))(:(?P<name>.+))?", re.IGNORECASE)
 
 
 def open_data(data: Any, **options: Any) -> Source:
@@ -43,16 +47,20 @@ def open_data(data: Any, **options: Any) -> Source:
     Parameters
     ----------
     data : one of
-        a Source, returned as it is; an (N, D) array;
-        ``x.npy``; ``x.npz`` or ``x.npz:name``; ``x.h5`` or ``x.h5:/dataset``, as str or Path;
-        an image, a folder of images (searched through), or a list of these.
-    **options : for images: patch=16, count=50_000, whitening=True, onoff=False, seed=0; see
+        a Source, returned as it is;
+        an (N, D) array, matrix or frame of any library (docs/data.md lists them);
+        a file of a table, whatever its name: .npy, .npz, HDF5, MATLAB, zarr, Parquet, Feather; ``PATH:NAME`` is an
+        array in it;
+        several of these, or a folder of them: one table, row after row;
+        an image, a folder of images (searched through), or a list of these; or, if an option of images is given,
+        an array of pictures (n, height, width), in memory or in a file of any kind above.
+    **options : for pictures: patch=16, count=50_000, whitening=True, onoff=False, seed=0; see
         ImageSource.
 
     Raises
     ------
     ConfigError
-        An unknown option, an image option with data that is not images, or a missing library.
+        An unknown option, a picture option with data that is not pictures, or a missing library.
     DataError
         Data that is missing, unreadable, or not an (N, D) table of real numbers.
     """
@@ -64,18 +72,25 @@ def open_data(data: Any, **options: Any) -> Source:
 
     paths = data if isinstance(data, (list, tuple)) else [data]
     if all(isinstance(path, (str, os.PathLike)) for path in paths):
-        table = TABLE_FILE.fullmatch(os.path.abspath(paths[0])) if len(paths) == 1 else None
-        if table is None:
-            return ImageSource([os.fspath(path) for path in paths], **options)
-        _refuse_image_options(options, paths[0])
-        return _open_table(table["path"], table["kind"].lower(), table["name"])
-    _refuse_image_options(options, f"a {type(data).__name__}")
-    return data if isinstance(data, Source) else _from_memory(data)
+        return _open_paths([os.fsdecode(path) for path in paths], options)
+    if not options:
+        return data if isinstance(data, Source) else open_object(data)
+    with _only_of_pictures(options):
+        if isinstance(data, Source):
+            raise NotPicturesError("data", f"a {type(data).__name__}")
+        return ImageSource([open_object_stack(data, options.get("patch", PATCH))], **options)
 
 
-def _refuse_image_options(options: Spec, data: Any) -> None:
-    if options:
-        raise ConfigError(f"{', '.join(options)}: such options apply when images are opened, not to {data}")
+@contextmanager
+def _only_of_pictures(options: Spec, given: str | None = None) -> Iterator[None]:
+    """Say which options were given for a table."""
+    try:
+        yield
+    except NotPicturesError as error:
+        raise ConfigError(
+            f"{', '.join(options)}: such options apply when images are opened, not to {given or error.name}, "
+            f"{error}: leave them out; an array of pictures is (n, height, width)"
+        ) from error
 
 
 def from_spec(spec: Spec | None) -> Source:
@@ -91,22 +106,22 @@ def from_spec(spec: Spec | None) -> Source:
     return open_data(**spec)
 
 
-def _open_table(path: str, kind: str, name: str | None) -> Source:
-    if kind == "npz":
-        return NpzSource(path, name)
-    if kind == "npy":
-        if name is not None:
-            raise DataError(f"{path}:{name}: a .npy file holds one array without a name; use {path}")
-        return NpySource(path)
-    return HDF5Source(path, name)
-
-
-def _from_memory(data: Any) -> Source:
-    if isinstance(data, np.ma.MaskedArray):
-        raise DataError("data is a masked array, and its mask would be lost: Y.filled(np.nan) marks the gaps")
-    if not hasattr(data, "__array__"):
-        raise DataError(
-            f"data is a {type(data).__name__}, neither an array nor a path nor a list of image "
-            "paths; np.array(data) makes an array of nested lists"
-        )
-    return ArraySource(np.asarray(data))
+def _open_paths(given: list[str], options: Spec) -> Source:
+    """Patches if these are pictures or options of patches are given, else a table."""
+    files = find_files(given)
+    pictures = {file: kind_of(split_name(file)[0]) in PICTURES for file in files}
+    if options or all(pictures.values()):
+        with _only_of_pictures(options, given[0] if len(given) == 1 else None):
+            return ImageSource(files, **options)
+    if any(pictures.values()):
+        image, table = (next(file for file in files if pictures[file] is which) for which in (True, False))
+        raise DataError(f"{image} is a picture, {table} a table: data are all the one or all the other")
+    sources: list[Source] = []
+    try:
+        for file in files:
+            sources.append(open_table(file))
+        return sources[0] if len(sources) == 1 else PartsSource(sources)
+    except BaseException:
+        for source in sources:
+            source.close()
+        raise

@@ -35,6 +35,7 @@ class HDF5Array:
     ----------
     shape, dtype : as decoded; any number of axes.
     name : as given.
+    turned : whether the axes are stored in the reverse order.
     gaps : what marks gaps, which are read as NaN; empty if nothing does.
 
     Raises
@@ -57,7 +58,7 @@ class HDF5Array:
                 self._packing = packing(dataset.attrs, stored, self.name, _netcdf_fill(dataset, stored))
             self._dataset = dataset
             self._slabs = Slabs(dataset, self.name) if dataset.shape else None
-        self._turned = bool(why)
+        self.turned = bool(why)
         self.shape = tuple(map(int, shape[::-1] if why else shape))
         self.dtype = self._packing.dtype if self._packing else stored
         self.gaps = str(self._packing or "")
@@ -82,12 +83,12 @@ class HDF5Array:
             if self._slabs is None:
                 raise DataError(f"{self.name} has shape {self.shape} and no axis to read along")
             try:
-                values = self._slabs.read(len(self.shape) - 1 - axis if self._turned else axis, start, stop)
+                values = self._slabs.read(len(self.shape) - 1 - axis if self.turned else axis, start, stop)
             except OSError as error:
                 if absent := missing_filters(self._dataset):
                     raise not_installed(self.name, absent) from error
                 raise
-        values = values.T if self._turned else values
+        values = values.T if self.turned else values
         return self._packing.decode(values) if self._packing else values
 
     def close(self) -> None:

@@ -1,16 +1,20 @@
-"""Tables in .npy and .npz files, read by offset."""
+"""Tables and pictures in .npy and .npz files, read by offset."""
 
 from __future__ import annotations
 
 import os
 import struct
 import zipfile
+from math import prod
 from threading import Lock
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
+from numpy.lib.recfunctions import structured_to_unstructured
 
-from gem.data.source import Source, only_table, reading
+from gem.data.objects import check_columns, tell_columns
+from gem.data.source import NUMERIC, Form, Source, only_table, reading
+from gem.data.stacks import NotPicturesError, Stack, can_be_pictures, choose_stack
 from gem.errors import DataError
 
 PIECE = 2**18  # bytes unpacked at once
@@ -19,18 +23,29 @@ Header = tuple[tuple[int, ...], bool, np.dtype]  # shape, whether stored by colu
 
 
 class _LaidOut(Source):
-    """A table whose numbers lie as .npy has them: one after the other, by rows or by columns."""
+    """A table whose numbers lie as .npy has them: one after the other, by rows or by columns.
+
+    An array (N,) with named columns of plain numbers is a table, too.
+    """
 
     def __init__(self, path: str, name: str, header: Header, offset: int, there: int):
-        shape, self._by_column, dtype = header
-        super().__init__(shape, dtype, name, {"data": name})
+        shape, self._by_column, self._stored = header
         self._path, self._offset = path, offset
-        needed = offset + self.shape[0] * self.shape[1] * dtype.itemsize
+        if self._stored.names and len(shape) == 1:
+            check_columns({c: self._stored[c] for c in self._stored.names}, name, f"numpy.load({path!r})[{{names}}]")
+            self.columns = list(self._stored.names)
+            self._by_column = False
+        super().__init__(*_plain_form(shape, self._stored), name, {"data": name})
+        if self._stored.names:
+            tell_columns(name, self.columns)
+        needed = offset + prod(shape) * self._stored.itemsize
         if there < needed:
             raise DataError(f"{name} is cut short: {there} bytes of {needed}; copy or save it again")
 
     def read(self, start: int, stop: int) -> np.ndarray:
         N, D = self.shape
+        if self._stored.names:
+            return structured_to_unstructured(self._numbers(start, stop - start), dtype=self.dtype)
         if self._by_column:  # saved in Fortran order: a piece of every column
             return np.stack([self._numbers(d * N + start, stop - start) for d in range(D)], axis=1)
         return self._numbers(start * D, (stop - start) * D).reshape(-1, D)
@@ -42,8 +57,8 @@ class _LaidOut(Source):
         pages would let resident memory grow with the file, and a disk error kill the process.
         """
         with reading(self._path):
-            offset = self._offset + first * self.dtype.itemsize
-            numbers = np.fromfile(self._path, self.dtype, count, offset=offset)
+            offset = self._offset + first * self._stored.itemsize
+            numbers = np.fromfile(self._path, self._stored, count, offset=offset)
         if numbers.size < count:
             raise self._shorter()
         return numbers
@@ -77,7 +92,7 @@ class NpzSource(_LaidOut):
         with reading(path), zipfile.ZipFile(path) as archive:
             arrays = _npz_arrays(archive)
             if array is None or array not in arrays:
-                forms = {name: (shape, dtype) for name, (_, (shape, _, dtype), _) in arrays.items()}
+                forms = {name: _plain_form(shape, dtype) for name, (_, (shape, _, dtype), _) in arrays.items()}
                 array = only_table(path, array, forms)
             member, header, offset = arrays[array]
             there = member.file_size
@@ -98,10 +113,10 @@ class NpzSource(_LaidOut):
     def _numbers(self, first: int, count: int) -> np.ndarray:
         if self._stream is None:
             return super()._numbers(first, count)
-        numbers = np.empty(count, self.dtype)
+        numbers = np.empty(count, self._stored)
         with self._lock, reading(self._path):
             try:
-                _fill(numbers, self._stream, self._offset + first * self.dtype.itemsize)
+                _fill(numbers, self._stream, self._offset + first * self._stored.itemsize)
             except EOFError as error:
                 raise self._shorter() from error
         return numbers
@@ -110,6 +125,67 @@ class NpzSource(_LaidOut):
         with self._lock:
             if self._stream:
                 self._stream.close()
+
+
+def open_npy_stack(path: str, patch: int) -> Stack:
+    """The pictures of a .npy file, read one at a time where each lies in a piece.
+
+    Raises
+    ------
+    ConfigError
+        It is a table, of which no patches can be taken.
+    """
+    with reading(path), open(path, "rb") as file:
+        array = _Array(path, _npy_header(file), file.tell())
+    if not can_be_pictures(array.shape, patch):
+        raise NotPicturesError(path, f"an array of shape {array.shape}")
+    return Stack(array, path, patch)
+
+
+def open_npz_stack(path: str, name: str | None, patch: int) -> Stack:
+    """The pictures of an array of a .npz file, which is held in memory; by default the only one that can be such."""
+    with reading(path), np.load(path, allow_pickle=False) as archive:
+        with zipfile.ZipFile(path) as members:
+            headers = {member: header for member, (_, header, _) in _npz_arrays(members).items()}
+        if name is None or name not in headers:
+            forms = {member: (shape, dtype) for member, (shape, _, dtype) in headers.items()}
+            name = choose_stack(path, forms, patch) if name is None else only_table(path, name, forms)
+        array = archive[name]
+    if not can_be_pictures(array.shape, patch):
+        raise NotPicturesError(f"{path}:{name}", f"an array of shape {array.shape}")
+    return Stack(array, f"{path}:{name}", patch)
+
+
+class _Array:
+    """The array of a .npy file, of which what its first axes count (its last ones, in Fortran order) is read alone."""
+
+    def __init__(self, path: str, header: Header, offset: int):
+        (self.shape, self._by_column, self.dtype), self._path, self._offset = header, path, offset
+        self._whole: np.ndarray | None = None
+
+    def __getitem__(self, index: tuple[Any, ...]) -> np.ndarray:
+        at = tuple(k for k in index if k is not Ellipsis)
+        if (Ellipsis in index) != self._by_column and at:
+            if self._whole is None:
+                self._whole = np.load(self._path, allow_pickle=False)
+            return self._whole[index]
+        shape, at = (self.shape[::-1], at[::-1]) if self._by_column else (self.shape, at)  # as the numbers lie
+        number = int(np.ravel_multi_index(at, shape[: len(at)])) if at else 0
+        count = prod(shape[len(at) :])
+        offset = self._offset + number * count * self.dtype.itemsize
+        numbers = np.fromfile(self._path, self.dtype, count, offset=offset)
+        if numbers.size < count:
+            raise DataError(f"{self._path} is cut short: copy or save it again")
+        picture = numbers.reshape(shape[len(at) :])
+        return picture.T if self._by_column else picture
+
+
+def _plain_form(shape: tuple[int, ...], dtype: np.dtype) -> Form:
+    """Shape and type of a table, also of one that has named columns of numbers."""
+    if dtype.names is None or len(shape) != 1 or any(dtype[c].base.kind not in NUMERIC for c in dtype.names):
+        return shape, dtype
+    row = structured_to_unstructured(np.empty(1, dtype))
+    return (shape[0], row.shape[1]), row.dtype
 
 
 def _npy_header(file: IO[bytes]) -> Header:
@@ -124,6 +200,8 @@ def _npz_arrays(archive: zipfile.ZipFile) -> dict[str, tuple[zipfile.ZipInfo, He
     """Every array's member, header, and offset of the first number within the member."""
     arrays = {}
     for member in archive.infolist():
+        if not member.filename.endswith(".npy"):
+            continue
         with archive.open(member) as file:
             arrays[member.filename.removesuffix(".npy")] = member, _npy_header(file), file.tell()
     return arrays

@@ -13,7 +13,8 @@ import numpy as np
 from gem.errors import DataError, GemError
 
 NUMERIC = "buif"  # dtype kinds: bool, unsigned, integer, float
-LISTED = 10  # datasets that a message names: the largest
+PATCHES = "; if these are pictures, patch=16 (on the command line --patch 16) takes patches of them"
+LISTED = 10  # arrays of a file that a message names: the largest
 
 Spec = dict[str, Any]
 Form = tuple[tuple[int, ...], np.dtype]  # shape and dtype
@@ -61,10 +62,17 @@ class Source(ABC):
 
 
 def check_form(shape: tuple[int, ...], dtype: np.dtype, name: str) -> None:
-    if len(shape) == 1:
+    if dtype.names:
+        problem = (
+            f"it has the named columns {', '.join(dtype.names[:LISTED])}: "
+            "numpy.lib.recfunctions.structured_to_unstructured(Y[['NAME', ...]]) makes an array of those of numbers"
+        )
+    elif len(shape) == 1:
         problem = "data is (N, D), a row per data point: Y[:, None] makes N points with D = 1 of it"
     elif len(shape) != 2:
-        problem = "data is (N, D), a row per data point: Y.reshape(len(Y), -1) flattens each point"
+        problem = "data is (N, D), a row per data point: Y.reshape(len(Y), -1) flattens each point" + (
+            PATCHES if len(shape) > 2 else ""
+        )
     elif 0 in shape:
         problem = "there is nothing to learn from: data has at least one row and one column"
     elif dtype.kind == "c":
@@ -100,12 +108,19 @@ def only_table(path: str, asked: str | None, tables: dict[str, Form], dims: tupl
     if asked is None and len(usable) == 1:
         return usable[0]
     problem = f"has no dataset {asked}" if asked else f"has {len(usable)} datasets to choose from"
-    usable.sort(key=lambda name: -prod(tables[name][0]))
-    listed = ", ".join(f"{path}:{name} {tables[name][0]}" for name in usable[:LISTED]) or "none"
-    if len(usable) > LISTED:
-        listed += f" and {len(usable) - LISTED} smaller ones"
     kind = " or ".join(f"{n}-D" for n in dims)
-    raise DataError(f"{path} {problem}; name one of its {kind} numeric datasets: {listed}")
+    stacks = [name for name, (shape, dtype) in tables.items() if len(shape) > 2 and dtype.kind in NUMERIC]
+    hint = f"; {listed(path, stacks, tables)} is no table{PATCHES}" if stacks and not usable else ""
+    raise DataError(
+        f"{path} {problem}; name one of its {kind} numeric datasets: {listed(path, usable, tables) or 'none'}{hint}"
+    )
+
+
+def listed(path: str, names: list[str], forms: dict[str, Form]) -> str:
+    """Arrays of a file with their shapes, the largest first, at most LISTED of them."""
+    largest = sorted(names, key=lambda name: -prod(forms[name][0]))  # stable: equals as the file has them
+    more = f" and {len(names) - LISTED} smaller ones" if len(names) > LISTED else ""
+    return ", ".join(f"{path}:{name} {forms[name][0]}" for name in largest[:LISTED]) + more
 
 
 @contextmanager
