@@ -222,6 +222,7 @@ def test_a_float_that_numpy_has_not_is_read_as_one_that_it_has(tmp_path):
 
 
 COLUMNS = np.dtype([("x", "f4"), ("label", "S3"), ("blocks", "f8", (2,))])
+PANDAS = np.dtype([("index", "i8"), ("values_block_0", "f8", (3,))])
 
 
 @pytest.mark.parametrize(
@@ -246,18 +247,21 @@ def test_what_is_no_number_is_refused_by_name(tmp_path, dtype, word):
     refused(tmp_path / "x.h5", "x.h5:/x", word, dataset="x")
 
 
-@pytest.mark.parametrize("dtype", [[("x", "f4"), ("y", "f8"), ("z", "i4")], COLUMNS])
+@pytest.mark.parametrize("dtype", [[("x", "f4"), ("y", "f8"), ("z", "i4")], COLUMNS, PANDAS])
 def test_the_line_that_makes_a_table_of_named_columns_works(tmp_path, dtype):
     rows = np.zeros(4, dtype)
-    rows["x"] = np.arange(4)
+    first = next(name for name in rows.dtype.names if name != "index")
+    rows[first] = np.arange(4).reshape(4, *[1] * (rows[first].ndim - 1))
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["x"] = rows
-    said = refused(tmp_path / "x.h5", ", ".join(rows.dtype.names), dataset="x")
+        file["index/bounds"] = np.zeros((0, 3))  # as PyTables has them: nothing to choose
+    said = refused(tmp_path / "x.h5", ", ".join(rows.dtype.names))
     line, imports = said[said.index("Y = ") :].split(", after ")
     scope: dict = {}
     exec(f"{imports}\n{line}", scope)
     assert scope["Y"].shape == (4, 3)
     np.testing.assert_array_equal(scope["Y"][:, 0], np.arange(4))
+    assert "index" not in line
     assert open_data(scope["Y"]).shape == (4, 3)
 
 
@@ -418,6 +422,7 @@ def test_what_does_not_open_is_told_apart(tmp_path):
     ]:
         (tmp_path / name).write_bytes(damaged)
         refused(tmp_path / name, word)
+    refused(one(tmp_path / "none.h5", np.zeros((0, 3))), "(0, 3)", "at least one row")
     refused(tmp_path / "gone.h5", "does not exist")
     refused(tmp_path, "is a folder")
     with h5py.File(tmp_path / "block.h5", "w", userblock_size=1024) as file:

@@ -103,23 +103,19 @@ def of_dataset(node: Any) -> HDF5Array | SparseTable:
 
 
 def _open_file(path: str) -> Any:
-    """h5py.File, without HDF5's own buffers: they would read more than is asked for, and Slabs keeps what is of use."""
+    """h5py.File, for reading, also while another program writes to it in SWMR mode."""
     try:
         import h5py
     except ImportError as error:
         raise ConfigError(f"reading {path} needs h5py: {install_hint('hdf5')}") from error
-    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
-    access.set_sieve_buf_size(0)
-    access.set_cache(0, 1, 0, 0.75)
     with opening(path):
         try:
-            return h5py.File(h5py.h5f.open(os.fsencode(path), h5py.h5f.ACC_RDONLY, access))
+            return h5py.File(path, "r")
         except OSError as error:
             if "already open for write" not in str(error):
                 raise
-            try:  # written right now, in the way that allows for readers
-                flags = h5py.h5f.ACC_RDONLY | h5py.h5f.ACC_SWMR_READ
-                file = h5py.File(h5py.h5f.open(os.fsencode(path), flags, access))
+            try:
+                file = h5py.File(path, "r", swmr=True)
             except OSError:
                 raise error from None
             log.info(f"{path} is being written (SWMR): what is in it now is read")

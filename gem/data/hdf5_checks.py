@@ -134,6 +134,8 @@ def _of_compounds(dataset: Any, name: str) -> str:
             f"np.hstack([Y[{real!r}], Y[{imag!r}]]) puts the parts side by side"
         )
     numeric = [field for field in dtype.names if dtype[field].base.kind in "buif" and not _is_named(dtype[field].base)]
+    if any(field.startswith("values_block_") for field in numeric):  # a table of pandas: its index is no data
+        numeric = [field for field in numeric if field.startswith("values_block_")]
     columns = ", ".join(dtype.names[:10]) + (f" and {len(dtype.names) - 10} more" if len(dtype.names) > 10 else "")
     if not numeric:
         return f"{name} has named columns ({columns}), none of which are numbers: convert them and save a 2-D dataset"

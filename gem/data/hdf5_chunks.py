@@ -14,16 +14,19 @@ import numpy as np
 
 HELD = 256 * 2**20  # bytes of unpacked chunks kept in memory; more go through a temporary file
 
+PIECE = 2**17  # bytes that lie together and are worth a read: HDF5 reads 64 KiB for less
+
 log = logging.getLogger("gem")
 
 
 class Slabs:
     """Slabs [start, stop) of a dataset along any axis, all of the other axes.
 
-    Chunks that are unpacked whole (compressed ones, and others that fit HDF5's cache) form bands along the axis. The
-    band that a read ends in is kept for the next read, as one that begins there would unpack it again. A band of more
-    than `HELD` bytes, such as a table in chunks of one long column, is unpacked once into a temporary file and read
-    from there; where that does not fit, every read unpacks the band, and the log says so.
+    What HDF5 cannot read piece by piece is read in bands along the axis: chunks that it takes as a whole (compressed
+    ones, and others that fit its cache), and what lies in pieces shorter than it reads at once (a contiguous table, by
+    column). The band that a read ends in is kept for the next read, as one that begins there would need it again. A
+    band of compressed chunks of more than `HELD` bytes, such as a table in chunks of one long column, is unpacked once
+    into a temporary file and read from there; where that does not fit, every read unpacks it, and the log says so.
 
     Parameters
     ----------
@@ -34,22 +37,36 @@ class Slabs:
     def __init__(self, dataset: Any, name: str):
         self._dataset, self._name = dataset, name
         self._shape, self._item = dataset.shape, dataset.dtype
-        self._chunks = dataset.chunks if _unpacked_whole(dataset) else None
+        self._chunks, self._whole = dataset.chunks, _taken_whole(dataset)
         self._held: tuple[int, int, np.ndarray] | None = None  # axis, first index, the band
         self._unpacked: dict[int, _Unpacked | None] = {}  # by axis; None: no room for it
 
     def read(self, axis: int, start: int, stop: int) -> np.ndarray:
         """The slab, in the order of the stored axes."""
-        height = self._chunks[axis] if self._chunks else 1
-        if height == 1 or start >= stop:
+        height = self._height(axis) if start < stop else 1
+        if height == 1:
             return self._plain(axis, start, stop)
-        row = prod(self._shape) // self._shape[axis] * self._item.itemsize
-        if min(height, self._shape[axis]) * row > HELD:
+        if height * self._row(axis) > HELD:
             return self._from_file(axis, start, stop)
         slab = np.empty((*self._shape[:axis], stop - start, *self._shape[axis + 1 :]), self._item)
         for first, end, band in self._bands(axis, height, start, stop):
             slab[_along(axis, first - start, end - start)] = band
         return slab
+
+    def _row(self, axis: int) -> int:
+        """Bytes of one index along the axis."""
+        return prod(self._shape) // self._shape[axis] * self._item.itemsize
+
+    def _height(self, axis: int) -> int:
+        """How many indices along the axis are read at once, from a multiple of so many on."""
+        if self._item.subdtype is not None:
+            return 1
+        if self._whole:
+            return int(min(self._chunks[axis], self._shape[axis]))
+        run = prod((self._chunks or self._shape)[axis + 1 :]) * self._item.itemsize  # bytes that lie together
+        if run == self._row(axis):
+            return 1
+        return int(max(1, min(-(-PIECE // run), HELD // self._row(axis), self._shape[axis])))
 
     def close(self) -> None:
         """Delete the temporary files."""
@@ -161,9 +178,9 @@ def _along(axis: int, start: int, stop: int) -> tuple[slice, ...]:
     return (*[slice(None)] * axis, slice(start, stop))
 
 
-def _unpacked_whole(dataset: Any) -> bool:
+def _taken_whole(dataset: Any) -> bool:
     """Whether HDF5 takes each chunk as a whole: to undo its filters, or as it fits the cache of chunks."""
-    if dataset.chunks is None or dataset.dtype.subdtype is not None:
+    if dataset.chunks is None:
         return False
     size = prod(dataset.chunks) * dataset.dtype.itemsize
     cache = dataset.id.get_access_plist().get_chunk_cache()[1]

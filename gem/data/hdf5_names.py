@@ -10,7 +10,7 @@ import numpy as np
 
 from gem.data.hdf5_order import MATLAB_NUMBERS, matlab_class, turned
 from gem.data.hdf5_sparse import sparse_layout
-from gem.data.source import Form, only_table
+from gem.data.source import NUMERIC, Form, only_table
 from gem.errors import DataError
 
 log = logging.getLogger("gem")
@@ -38,7 +38,14 @@ def find(file: Any, path: str, asked: str | None, dims: tuple[int, ...] = (2,)) 
             node, asked = node["value"], f"{asked}/value"
         if isinstance(node, h5py.Dataset) or (isinstance(node, h5py.Group) and sparse_layout(node, f"{path}:{asked}")):
             return node, asked
-    chosen = only_table(path, asked, _tables(file, dims), dims)
+    tables = _tables(file, dims)
+    full = {name: form for name, form in tables.items() if 0 not in form[0]}
+    if any(_usable(form, dims) or form[1].names for form in full.values()):  # else it is told that they are empty
+        tables = full
+    named = [name for name, (_, dtype) in tables.items() if dtype.names]
+    if asked is None and len(named) == 1 and not any(_usable(form, dims) for form in tables.values()):
+        return _follow(file, path, named[0]), named[0]  # to be refused with the line that makes a table of it
+    chosen = only_table(path, asked, tables, dims)
     return _follow(file, path, chosen), chosen
 
 
@@ -84,12 +91,16 @@ def _tables(file: Any, dims: tuple[int, ...]) -> dict[str, Form]:
             tables[f"/{name}"] = form
 
     file.visititems(note)
-    if sum(len(shape) in dims and dtype.kind in "buif" for shape, dtype in tables.values()) == 0:
+    if not any(_usable(form, dims) for form in tables.values()):
         for name, node in _linked(file):
             note(name, node)
             if isinstance(node, Group):
                 node.visititems(lambda below, node, name=name: note(f"{name}/{below}", node))
     return tables
+
+
+def _usable(form: Form, dims: tuple[int, ...]) -> bool:
+    return len(form[0]) in dims and form[1].kind in NUMERIC
 
 
 def _linked(file: Any) -> Iterator[tuple[str, Any]]:
