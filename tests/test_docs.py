@@ -44,3 +44,14 @@ def test_the_ten_lines_of_the_readme(tmp_path, monkeypatch):
     np.save("patches.npy", np.random.default_rng(0).standard_normal((300, 256)))
     exec(compile(code[1].replace("steps=100", "steps=2"), "README.md", "exec"), {})
     assert (tmp_path / "fields.h5").exists()
+
+
+def test_every_line_of_docs_data_names_tests_that_exist():
+    text, _, after = (ROOT / "docs" / "data.md").read_text().split("<!-- reading -->")
+    there = "".join((ROOT / "tests" / f"test_{name}.py").read_text() for name in ("formats", "data", "hdf5"))
+    defined = set(re.findall(r"^def (test_\w+)\(", there, re.MULTILINE))
+    rows = [row for row in (text + after).splitlines() if row.startswith("| ") and "the test that shows it" not in row]
+    named = {row: re.findall(r"`(test_\w+)`", row) for row in rows}
+    assert len(named) > 50
+    assert [row for row, tests in named.items() if not tests] == []
+    assert {test for tests in named.values() for test in tests} - defined == set()

@@ -172,6 +172,8 @@ def test_nulls_are_gaps(tmp_path):
     for data in (tmp_path / "i.parquet", numbers, polars.DataFrame({"i": [1, None, 3], "b": [True, False, None]})):
         np.testing.assert_array_equal(read(data), expected)
     nullable = pandas.DataFrame({"i": pandas.array([1, None, 3], "Int64"), "b": pandas.array([True, False, None])})
+    mixed = pandas.DataFrame({"i": [1, 2], "b": [True, False]})
+    np.testing.assert_array_equal(read(mixed), [[1, 1], [2, 0]])
     for frame in (nullable, nullable.astype({"i": "int64[pyarrow]", "b": "bool[pyarrow]"})):
         np.testing.assert_array_equal(read(frame), expected)
 
@@ -212,6 +214,7 @@ def test_a_folder_of_several_kinds_is_refused(tmp_path):
 REFUSED = {  # name → bytes (or what writes them), and words of the refusal
     "data.csv": (b"x;y\n1;2\n3;4\n", ["is text", "loadtxt", "delimiter=';'", "skiprows=1"]),
     "data.npy": (b"1,2\n3,4\n", ["is text", "delimiter=','"]),
+    "table.json": (b"[[1, 2], [3, 4]]", ["is JSON", "numpy.array(json.load("]),
     "photo.png": (b"", ["is empty"]),
     "numbers.pkl": (b"\x80\x04\x95\x00\x00", ["pickle", "runs code"]),
     "x.npy.gz": (b"\x1f\x8b\x08\x00" + bytes(20), ["gzip", "gunzip"]),
@@ -548,6 +551,21 @@ def test_pictures_that_are_left_out_are_told(tmp_path, caplog):
     assert "1 reduced copies of its pictures are not used" in caplog.text
 
 
+def test_a_tiff_file_that_lost_pages_is_refused(tmp_path):
+    tifffile.imwrite(tmp_path / "x.tif", COUNTS, compression="zlib")
+    whole = (tmp_path / "x.tif").read_bytes()
+    with tifffile.TiffFile(tmp_path / "x.tif") as file:
+        third = file.pages[2].offset
+    (tmp_path / "x.tif").write_bytes(whole[: third - 10])
+    with pytest.raises(DataError, match=r"x\.tif is cut short behind its picture 2"):
+        open_data(tmp_path / "x.tif", **RAW)
+
+
+def test_numbers_of_matlab_are_of_its_types(tmp_path):
+    mat(tmp_path / "x", I=np.moveaxis(BYTES, 0, -1) > 128)
+    check_patches(tmp_path / "x", (BYTES > 128).astype(float))
+
+
 def test_pages_are_decoded_one_at_a_time(tmp_path, monkeypatch):
     tifffile.imwrite(tmp_path / "x.tif", COUNTS, compression="zlib")
     decoded = []
@@ -709,6 +727,9 @@ NOT_TAKEN = {  # what → object, and words of the remedy
     "dates in pandas": (FRAME.assign(w=pandas.Timestamp(0)), ["'w' (datetime"]),
     "pandas Series": (FRAME["a"], ["Y.to_numpy()[:, None]"]),
     "strings in polars": (polars.DataFrame({"a": [1.0], "w": ["x"]}), ["'w' (String)", "Y.select("]),
+    "numbers as objects": (FRAME.astype(object), ["'a' (object)", "Y.astype(float)"]),
+    "column of pyarrow": (ARROW["a"], ["Y.to_numpy()[:, None]"]),
+    "nothing": (pyarrow.table({}), ["no columns"]),
     "LazyFrame": (polars.LazyFrame({"a": [1.0]}), ["Y.collect()"]),
     "strings in Arrow": (ARROW.append_column("w", [["x"] * N]), ["w (string)", "Y.select(['a', 'b', 'c', 'd'])"]),
     "strings in records": (np.array([(1, "x")], "i4,U1"), ["f1 (<U1)", "Y[['f0']]"]),
@@ -749,6 +770,8 @@ REMEDIES = {  # what → the line, of the object Y
     "strings in Arrow": "Y.select(['a', 'b', 'c', 'd'])",
     "strings in records": "Y[['f0']]",
     "pandas Series": "Y.to_numpy()[:, None]",
+    "column of pyarrow": "Y.to_numpy()[:, None]",
+    "numbers as objects": "Y.astype(float)",
     "LazyFrame": "Y.collect()",
     "complex": "np.hstack([Y.real, Y.imag])",
     "dates": "Y.astype(float)",

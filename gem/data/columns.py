@@ -88,6 +88,8 @@ def _chosen(schema: Any, name: str, names: list[str] | None, pick: str) -> list[
     """The columns that are numbers: all of them, but those that pandas stored as its index."""
     if names is not None and (unknown := [n for n in names if n not in schema.names]):
         raise DataError(f"{name} has no column {', '.join(unknown[:10])}; there are {', '.join(schema.names[:10])}")
+    if not schema.names:
+        raise DataError(f"{name} has no columns: there is nothing to learn from")
     index = _pandas_index(schema)
     columns = names or [column for column in schema.names if column not in index]
     if len(set(schema.names)) < len(schema.names):

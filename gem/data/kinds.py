@@ -74,6 +74,7 @@ REFUSED = {  # kind → what it is, and what to do; {path} is the file
     "pickle": "is a pickle, which runs code when it is loaded: where you trust it, "
     "{save}numpy.asarray(pickle.load(open({path!r}, 'rb'))))",
     "text": "is text: {text}",
+    "json": "is JSON: {save}numpy.array(json.load(open({path!r}))))",
     "lfs": "is a pointer of Git LFS, not the file itself: git lfs pull",
 }
 SAVE, TEXT = "numpy.save('OUT.npy', ", "numpy.save('OUT.npy', numpy.loadtxt({path!r}, delimiter={delimiter!r}{skip}))"
@@ -202,7 +203,7 @@ def _without_signature(path: str, head: bytes, size: int) -> str:
     if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05" and len(head) > 1:
         return "pickle"
     if _is_text(head):
-        return "text"
+        return "json" if head.lstrip()[:1] in (b"{", b"[") else "text"
     return "image"
 
 

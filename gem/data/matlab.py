@@ -78,7 +78,7 @@ def _load(path: str, name: str, forms: dict[str, Form]) -> Any:
     io = library("scipy.io", "scipy", f"reading {path}, a MATLAB file,")
     variable, *fields = name.split(".")
     with reading(path):
-        value = io.loadmat(path, variable_names=[variable])[variable]
+        value = io.loadmat(path, variable_names=[variable], mat_dtype=True)[variable]
         for field in fields:
             value = value[field][0, 0]
     return value

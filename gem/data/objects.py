@@ -211,11 +211,15 @@ def _pandas(frame: Any) -> Source:
     numbers = [_is_pandas_number(kind) for kind in types]
     if not all(numbers):
         other = [f"{c!r} ({kind})" for c, kind, fine in zip(frame.columns, types, numbers, strict=True) if not fine]
-        raise _other_columns("Y.select_dtypes(['number', 'bool'])", other)
-    if all(isinstance(kind, np.dtype) for kind in types):
+        some = any(numbers)
+        raise _other_columns("Y.select_dtypes(['number', 'bool'])" if some else "Y.astype(float)", other)
+    if len(set(types)) <= 1 and all(isinstance(kind, np.dtype) for kind in types):
         return ArraySource(frame.to_numpy())
-    gaps = {"dtype": np.float64, "na_value": np.nan} if bool(frame.isna().to_numpy().any()) else {}
-    return ArraySource(np.stack([np.asarray(column.to_numpy(**gaps)) for _, column in frame.items()], axis=1))
+    columns = []
+    for _, column in frame.items():
+        gaps = not isinstance(column.dtype, np.dtype) and bool(column.isna().any())
+        columns.append(np.asarray(column.to_numpy(dtype=np.float64, na_value=np.nan) if gaps else column.to_numpy()))
+    return ArraySource(np.stack(columns, axis=1))
 
 
 def _is_pandas_number(kind: Any) -> bool:
@@ -230,7 +234,7 @@ def _is_pandas_number(kind: Any) -> bool:
 
 def _other_columns(pick: str, other: list[str]) -> DataError:
     more = f" and {len(other) - 10} more" if len(other) > 10 else ""
-    return DataError(f"data has columns that are no numbers: {', '.join(other[:10])}{more}; {pick} is the others")
+    return DataError(f"data has columns that are no numbers: {', '.join(other[:10])}{more}; {pick} is what is numbers")
 
 
 def _polars(frame: Any) -> Source:
@@ -296,6 +300,7 @@ TAKEN: list[tuple[Callable[[Any], bool], Callable[[Any], Source]]] = [
     (_of("polars", "Series"), _series),
     (_of("polars", "LazyFrame"), _collect),
     (_of("pyarrow", "Table", "RecordBatch"), _arrow),
+    (_of("pyarrow", "Array", "ChunkedArray"), _series),
     (_of("zarr", "Array", "Group"), _zarr),
 ]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import struct
 from math import prod
 from threading import Lock
 from typing import Any
@@ -50,6 +51,7 @@ class TiffFile(Pictures):
         try:
             with reading(path):
                 absent = sum(self._note(series) for series in self._file.series if not series.keyframe.is_reduced)
+                self._check_whole()
                 reduced = sum(bool(page.keyframe.is_reduced) for page in self._file.pages)
             if not self._planes:
                 raise DataError(f"{path} is a TIFF file without a picture: save it again")
@@ -57,6 +59,18 @@ class TiffFile(Pictures):
             self.close()
             raise
         self._tell(reduced, absent)
+
+    def _check_whole(self) -> None:
+        """The last page names no other one; tifffile leaves out those behind a place that the file does not have."""
+        file, form, last = self._file.filehandle, self._file.tiff, self._file.pages[-1]
+        file.seek(last.offset)
+        (tags,) = struct.unpack(form.tagnoformat, file.read(form.tagnosize))
+        file.seek(last.offset + form.tagnosize + tags * form.tagsize)
+        following = file.read(form.offsetsize)
+        if len(following) < form.offsetsize or struct.unpack(form.offsetformat, following)[0] >= file.size:
+            raise DataError(
+                f"{self.name} is cut short behind its picture {len(self._file.pages)}: copy or save it again"
+            )
 
     def _note(self, series: Any) -> int:
         """Note the planes of a series; returns how many its file does not have."""
