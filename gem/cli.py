@@ -296,7 +296,7 @@ def _run(em: EM, args: argparse.Namespace, path: str, comm: Communicator) -> int
             share = last.get("share_at_gamma", nan)
             print(
                 f"{path}: {em.step} steps, F/N = {last['free_energy'] / last['N']:.6f}"
-                + ("" if isnan(share) else f", {share:.1%} of the points have gamma active latents")
+                + ("" if isnan(share) else f", {share:.1%} of the points at gamma = {em.model.settings()['gamma']}")
             )
     return TERMINATED if em.stopped else 0
 

@@ -301,11 +301,12 @@ def closing(
     with blas.limited(1):
         stats = _expect(model, params, batches, backend, comm, Step(dtype=str(backend.dtype)), bool, trace)
     said = {kind(note) for note in info.notes}
+    share = _share_at_gamma(stats)
     return replace(
         info,
         free_energy=float(stats["free_energy"]),
-        share_at_gamma=_share_at_gamma(stats),
-        notes=info.notes + [note for note in model.shortfalls(stats) if kind(note) not in said],
+        share_at_gamma=share,
+        notes=info.notes + [n for n in model.shortfalls(stats) + model.advice(share) if kind(n) not in said],
     )
 
 

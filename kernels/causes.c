@@ -25,6 +25,7 @@
  *   mean (N, H)            weight_n <s>
  *   reconstruction (N, D)  the mean of `value` under q, if RECONSTRUCT
  *   sums (GROUPS, 2, H, D) sum over n of weight_n <A> and weight_n <A y>, of the states of several causes, if STATS
+ *   full (N,)              1 where GAMMA latents are active in the state of the largest E, else 0
  *
  * States whose q is below SKIP do not enter <A> and the reconstruction: in any but the sums of a latent that hardly
  * ever wins, rounding is larger.
@@ -86,11 +87,12 @@ DEVICE real likelihood(const point *p, const vec *c, const real *setting)
     return (real)total(VACC(sum));
 }
 
-/* The energies of all nodes, and their exponents before they become weights. */
-DEVICE void walk(point *p, real beta, real reference, const real *setting)
+/* The energies of all nodes, and their exponents before they become weights; returns the largest E of GAMMA causes, if
+ * these are several. */
+DEVICE real walk(point *p, real beta, real reference, const real *setting)
 {
     int last[GAMMA + 1], number[GAMMA + 1], node = 0, level = 1;
-    real prior[GAMMA + 1], shift[GAMMA + 1];
+    real prior[GAMMA + 1], shift[GAMMA + 1], most = -REAL_INF;
     prior[0] = shift[0] = 0;
     last[1] = 0;
     while (level > 0) {
@@ -113,6 +115,8 @@ DEVICE void walk(point *p, real beta, real reference, const real *setting)
             const real E = setting[0] * (real)total(VACC(sum)) - reference + prior[level];
             p->energy.at[node] = E;
             p->weight.at[node] = ANNEALED(E, shift[level]);
+            if (level == GAMMA)
+                most = REAL_MAX(E, most);
         }
         node++;
         if (level < GAMMA && k + 1 < HPRIME) {
@@ -123,6 +127,7 @@ DEVICE void walk(point *p, real beta, real reference, const real *setting)
             p->end[number[level]] = node;
         while (++last[level] == HPRIME && --level > 0);
     }
+    return most;
 }
 
 /* What a state of `level` causes, path[1] ... path[level], adds to the statistics. */
@@ -203,7 +208,7 @@ KERNEL void causes(int N, GLOBAL const real *RESTRICT Y, GLOBAL const real *REST
                    GLOBAL const real *RESTRICT settings,
                    GLOBAL const int *RESTRICT candidates, real beta, GLOBAL const real *RESTRICT weights,
                    GLOBAL real *RESTRICT log_evidence, GLOBAL real *RESTRICT energy, GLOBAL real *RESTRICT mean,
-                   GLOBAL real *RESTRICT reconstruction, GLOBAL acc *RESTRICT sums)
+                   GLOBAL real *RESTRICT reconstruction, GLOBAL acc *RESTRICT sums, GLOBAL real *RESTRICT full)
 {
     real setting[SETTINGS];
     for (int i = 0; i < SETTINGS; i++)
@@ -236,7 +241,7 @@ KERNEL void causes(int N, GLOBAL const real *RESTRICT Y, GLOBAL const real *REST
             p.c[0][i] = start(p.y[i], setting);
         const real empty = setting[0] * likelihood(&p, p.c[0], setting), zero = RELATIVE ? 0 : empty;
         p.energy.v[NODE_CHUNKS - 1] = p.weight.v[NODE_CHUNKS - 1] = (vec)(-REAL_INF); /* the rest of the last vector */
-        walk(&p, beta, RELATIVE ? empty : 0, setting);
+        const real most = walk(&p, beta, RELATIVE ? empty : 0, setting);
 
         /* The peaks, and the weights of all states. */
         vec top = (vec)(ANNEALED(zero, 0)), top1 = (vec)(zero);
@@ -278,6 +283,7 @@ KERNEL void causes(int N, GLOBAL const real *RESTRICT Y, GLOBAL const real *REST
         const real z1 = ANNEAL ? (real)total(VACC(sum1)) + REAL_EXP(zero - peak1) : z;
         const real scale = 1 / z;
         log_evidence[n] = peak1 + REAL_LOG(z1);
+        full[n] = (real)(GAMMA > 1 ? most >= peak1 : peak1 > zero);
         energy[n] = scale * ((real)total(VACC(energies)) + (zero_weight > 0 ? zero_weight * zero : 0));
 
         p.alive[0] = 0;
@@ -390,7 +396,8 @@ KERNEL void causes(int N, GLOBAL const real *RESTRICT Y, GLOBAL const real *REST
                    GLOBAL const real *RESTRICT settings,
                    GLOBAL const int *RESTRICT candidates, real beta, GLOBAL const real *RESTRICT weights,
                    GLOBAL real *RESTRICT log_evidence, GLOBAL real *RESTRICT energy, GLOBAL real *RESTRICT mean,
-                   GLOBAL real *RESTRICT reconstruction, GLOBAL acc *RESTRICT sums SPILL_ARGUMENTS)
+                   GLOBAL real *RESTRICT reconstruction, GLOBAL acc *RESTRICT sums, GLOBAL real *RESTRICT full
+                   SPILL_ARGUMENTS)
 {
     LOCAL acc scratch[GROUP];
     STATE_ROOM(state, 1, 0, STATES); /* energies, then q */
@@ -424,7 +431,7 @@ KERNEL void causes(int N, GLOBAL const real *RESTRICT Y, GLOBAL const real *REST
         const real empty = setting[0] * state[0], zero = RELATIVE ? 0 : empty;
 
         /* Energies and peaks. */
-        real top = ANNEALED(zero, 0), top1 = zero;
+        real top = ANNEALED(zero, 0), top1 = zero, most = -REAL_INF; /* the largest E of GAMMA causes, if several */
         for (int s = FIRST_OF_MANY + LOCAL_ID; s < STATES; s += GROUP) {
             real E = setting[0] * state[s] - (RELATIVE ? empty : 0), moved = 0;
             for (unsigned int mask = STATE_MASK[s]; mask != 0; mask &= mask - 1) {
@@ -434,6 +441,8 @@ KERNEL void causes(int N, GLOBAL const real *RESTRICT Y, GLOBAL const real *REST
             state[s] = E;
             top = REAL_MAX(ANNEALED(E, moved), top);
             top1 = REAL_MAX(E, top1);
+            if (s >= STATE_LEVEL[GAMMA])
+                most = REAL_MAX(E, most);
         }
         for (int h = LOCAL_ID; h < H; h += GROUP) {
             const real E = row[h] + offset[h];
@@ -441,6 +450,7 @@ KERNEL void causes(int N, GLOBAL const real *RESTRICT Y, GLOBAL const real *REST
             top1 = REAL_MAX(E, top1);
         }
         const real peak = group_max(top, scratch), peak1 = ANNEAL ? group_max(top1, scratch) : peak;
+        const real most1 = GAMMA > 1 ? group_max(most, scratch) : 0;
 
         /* Weights. */
         acc sum = 0, sum1 = 0, energies = 0;
@@ -471,6 +481,7 @@ KERNEL void causes(int N, GLOBAL const real *RESTRICT Y, GLOBAL const real *REST
         const acc mean_energy = group_sum(energies, scratch);
         if (LOCAL_ID == 0) {
             log_evidence[n] = peak1 + REAL_LOG(z1);
+            full[n] = (real)(GAMMA > 1 ? most1 >= peak1 : peak1 > zero);
             energy[n] = scale * ((real)mean_energy + (zero_weight > 0 ? zero_weight * zero : 0));
         }
         for (int h = LOCAL_ID; h < H; h += GROUP)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import comb
 from types import ModuleType
 from typing import Any
 
@@ -39,6 +40,7 @@ def causes(
     mean: np.ndarray,
     reconstruction: np.ndarray,
     sums: np.ndarray,
+    full: np.ndarray,
     *,
     states: Any,
     fragment: ModuleType,
@@ -72,6 +74,8 @@ def causes(
     sums : (groups, 2, H, D) array, out, if STATS
         Of each group of data points (here: one): Σ_n weights_n ⟨A⟩ and Σ_n weights_n ⟨A y⟩ over the states of
         several causes.
+    full : (N,) array, out
+        1 where γ latents are active in the state of the largest E, else 0.
     states : gem.states.StateTable
     fragment : module
     """
@@ -94,6 +98,7 @@ def causes(
         points = _Points(y, seen, fields, own, before)
         zero, multi = _energies(wanted, points, prior[chosen], by_sets)
         single = b[part] + offset
+        full[part] = _full(zero, single, multi, states)
         moved = shift[chosen] @ states.active.T.astype(b.dtype)
         log_evidence[part], energy[part] = _weigh(zero, single, multi, beta, shift, moved)
         b[part] = single * weights[part, None]
@@ -188,6 +193,17 @@ def _descend(wanted: _Wanted, points: _Points) -> np.ndarray:
         if children[-1 - k]:
             descend(f.combine(first, field, y, setting), k, children[-1 - k])
     return out
+
+
+def _full(zero: np.ndarray, single: np.ndarray, multi: np.ndarray, states: Any) -> np.ndarray:
+    """Whether the largest of these energies is that of a state of γ causes."""
+    if states.gamma == 1:
+        return np.asarray(single.max(axis=1) > zero)
+    largest = states.S - comb(states.Hprime, states.gamma)  # they are the last
+    others = np.maximum(zero, single.max(axis=1))
+    return np.asarray(
+        multi[:, largest:].max(axis=1) >= np.maximum(others, multi[:, :largest].max(axis=1, initial=-np.inf))
+    )
 
 
 def _weigh(

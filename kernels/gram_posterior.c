@@ -13,6 +13,7 @@
  *   pairs (N, PAIRS)      <s_i s_j>, i < j positions among the candidates, row after row
  *   squares (N, H)        <s_h^2>, and
  *   counts (N, VALUES)    the mean number of latents with that value, both if VALUES > 1: else <s> says it all
+ *   full (N,)             1 where GAMMA latents are active in the state of the largest E, else 0
  *
  * A state is its parent, a prefix, and one later candidate, so its energy takes one more term for each latent.
  * Nothing of size |K_n| leaves the work-group.
@@ -57,6 +58,7 @@
 typedef struct {
     lanes peak, weight;           /* the largest exponent of q, or 0, and the weight of all states */
     lanes peak1, weight1;         /* the same at beta = 1, for the evidence */
+    lanes most;                   /* the largest E of LEVELS candidates, if these are several */
     lanes single[HPRIME][VALUES]; /* the weight of the states with candidate i at a value, */
     lanes pair[PAIRS + 1];        /* and <s_i s_j>, unnormalised (+ 1: an array cannot be empty) */
 } superpositions;
@@ -76,6 +78,7 @@ DEVICE void superpose(const lanes unary[HPRIME][VALUES], const lanes *gram, cons
     vec with[LEVELS][HPRIME][VALUES];  /* and of those with k at a value */
 
     energy[0] = below[0] = out->peak.v = out->peak1.v = out->weight1.v = (vec)(0);
+    out->most.v = (vec)(-REAL_INF);
     moved[0] = 0;
     for (int k = 0; k < HPRIME; k++)
         for (int v = 0; v < VALUES; v++) {
@@ -103,6 +106,8 @@ DEVICE void superpose(const lanes unary[HPRIME][VALUES], const lanes *gram, cons
                     if (pass == 0) {
                         out->peak.v = VMAX(ANNEALED(E, moved[d] + shift[v]), out->peak.v);
                         out->peak1.v = VMAX(E, out->peak1.v);
+                        if (d + 1 == LEVELS)
+                            out->most.v = VMAX(E, out->most.v);
                     } else {
                         with[d][k][v] = vexp(ANNEALED(E, moved[d] + shift[v]) - out->peak.v);
                         below[d] += with[d][k][v];
@@ -212,7 +217,7 @@ KERNEL void gram_posterior(int N, GLOBAL real *RESTRICT b, GLOBAL const real *RE
                            GLOBAL const real *RESTRICT offset, GLOBAL const real *RESTRICT all_values,
                            GLOBAL const int *RESTRICT candidates, real beta, GLOBAL const real *RESTRICT all_shifts,
                            GLOBAL real *RESTRICT log_evidence, GLOBAL real *RESTRICT pairs,
-                           GLOBAL real *RESTRICT squares, GLOBAL real *RESTRICT counts)
+                           GLOBAL real *RESTRICT squares, GLOBAL real *RESTRICT counts, GLOBAL real *RESTRICT full)
 {
     const int start = GROUP_ID * WIDTH;
     const int count = N - start < WIDTH ? N - start : WIDTH;
@@ -265,7 +270,7 @@ KERNEL void gram_posterior(int N, GLOBAL real *RESTRICT b, GLOBAL const real *RE
     superpose(unary, coupling, values, beta, shift, &many);
 
     /* All together: the zero state, the singletons, the others. */
-    lanes evidence, scale, scale_many;
+    lanes evidence, scale, scale_many, highest1;
     vec all = (vec)(0);
     for (int v = 0; v < VALUES; v++)
         all += weight[v].v;
@@ -275,6 +280,7 @@ KERNEL void gram_posterior(int N, GLOBAL real *RESTRICT b, GLOBAL const real *RE
     const vec z1 = vexp(-joint1) + vexp(peak1.v - joint1) * (ANNEAL ? weight1.v : all) +
                    vexp(many.peak1.v - joint1) * many.weight1.v;
     evidence.v = joint1 + log(z1);
+    highest1.v = joint1;
     scale.v = rescale / z;
     scale_many.v = rescale_many / z;
 
@@ -283,6 +289,7 @@ KERNEL void gram_posterior(int N, GLOBAL real *RESTRICT b, GLOBAL const real *RE
         const int after = (count - 1 - r) * H; /* what follows in the tile is this group's own */
         GLOBAL const int *chosen = candidates + n * HPRIME;
         log_evidence[n] = evidence.at[r];
+        full[n] = (real)(LEVELS > 1 ? many.most.at[r] >= highest1.at[r] : highest1.at[r] > 0);
         for (int c = 0; c < CHUNKS; c++) {
             const int h = c * WIDTH;
             GLOBAL real *p = b + n * H + h, *square = squares + (VALUES > 1 ? n * H + h : 0);
@@ -414,7 +421,8 @@ KERNEL void gram_posterior(int N, GLOBAL real *RESTRICT b, GLOBAL const real *RE
                            GLOBAL const real *RESTRICT offset, GLOBAL const real *RESTRICT values,
                            GLOBAL const int *RESTRICT candidates, real beta, GLOBAL const real *RESTRICT shift,
                            GLOBAL real *RESTRICT log_evidence, GLOBAL real *RESTRICT pairs,
-                           GLOBAL real *RESTRICT squares, GLOBAL real *RESTRICT counts SPILL_ARGUMENTS)
+                           GLOBAL real *RESTRICT squares, GLOBAL real *RESTRICT counts, GLOBAL real *RESTRICT full
+                           SPILL_ARGUMENTS)
 {
     LOCAL acc scratch[GROUP];
     STATE_ROOM(state, TILE, ROW, STATES_OF(VALUES)); /* energies, then weights */
@@ -437,7 +445,7 @@ KERNEL void gram_posterior(int N, GLOBAL real *RESTRICT b, GLOBAL const real *RE
         BARRIER();
 
         /* Energies, level by level, and the peaks. */
-        real top = 0, top1 = 0;
+        real top = 0, top1 = 0, most = -REAL_INF; /* the largest E of LEVELS candidates, if these are several */
         for (int h = LANE; h < latents; h += LANES)
             for (int v = 0; v < VALUES; v++) {
                 const real E = ALONE(h, v, row[h]);
@@ -453,10 +461,13 @@ KERNEL void gram_posterior(int N, GLOBAL real *RESTRICT b, GLOBAL const real *RE
                 const real E = state[first + t] = grow(STATE_MASK[s], choice, state[parent], state, coupling, values);
                 top = REAL_MAX(ANNEALED(E, shifted(active, choice, shift)), top);
                 top1 = REAL_MAX(E, top1);
+                if (active == LEVELS)
+                    most = REAL_MAX(E, most);
             }
             BARRIER();
         }
         const real peak = lanes_max(top, scratch), peak1 = ANNEAL ? lanes_max(top1, scratch) : peak;
+        const real most1 = LEVELS > 1 ? lanes_max(most, scratch) : 0;
 
         /* Weights: of the singletons, as they add to <s>, into the row of b, of the others in place. */
         acc sum = 0, sum1 = 0, count[VALUES];
@@ -496,8 +507,10 @@ KERNEL void gram_posterior(int N, GLOBAL real *RESTRICT b, GLOBAL const real *RE
         const real z = (real)(lanes_sum(sum, scratch) + REAL_EXP(-peak));
         const real z1 = ANNEAL ? (real)(lanes_sum(sum1, scratch) + REAL_EXP(-peak1)) : z;
         const real scale = 1 / z;
-        if (alive && LANE == 0)
+        if (alive && LANE == 0) {
             log_evidence[n] = peak1 + REAL_LOG(z1);
+            full[n] = (real)(LEVELS > 1 ? most1 >= peak1 : peak1 > 0);
+        }
         for (int v = 0; v < VALUES && VALUES > 1; v++) {
             const acc all = lanes_sum(count[v], scratch);
             if (alive && LANE == 0)

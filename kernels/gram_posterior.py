@@ -27,6 +27,7 @@ def gram_posterior(
     pairs: np.ndarray,
     squares: np.ndarray,
     counts: np.ndarray,
+    full: np.ndarray,
     *,
     states: Any,
     MASKED: int = 0,
@@ -60,6 +61,8 @@ def gram_posterior(
         ⟨s_h²⟩.
     counts : (N, V) array, out, used if V > 1
         The mean number of latents at each value.
+    full : (N,) array, out
+        1 where γ latents are active in the state of the largest E_1, else 0.
     states : gem.states.StateTable
     """
     V = len(values)
@@ -73,7 +76,7 @@ def gram_posterior(
             coupling = gram[part]
         else:
             coupling = gram[candidates[part][:, weigher.i], candidates[part][:, weigher.j]]
-        log_evidence[part], pairs[part] = weigher(single, coupling, candidates[part])
+        log_evidence[part], pairs[part], full[part] = weigher(single, coupling, candidates[part])
         b[part] = np.einsum("nvh,v->nh", single, values) if V > 1 else values[0] * single[:, 0]
         if V > 1:
             squares[part] = np.einsum("nvh,v->nh", single, values**2)
@@ -89,22 +92,31 @@ class _Weigher:
         self.beta, self.shift = dtype.type(beta), shift
         self.shifts = shift @ numbers
         self.annealed = beta != 1 or bool(shift.any())
+        self.largest = (
+            int(np.argmax(numbers.sum(axis=0) == states.gamma)) if states.gamma > 1 else None
+        )  # of γ: the last
 
     def __call__(
         self, single: np.ndarray, coupling: np.ndarray, candidates: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Log evidence and pairs; `single` (n, V, H) holds the singletons' energies and becomes their probabilities."""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Log evidence, pairs, and whether the most probable state has γ latents on.
+
+        `single` (n, V, H) holds the singletons' energies and becomes their probabilities.
+        """
         n, V, _ = single.shape
         chosen = np.broadcast_to(candidates[:, None], (n, V, candidates.shape[1]))
         mine = np.take_along_axis(single, chosen, axis=2)
         multi = np.concatenate([mine.reshape(n, -1), -coupling], axis=1) @ self.features
+        most = None if self.largest is None else multi[:, self.largest :].max(axis=1)
         if self.annealed:
-            evidence = _weigh(single.copy(), multi.copy())[1]
+            _, evidence, peak = _weigh(single.copy(), multi.copy())
             single *= self.beta
             single += self.shift[:, None]
             multi *= self.beta
             multi += self.shifts
-        total, log_total = _weigh(single, multi)
+        total, log_total, top = _weigh(single, multi)
+        if not self.annealed:
+            evidence, peak = log_total, top
         moments = multi @ self.features.T
         scale = 1 / total[:, None]
         single *= scale[:, None]
@@ -112,7 +124,7 @@ class _Weigher:
         alone = mine[0].size
         mine = np.take_along_axis(single, chosen, axis=2) + moments[:, :alone].reshape(mine.shape)
         np.put_along_axis(single, chosen, mine, axis=2)
-        return (evidence if self.annealed else log_total), moments[:, alone:]
+        return evidence, moments[:, alone:], peak > 0 if most is None else most >= peak
 
 
 @lru_cache(maxsize=8)
@@ -140,8 +152,11 @@ def _choices(states: Any, values: tuple[float, ...], dtype: str) -> tuple[np.nda
     return np.ascontiguousarray(features, dtype=dtype), on.sum(axis=2).astype(dtype)
 
 
-def _weigh(single: np.ndarray, multi: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Energies to unnormalised weights, in place; their sum and the log of the true sum (the zero state's is 0)."""
+def _weigh(single: np.ndarray, multi: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Energies to unnormalised weights, in place; their sum, the log of the true sum, and the largest energy, or 0.
+
+    The zero state's energy is 0.
+    """
     top = np.maximum(single.max(axis=(1, 2)), 0)
     if multi.shape[1]:
         np.maximum(top, multi.max(axis=1), out=top)
@@ -149,7 +164,7 @@ def _weigh(single: np.ndarray, multi: np.ndarray) -> tuple[np.ndarray, np.ndarra
         np.subtract(energies, top[:, None], out=energies)
         settled_exp(energies)
     total = single.sum(axis=(1, 2)) + multi.sum(axis=1) + np.exp(-top)
-    return total, np.log(total) + top
+    return total, np.log(total) + top, top
 
 
 def state_reals(HPRIME: int, GAMMA: int, VALUES: int, **_: int) -> int:

@@ -17,6 +17,7 @@
  *   log_evidence (N,)     log sum over K_n of exp E(s), unannealed
  *   square (N, H)         <s_h (u_h - pull_h)^2>: about the prior's mean, so that a large one costs no digits
  *   pairs (N, PAIRS)      <s_i u_i s_j u_j>, i < j positions among the candidates, row after row
+ *   full (N,)             1 where GAMMA latents are active in the state of the largest E, else 0
  *
  * The last pivot of a Cholesky factor of A is that of a matrix >= 1, so it is at least 1, whatever rounding says.
  *
@@ -48,6 +49,7 @@ typedef struct { /* what the candidates of each data point bring along */
 typedef struct { /* sums over the states of several candidates; weights are relative to the peaks */
     lanes peak, weight;   /* the largest exponent of q, and the weight of all states */
     lanes peak1, weight1; /* the same at beta = 1, for the evidence */
+    lanes most;           /* the largest E of LEVELS candidates, if these are several */
     lanes mean[HPRIME], product[HPRIME], square[HPRIME], pair[PAIRS + 1]; /* + 1: an array cannot be empty */
 } moments;
 
@@ -129,6 +131,7 @@ DEVICE void superpose(const candidates_of *given, real beta, moments *out)
 {
     prefix path[LEVELS + 1];
     path[0].shift = out->weight.v = out->weight1.v = (vec)(0);
+    out->most.v = (vec)(-REAL_INF);
     for (int k = 0; k < HPRIME; k++) {
         path[0].energy[k] = given->energy[k].v;
         path[0].pivot[k] = given->pivot[k].v;
@@ -155,6 +158,8 @@ DEVICE void superpose(const candidates_of *given, real beta, moments *out)
                 if (pass == 0) {
                     out->peak.v = VMAX(exponent, out->peak.v);
                     out->peak1.v = VMAX(E, out->peak1.v);
+                    if (d + 1 == LEVELS)
+                        out->most.v = VMAX(E, out->most.v);
                     continue;
                 }
                 const vec weight = vexp(exponent - out->peak.v);
@@ -223,7 +228,8 @@ DEVICE singletons weigh_singletons(GLOBAL real *row, GLOBAL const real *shift, r
 KERNEL void spike_slab(int N, GLOBAL real *RESTRICT b, GLOBAL const real *RESTRICT gram,
                        GLOBAL const real *RESTRICT norms, GLOBAL const real *RESTRICT latents,
                        GLOBAL const int *RESTRICT candidates, real beta, GLOBAL real *RESTRICT mean,
-                       GLOBAL real *RESTRICT log_evidence, GLOBAL real *RESTRICT square, GLOBAL real *RESTRICT pairs)
+                       GLOBAL real *RESTRICT log_evidence, GLOBAL real *RESTRICT square, GLOBAL real *RESTRICT pairs,
+                       GLOBAL real *RESTRICT full)
 {
     GLOBAL const real *pull = latents, *offset = latents + H, *spread = latents + 2 * H, *shift = latents + 3 * H;
     const int start = GROUP_ID * WIDTH;
@@ -277,6 +283,7 @@ KERNEL void spike_slab(int N, GLOBAL real *RESTRICT b, GLOBAL const real *RESTRI
         const size_t n = start + r;
         GLOBAL real *row = b + n * H;
         log_evidence[n] = evidence.at[r];
+        full[n] = (real)(LEVELS > 1 ? many.most.at[r] >= many.peak1.at[r] : many.peak1.at[r] > 0);
         for (int h = 0; h < H; h += WIDTH) {
             const vec variance = 1 / (1 + load(COUNT(h), 0, norms + (MASKED ? n * H : 0) + h));
             const vec about = load(COUNT(h), 0, pull + h);
@@ -375,8 +382,8 @@ DEVICE void strengths(unsigned int mask, LOCAL_PTR const real *coupling, LOCAL_P
 KERNEL void spike_slab(int N, GLOBAL real *RESTRICT b, GLOBAL const real *RESTRICT gram,
                        GLOBAL const real *RESTRICT norms, GLOBAL const real *RESTRICT latents,
                        GLOBAL const int *RESTRICT candidates, real beta, GLOBAL real *RESTRICT mean,
-                       GLOBAL real *RESTRICT log_evidence, GLOBAL real *RESTRICT square, GLOBAL real *RESTRICT pairs
-                       SPILL_ARGUMENTS)
+                       GLOBAL real *RESTRICT log_evidence, GLOBAL real *RESTRICT square, GLOBAL real *RESTRICT pairs,
+                       GLOBAL real *RESTRICT full SPILL_ARGUMENTS)
 {
     LOCAL acc scratch[GROUP];
     STATE_ROOM(state, TILE, ROW, STATES); /* energies, then weights */
@@ -403,7 +410,7 @@ KERNEL void spike_slab(int N, GLOBAL real *RESTRICT b, GLOBAL const real *RESTRI
         BARRIER();
 
         /* Energies and the peaks. */
-        real top = 0, top1 = 0;
+        real top = 0, top1 = 0, most = -REAL_INF; /* the largest E of LEVELS candidates, if these are several */
         for (int h = LANE; h < latents_of; h += LANES) {
             top = REAL_MAX(ANNEALED(energy[h], shift[h]), top);
             top1 = REAL_MAX(energy[h], top1);
@@ -419,8 +426,11 @@ KERNEL void spike_slab(int N, GLOBAL real *RESTRICT b, GLOBAL const real *RESTRI
             state[s] = E;
             top = REAL_MAX(ANNEALED(E, shifts), top);
             top1 = REAL_MAX(E, top1);
+            if (s >= STATE_LEVEL[LEVELS])
+                most = REAL_MAX(E, most);
         }
         const real peak = lanes_max(top, scratch), peak1 = ANNEAL ? lanes_max(top1, scratch) : peak;
+        const real most1 = LEVELS > 1 ? lanes_max(most, scratch) : 0;
 
         /* Weights, in place. */
         acc sum = 0, sum1 = 0;
@@ -445,8 +455,10 @@ KERNEL void spike_slab(int N, GLOBAL real *RESTRICT b, GLOBAL const real *RESTRI
         const real z = (real)(lanes_sum(sum, scratch) + REAL_EXP(-peak));
         const real z1 = ANNEAL ? (real)(lanes_sum(sum1, scratch) + REAL_EXP(-peak1)) : z;
         const real scale = 1 / z;
-        if (alive && LANE == 0)
+        if (alive && LANE == 0) {
             log_evidence[n] = peak1 + REAL_LOG(z1);
+            full[n] = (real)(LEVELS > 1 ? most1 >= peak1 : peak1 > 0);
+        }
 
         /* The singletons' part of the moments. */
         for (int h = LANE; h < latents_of; h += LANES) {

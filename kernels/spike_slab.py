@@ -27,6 +27,7 @@ def spike_slab(
     log_evidence: np.ndarray,
     square: np.ndarray,
     pairs: np.ndarray,
+    full: np.ndarray,
     *,
     states: Any,
     MASKED: int,
@@ -59,6 +60,8 @@ def spike_slab(
         ⟨s_h (u_h − pull_h)²⟩.
     pairs : (N, H'(H'−1)/2) array, out
         ⟨s_i u_i s_j u_j⟩ of the pairs i < j of candidates, lexicographic.
+    full : (N,) array, out
+        1 where γ latents are active in the state of the largest E, else 0.
     states : gem.states.StateTable
     """
     pull, offset, spread, shift = latents
@@ -84,13 +87,15 @@ def spike_slab(
         )
         single = mean[part]
         several = np.concatenate([level.energy for level in multiples])
-        total, log_evidence[part] = _weigh(single.copy(), several.copy()) if annealed else _weigh(single, several)
+        weighed = _weigh(single.copy(), several.copy()) if annealed else _weigh(single, several)
+        total, log_evidence[part], peak = weighed
+        full[part] = multiples[-1].energy.max(axis=0) >= peak if states.gamma > 1 else peak > 0
         if annealed:
             single *= single.dtype.type(beta)
             single += shift
             several *= several.dtype.type(beta)
             several += states.active.astype(several.dtype) @ of_candidates(shift)
-            total, _ = _weigh(single, several)
+            total, _, _ = _weigh(single, several)
         several /= total
         single /= total[:, None]
 
@@ -184,8 +189,11 @@ def _eliminate(
     return found
 
 
-def _weigh(single: np.ndarray, several: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Energies (n, H), (S, n) to weights, in place; their sum and the log of the true sum (the zero state's is 0)."""
+def _weigh(single: np.ndarray, several: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Energies (n, H), (S, n) to weights, in place; their sum, the log of the true sum, and the largest energy, or 0.
+
+    The zero state's energy is 0.
+    """
     top = np.maximum(single.max(axis=1), 0)
     if len(several):
         np.maximum(top, several.max(axis=0), out=top)
@@ -194,7 +202,7 @@ def _weigh(single: np.ndarray, several: np.ndarray) -> tuple[np.ndarray, np.ndar
     for energies in (single, several):
         settled_exp(energies)
     total = single.sum(axis=1) + several.sum(axis=0) + np.exp(-top)
-    return total, np.log(total) + top
+    return total, np.log(total) + top, top
 
 
 def _moments(

@@ -141,6 +141,23 @@ def test_annealing_the_likelihood_alone(make_countable, backend):
     np.testing.assert_allclose(post.log_evidence, log_sum(joint), rtol=1e-10)
 
 
+@pytest.mark.parametrize(("gamma", "option"), [(1, {}), (2, {"T": 1.7, "Ncut": 0.5, "batch": 20})], ids=[1, 2])
+@pytest.mark.parametrize("name", [name for name in MODELS if isinstance(MODELS[name](False), Truncated)])
+def test_the_share_of_points_at_gamma_is_that_of_their_most_probable_states(name, gamma, option, backend):
+    """Of all points at T = 1, whatever the step's temperature and selection, by enumeration of K_n."""
+    settings = MODELS[name](False).settings() | {"H": 6, "Hprime": 4, "gamma": gamma}
+    model = gem.models.make(MODELS[name](False).name, settings)
+    params = truth(model)
+    if model.domains["pi"] == "distribution":
+        params["pi"] = np.array([0.6, 0.2, 0.2])
+    Y, _ = model.generate_data(params, 70, seed=2)
+    asked = {"backend": backend, "dtype": "float64"}
+    best = gem.posterior(model, params, Y, top=1, **asked).map_state
+    share = np.mean(np.count_nonzero(best, axis=1) == gamma)
+    assert 0 < share < 1
+    assert gem.em_step(model, params, Y, **asked, **option)[1].share_at_gamma == share
+
+
 def test_free_energy_never_falls(make, backend, world):
     model = make(True)
     Y, _ = model.generate_data(truth(model), 400, seed=3)

@@ -77,9 +77,10 @@ def gram_posterior(rng, N, H, Hprime, gamma, T, values=(1.0,), masked=0):
         pairs,
         np.zeros((N, H)),
         np.zeros((N, V)),
+        np.zeros(N),
     ]
     constants = {"H": H, "HPRIME": Hprime, "GAMMA": gamma, "ANNEAL": int(T != 1), "VALUES": V, "MASKED": masked}
-    return Case(N, arguments, (0, 9, 10, 11, 12), constants, state_table(Hprime, gamma))
+    return Case(N, arguments, (0, 9, 10, 11, 12, 13), constants, state_table(Hprime, gamma))
 
 
 def split_missing(rng, N, D):
@@ -185,12 +186,12 @@ def spike_slab(rng, N, H, Hprime, gamma, T, masked):
         norms, couplings = np.tile(norms, (N, 1)), gram[candidates[:, i], candidates[:, j]]
     latents = rng.standard_normal((4, H)) - np.array([[0], [1], [0], [0]])
     latents[3] *= T != 1
-    out = np.zeros(N), np.zeros((N, H)), np.zeros((N, Hprime * (Hprime - 1) // 2))
+    out = np.zeros(N), np.zeros((N, H)), np.zeros((N, Hprime * (Hprime - 1) // 2)), np.zeros(N)
     b, energy = 3 * rng.standard_normal((N, H)), np.zeros((N, H))
     source.twin("spike_slab_scores").spike_slab_scores(N, b, norms, latents, energy)
     arguments = [b, couplings, norms, latents, candidates, 1 / T, energy, *out]
     constants = {"H": H, "HPRIME": Hprime, "GAMMA": gamma, "ANNEAL": int(T != 1), "MASKED": masked}
-    return Case(N, arguments, (0, 6, 7, 8, 9), constants, state_table(Hprime, gamma))
+    return Case(N, arguments, (0, 6, 7, 8, 9, 10), constants, state_table(Hprime, gamma))
 
 
 def cause_scores(rng, N, D, H, missing):
@@ -221,10 +222,10 @@ def causes(rng, N, D, H, Hprime, gamma, fragment, T=1.0, missing=0):
     weights = (rng.random(N) < 0.8).astype(float)
     arguments = [Y * observed if missing else Y, observed, rng.standard_normal((N, H)), W, *latents, settings]
     arguments += [candidates, 1 / T, weights, np.zeros(N), np.zeros(N), np.zeros((N, H)), np.zeros((N, D))]
-    arguments.append(np.zeros((1, 2, H, D)))
+    arguments += [np.zeros((1, 2, H, D)), np.zeros(N)]
     constants = {"D": D, "H": H, "HPRIME": Hprime, "GAMMA": gamma, "MANY": states.S, "ANNEAL": int(T != 1)}
     constants |= {"MISSING": missing, "STATS": 1, "RECONSTRUCT": 1}
-    return Case(N, arguments, (2, 11, 12, 13, 14, 15), constants, states, fragment)
+    return Case(N, arguments, (2, 11, 12, 13, 14, 15, 16), constants, states, fragment)
 
 
 def shrink(rng, N, H, move):

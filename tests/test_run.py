@@ -126,6 +126,24 @@ def test_the_last_free_energy_is_that_of_the_parameters_beside_it(steps, world, 
         np.testing.assert_array_equal(found.params["W"], run.params["W"])
 
 
+def test_a_gamma_that_is_short_is_told_at_the_end(world, folder):
+    """Once, of the parameters that are left; not where no larger one is possible, or none is needed."""
+    Y, _ = MODEL.generate_data({"W": 9 * np.eye(9)[:, :6], "pi": 0.4, "sigma": 1.0}, 200, seed=1)
+    start = {"W": 9 * np.eye(9)[:, :6] + 1, "pi": 0.4, "sigma": 1.0}
+    for gamma, Hprime, words in ((1, 4, "raise gamma"), (2, 2, "raise gamma and Hprime"), (6, 6, None)):
+        model, path = BSC(D=9, H=6, Hprime=Hprime, gamma=gamma), folder / f"{gamma}.h5"
+        run = fit(Y, Annealing(3), model, params=start, comm=world, output=path).run()
+        best = posterior(model, run.params, Y, backend="numpy", dtype="float64", top=1).map_state
+        share = np.mean(np.count_nonzero(best, axis=1) == gamma)
+        assert run.history["share_at_gamma"][-1] == share
+        told = [(step, note) for step, note in run.notes if note.startswith("gamma")]
+        said = f"gamma = {gamma} is short: {share:.1%} of the data points"
+        assert bool(told) == bool(words)
+        assert all(step == 3 and note.startswith(said) and note.endswith(words) for step, note in told)
+        if world.rank == 0:
+            assert read_run(path).history["share_at_gamma"][-1] == share
+
+
 def test_notes_are_counted_by_kind():
     notes = [(1, "latent 5 was dead"), (1, "pi = 1e-11 was held"), (2, "latent 7 was dead"), (4, "latent 7 was dead")]
     assert counted(notes) == [
@@ -141,7 +159,7 @@ def test_history(world):
     run.run()
     assert run.step == STEPS
     assert not run.stopped
-    assert set(run.history) == {"free_energy", "N", "N_use", "T", "Ncut", "seconds"}
+    assert set(run.history) == {"free_energy", "N", "N_use", "T", "Ncut", "seconds", "share_at_gamma"}
     assert all(values.shape == (STEPS,) for values in run.history.values())
     for name in ("T", "Ncut"):
         np.testing.assert_array_equal(run.history[name], [ANNEAL[t][name] for t in range(STEPS)])

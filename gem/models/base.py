@@ -335,6 +335,10 @@ class Model(ABC):
         """The batch's part of `tallies`: of how many data points inference has something to tell, selected or not."""
         return {}
 
+    def advice(self, share_at_gamma: float) -> list[str]:
+        """A note on what settings to change, where γ is short: of models that have one."""
+        return []
+
     def shortfalls(self, stats: Statistics) -> list[str]:
         """Notes on where inference fell short of what was asked for, from the tallies of all ranks."""
         return []

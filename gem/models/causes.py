@@ -95,7 +95,8 @@ class Expectation:
 
     `Y` and `observed` are the data with 0 for what is missing, and their mask (or None), `counts` (n,) the number of
     observed entries (or None). `single` is q of the singletons and `mean` ⟨s⟩, (n, H), both times the data points'
-    weights; `energy` (n,) is ⟨E⟩, and `reference` the part of log p(y | s) outside of E.
+    weights; `energy` (n,) is ⟨E⟩, `reference` the part of log p(y | s) outside of E, and `full` (n,) 1 where the most
+    probable state has γ causes.
     """
 
     Y: Array
@@ -109,6 +110,7 @@ class Expectation:
     log_evidence: Evidence
     energy: Array
     reference: Evidence
+    full: Array
 
 
 class Causes(Truncated):
@@ -228,7 +230,8 @@ class Causes(Truncated):
             candidates = device.empty((n, self.Hprime), np.int32)
             t.preselect(n, *self.scores(t, Y, observed, b), candidates)
         kernel = t.causes(**{"STATS": 0, "RECONSTRUCT": 0, **wanted})
-        log_evidence, energy, mean = device.empty((n,)), device.empty((n,)), device.empty((n, self.H))
+        log_evidence, energy, full = (device.empty((n,)) for _ in range(3))
+        mean = device.empty((n, self.H))
         sums, reconstruction = t.nothing, t.nothing
         if wanted.get("STATS"):
             sums = device.empty((kernel.groups(n), 2, self.H, self.D), device.acc)
@@ -236,7 +239,7 @@ class Causes(Truncated):
             reconstruction = device.empty((n, self.D))
         kernel(
             n, Y, observed, b, t.fields, t.offset, t.prior, t.shift, t.settings, candidates, t.beta,
-            t.weights(n, weights), log_evidence, energy, mean, reconstruction, sums,
+            t.weights(n, weights), log_evidence, energy, mean, reconstruction, sums, full,
         )  # fmt: skip
         reference, entry = self.reference(t, Y), self.per_entry(t.params)
         parts, constant = [(log_evidence, 1.0), *reference.parts], t.log_p0 + reference.constant
@@ -246,16 +249,16 @@ class Causes(Truncated):
             parts.append((counts, entry))
         return Expectation(
             Y, observed if self.missing else None, counts, candidates, b, mean, sums, reconstruction,
-            Evidence(n, parts, constant), energy, reference,
+            Evidence(n, parts, constant), energy, reference, full,
         )  # fmt: skip
 
     def infer(self, tables: Tables, Y: Array) -> Posterior:
         found = self.expect(tables, Y)
-        return Posterior(found.log_evidence, found.candidates, found.mean)
+        return Posterior(found.log_evidence, found.candidates, found.mean, rest={"full": found.full})
 
     def infer_full(self, tables: Tables, Y: Array) -> Posterior:
         found = self.expect(tables, Y, RECONSTRUCT=1)
-        rest = {"reconstruction": found.reconstruction}
+        rest = {"reconstruction": found.reconstruction, "full": found.full}
         return Posterior(found.log_evidence, found.candidates, found.mean, rest=rest)
 
     def reconstruct(self, tables: Tables, Y: Array, posterior: Posterior) -> Array:
@@ -263,7 +266,8 @@ class Causes(Truncated):
 
     def e_step(self, tables: Tables, Y: Array) -> tuple[Evidence, Sums]:
         found = self.expect(tables, Y, STATS=1)
-        return found.log_evidence, self.statistics(tables, found, tables.weights(Y.shape[0]))
+        sums = self.statistics(tables, found, tables.weights(Y.shape[0]))
+        return found.log_evidence, {**sums, **self.count_full(tables, found.full)}
 
     def sums(self, tables: Tables, Y: Array, posterior: Posterior, weights: np.ndarray | None) -> Sums:
         found = self.expect(tables, Y, posterior.candidates, weights, STATS=1)
@@ -316,7 +320,7 @@ class Causes(Truncated):
         return held("pi", pi, MIN_PROBABILITY, 1 - MIN_PROBABILITY, notes)
 
     def bytes_per_point(self, itemsize: int) -> tuple[int, int]:
-        kept = itemsize * (self.H + 1) + 4 * self.Hprime
+        kept = itemsize * (self.H + 2) + 4 * self.Hprime
         work = 2 * self.H + 3 + (2 if self.missing else 1) * self.D
         return kept + itemsize * work, kept
 

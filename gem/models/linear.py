@@ -191,15 +191,15 @@ class LinearSuperposition(Truncated):
         """Preselect I_n, enumerate K_n, weigh: one matrix product and two kernels; more if entries are missing."""
         t, n, V = tables, Y.shape[0], len(self.values)
         seen = self._select(t, Y) if t.observed_gram is None else self._select_observed(t, t.observed_gram, Y)
-        log_evidence, pairs = t.backend.empty((n,)), t.backend.empty((n, self.pairs))
+        log_evidence, pairs, full = t.backend.empty((n,)), t.backend.empty((n, self.pairs)), t.backend.empty((n,))
         squares = t.backend.empty((n, self.H)) if V > 1 else t.nothing
         counts = t.backend.empty((n, V)) if V > 1 else t.nothing
         t.gram_posterior(
             n, seen.b, seen.gram, seen.norms, t.slope, t.offset, t.values, seen.candidates, t.beta, t.shift,
-            log_evidence, pairs, squares, counts,
+            log_evidence, pairs, squares, counts, full,
         )  # fmt: skip
         yy = squared_norms(t.backend, t.squared_norms, seen.Y)
-        rest = {"pairs": pairs, "squares": squares, "counts": counts, "yy": yy}
+        rest = {"pairs": pairs, "squares": squares, "counts": counts, "yy": yy, "full": full}
         if seen.observed is not None:
             rest |= {"Y": seen.Y, "observed": seen.observed}
         evidence = in_white_noise(t, self.D, log_evidence, yy, seen.observed)
@@ -281,7 +281,7 @@ class LinearSuperposition(Truncated):
 
     def bytes_per_point(self, itemsize: int) -> tuple[int, int]:
         moments = self.H + self.pairs + (self.H + len(self.values) if len(self.values) > 1 else 0)
-        kept = itemsize * (moments + 1 + 2 * self.D * self.missing) + 4 * self.Hprime
+        kept = itemsize * (moments + 2 + 2 * self.D * self.missing) + 4 * self.Hprime
         return kept + itemsize * (self.D + self.H + (2 * self.H + self.pairs) * self.missing), kept
 
 

@@ -175,10 +175,10 @@ class GSC(Truncated):
         t.preselect(n, mean, t.one, t.zero, candidates)
         if t.observed_gram is not None:
             gram = t.observed_gram.couplings(observed, candidates)
-        log_evidence, pairs = empty((n,)), empty((n, self.pairs))
-        t.spike_slab(n, product, gram, norms, t.latents, candidates, t.beta, mean, log_evidence, square, pairs)
+        log_evidence, pairs, full = empty((n,)), empty((n, self.pairs)), empty((n,))
+        t.spike_slab(n, product, gram, norms, t.latents, candidates, t.beta, mean, log_evidence, square, pairs, full)
         yy = squared_norms(t.backend, t.squared_norms, Y)
-        rest = {"square": square, "pairs": pairs, "yy": yy, "Y": Y, "observed": observed}
+        rest = {"square": square, "pairs": pairs, "yy": yy, "Y": Y, "observed": observed, "full": full}
         return Posterior(in_white_noise(t, self.D, log_evidence, yy, observed), candidates, mean, product, rest)
 
     def sums(self, tables: Tables, Y: Array, posterior: Posterior, weights: np.ndarray | None) -> dict[str, Any]:
@@ -267,7 +267,7 @@ class GSC(Truncated):
         return {**new, "W": new["W"] / c, "mu": c * new["mu"], "psi": c**2 * new["psi"]}
 
     def bytes_per_point(self, itemsize: int) -> tuple[int, int]:
-        kept = itemsize * (3 * self.H + self.pairs + 1) + 4 * self.Hprime
+        kept = itemsize * (3 * self.H + self.pairs + 2) + 4 * self.Hprime
         return kept + itemsize * (self.D + self.H), kept
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import product
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from gem.backends.base import Array
 from gem.checks import whole_number, yes_or_no
 from gem.errors import ConfigError, DataError
 from gem.models.base import (
@@ -22,9 +23,10 @@ from gem.models.base import (
 )
 from gem.philox import generator
 from gem.states import log_binomial, state_table
-from gem.statistics import Statistics
+from gem.statistics import Layout, Statistics, Sums
 
 PIECE = 1 << 21  # numbers held at once by what is enumerated on the host
+SHORT = 0.05  # share of data points at γ from which on a user is told
 VAGUE = 0.05  # rounding of a data point's log evidence from which on a user is told
 
 
@@ -50,6 +52,7 @@ class Truncated(Model):
         If H' > H or γ > H', or a size is not a positive whole number.
     """
 
+    tallies: ClassVar[Layout] = {"at_gamma": ()}
     values: tuple[float, ...] = (1.0,)  # that a latent takes when it is not 0
 
     def __init__(self, D: int, H: int, Hprime: int | None = None, gamma: int | None = None, missing: bool = False):
@@ -90,6 +93,25 @@ class Truncated(Model):
     def pairs(self) -> int:
         """Pairs of candidates."""
         return self.Hprime * (self.Hprime - 1) // 2
+
+    # -- what γ leaves out ---------------------------------------------------------------------------------
+
+    def tally(self, tables: Any, posterior: Posterior) -> Sums:
+        return self.count_full(tables, posterior.rest["full"])
+
+    def count_full(self, tables: Any, full: Array) -> Sums:
+        """How many data points have γ active latents in their most probable state: `full` (n,) is 1 for these."""
+        return {"at_gamma": [tables.backend.point_sums([(full, 1.0)])]}
+
+    def advice(self, share_at_gamma: float) -> list[str]:
+        """A note, where γ is so small that many data points may have more active latents than it allows."""
+        if self.gamma == self.H or not share_at_gamma >= SHORT:
+            return []
+        both = " and Hprime" if self.gamma == self.Hprime else ""
+        return [
+            f"gamma = {self.gamma} is short: {share_at_gamma:.1%} of the data points have as many active latents in "
+            f"their most probable state, and may need more: raise gamma{both}"
+        ]
 
     # -- data selection ------------------------------------------------------------------------------------
 
