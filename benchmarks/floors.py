@@ -35,7 +35,7 @@ def linear(D: int, H: int, Hprime: int, gamma: int, values: int = 1) -> dict[str
         "preselect": (2 * H + H * Hprime, REAL * H + INDEX * Hprime),
         "gram_posterior": (
             (4 + EXP) * H * values + (2 + EXP) * states + couplings + members,
-            REAL * (2 * H + pairs + 1) + INDEX * Hprime,
+            REAL * (2 * H + pairs + 2) + INDEX * Hprime,
         ),
         "squared_norms": (2 * D, REAL * (D + 1)),
         "column_sums": (2 * H, REAL * (H + 1)),
@@ -65,11 +65,11 @@ def sums(model: Model) -> tuple[int, int, int]:
     products = REAL * D * H * ceil(n / PRODUCT_ROWS)
     most = groups("column_sums", H=H)
     columns = 8 * H * most
-    if isinstance(model, BSC):  # Yᵀ⟨s⟩, pairs, Σ⟨s⟩; log evidence and ‖y‖²
-        return n, most, products + 8 * H * H + columns + 2 * 8 * groups("point_sums")
+    if isinstance(model, BSC):  # Yᵀ⟨s⟩, pairs, Σ⟨s⟩; log evidence, ‖y‖² and points at γ
+        return n, most, products + 8 * H * H + columns + 3 * 8 * groups("point_sums")
     sizes = {"D": D, "H": H, "HPRIME": model.Hprime, "GAMMA": model.gamma, "MANY": model.states.S, "STATS": 1}
     most = groups("causes", **sizes)
-    return n, most, products + 8 * 2 * D * H * most + 2 * columns + 3 * 8 * groups("point_sums")
+    return n, most, products + 8 * 2 * D * H * most + 2 * columns + 4 * 8 * groups("point_sums")
 
 
 def print_sums(console: Console, bandwidth: float, pcie: float) -> None:
