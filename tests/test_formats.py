@@ -45,7 +45,8 @@ NAMES = ["a", "b", "c", "d"]
 RECORDS = np.rec.fromarrays(Y.T, names=NAMES)
 FRAME = pandas.DataFrame(Y, columns=NAMES, index=np.arange(N)[::-1] + 1000)
 ARROW = pyarrow.table(dict(zip(NAMES, Y.T, strict=True)))
-ZARR2 = {"zarr_format": 2} if int(zarr.__version__.split(".")[0]) >= 3 else {}
+ZARR3 = int(zarr.__version__.split(".")[0]) >= 3  # it writes versions 2 and 3, older ones 2 only
+ZARR_VERSIONS = [{"zarr_format": 2}, {"zarr_format": 3}] if ZARR3 else [{}]
 
 
 def read(data, **options):
@@ -76,15 +77,15 @@ def hdf5(path, block=0):
         file["x"] = Y
 
 
-def zarr_array(path, chunks=(20, 3), **options):
-    zarr.create_array(path, data=Y, chunks=chunks, **options) if hasattr(zarr, "create_array") else zarr.save(path, Y)
+def zarr_array(path, chunks=(20, 3), array=Y, **options):
+    stored = zarr.open(str(path), mode="w", shape=array.shape, chunks=chunks, dtype=array.dtype, **options)
+    stored[:] = array
 
 
 def zarr_group(path):
-    group = zarr.open_group(path, mode="w")
-    inner = group.create_group("deep")
+    zarr.open_group(str(path), mode="w").create_group("deep")
     for name, array in {"x": Y, "other": Y + 1}.items():
-        inner.create_array(name, data=array, chunks=(7, 4))
+        zarr_array(path / "deep" / name, chunks=(7, 4), array=array)
 
 
 def arrow_stream(path):
@@ -117,7 +118,7 @@ TABLES = {  # name of the file → what writes it, and :NAME
     "struct.dat": (lambda p: mat(p, s={"deep": {"Y": Y}, "who": "me"}), ":s.deep.Y"),
     "v3.zarr": (zarr_array, ""),
     "columns.zarr": (lambda p: zarr_array(p, chunks=(N, 1)), ""),
-    "v2": (lambda p: zarr_array(p, **ZARR2), ""),
+    "v2": (lambda p: zarr_array(p, **ZARR_VERSIONS[0]), ""),
     "group.zarr": (zarr_group, ":deep/x"),
     "group2.zarr": (zarr_group, ":/deep/x"),
     "x.parquet": (lambda p: pyarrow.parquet.write_table(ARROW, p, row_group_size=25), ""),
@@ -299,7 +300,7 @@ def test_many_arrays_are_not_all_listed(tmp_path):
     assert "a150 " not in str(caught.value)
 
 
-@pytest.mark.parametrize("version", [{"zarr_format": 2}, {"zarr_format": 3}])
+@pytest.mark.parametrize("version", ZARR_VERSIONS)
 def test_packed_zarr_is_unpacked(tmp_path, version):
     values = np.where(np.isnan(WITH_GAPS), np.nan, np.round(Y, 2))
     encoding = {"x": {"scale_factor": 0.01, "dtype": "i2", "_FillValue": -999}, "y": {"_FillValue": -1.5}}
@@ -370,7 +371,7 @@ STACKS = {  # name → what writes it, and the pictures (n, h, w)
     "oblong.mat": (lambda p: mat(p, I=np.moveaxis(STACK, 0, -1)), STACK),
     "columns.mat": (lambda p: mat(p, I=SQUARES.reshape(5, -1).T), np.swapaxes(SQUARES, 1, 2)),
     "fourth_axis.mat": (lambda p: mat(p, I=np.moveaxis(BYTES, 0, -1)[:, :, None]), BYTES / 255),
-    "stack.zarr": (lambda p: zarr.create_array(p, data=STACK, chunks=(2, 10, 10)), STACK),
+    "stack.zarr": (lambda p: zarr_array(p, chunks=(2, 10, 10), array=STACK), STACK),
     "cube.fits": (lambda p: fits.PrimaryHDU(STACK).writeto(p), STACK),
     "unsigned.fits": (lambda p: fits.PrimaryHDU(COUNTS).writeto(p), COUNTS / 65535),
     "bytes.fits": (lambda p: fits.PrimaryHDU(BYTES[0]).writeto(p), BYTES[:1] / 255),

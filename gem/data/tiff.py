@@ -50,9 +50,10 @@ class TiffFile(Pictures):
         self.sizes: list[tuple[int, int]] = []
         try:
             with reading(path):
-                absent = sum(self._note(series) for series in self._file.series if not series.keyframe.is_reduced)
+                used = [series for series in self._file.series if not series.keyframe.is_reduced]
+                absent = sum(self._note(series) for series in used)
                 self._check_whole()
-                reduced = sum(bool(page.keyframe.is_reduced) for page in self._file.pages)
+                reduced = max(0, len(self._file.pages) - sum(len(series) for series in used))
             if not self._planes:
                 raise DataError(f"{path} is a TIFF file without a picture: save it again")
         except BaseException:
