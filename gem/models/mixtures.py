@@ -10,11 +10,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from gem.backends import blas
 from gem.backends.base import Array, Backend, Kernel
 from gem.checks import number, whole_number, yes_or_no
 from gem.errors import ConfigError, DataError
-from gem.models import missing_gaussian
+from gem.models import missing_gaussian, seeding
 from gem.models.base import (
+    TINY,
     Evidence,
     Model,
     Moments,
@@ -38,7 +40,10 @@ KERNEL_CODE = {
 }  # a spherical model runs as a diagonal one
 SPREAD = {"diag": "var", "spherical": "var", "tied": "cov", "full": "cov"}
 CHOLESKY_RESOLUTION = 100 * float(np.finfo(np.float64).eps)  # times D: what rounding takes of an eigenvalue, and room
-POINTS_PER_CENTRE = 40  # k-means++ looks at a subsample: seeding needs no more
+FLOOR = 1e-6  # of variances, and of rates
+EMPTY = 1e-3  # of a data point: a component that has less explains nothing
+UNMOVED = 1e-10  # and one that has less stays where it is: what it has may be rounding
+WORTHWHILE = 0.01  # of a component's weight: a smaller part would take long to grow
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,7 @@ class Tables:
     shift: Array
     kernel: Kernel
     storing: Kernel
+    least: float
 
 
 class Mixture(Model):
@@ -91,18 +97,23 @@ class Mixture(Model):
     def init_params(self, Y: Any, seed: int = 0, comm: Any = None) -> Params:
         """Centres by k-means++ on a subsample, equal proportions, the subsample's spread about its nearest centre.
 
-        Y: (N, D) array, path or Source; the result is the same on every rank of `comm`.
+        Distances are in units of each column's standard deviation: see `gem.models.seeding`. Y: (N, D) array, path or
+        Source; the result is the same on every rank of `comm`.
         """
         shard, group, data = shard_and_moments(Y, self.D, comm, self.missing)
         if data.N < self.K:
             raise DataError(f"{data.N} data points cannot start K = {self.K} components: choose a smaller K")
         rng = generator(seed, "init")
-        rows = subsample(shard, data.N, max(2000, POINTS_PER_CENTRE * self.K), group, rng) - data.mean
+        rows = subsample(shard, data.N, seeding.rows_for(data.N, self.K), group, rng) - data.mean
         seen = np.isfinite(rows)
-        rows = np.where(seen, rows, 0)
-        centres, nearest = kmeans_plusplus(rows, self.K, rng)
-        var = np.where(seen, (rows - centres[nearest]) ** 2, data.var).mean(axis=0)
-        return {"pi": np.full(self.K, 1 / self.K), **self._start(centres + data.mean, var, data)}
+        unit = np.sqrt(np.where(data.var > 0, data.var, 1))
+        scaled = np.where(seen & (data.var > 0), rows / unit, 0)
+        with blas.limited(1):  # its threads would spin after each of many small products
+            found = seeding.first_centres(scaled, self.K, data.N, rng) if group.rank == 0 else None
+        chosen, nearest = group.bcast(found)  # rounding differs between machines, and with it what is drawn
+        centres = np.where(seen, rows, 0)[chosen]
+        share = np.where(seen, (scaled - scaled[chosen][nearest]) ** 2, 1).mean(axis=0)
+        return {"pi": np.full(self.K, 1 / self.K), **self._start(centres + data.mean, share * data.var, data)}
 
     @abstractmethod
     def _start(self, centres: np.ndarray, var: np.ndarray, data: Moments) -> Params:
@@ -144,7 +155,12 @@ class Mixture(Model):
             shift=backend.to_device(self._shift(log_pi, step)),
             kernel=backend.kernel("mixture", STORE=0, **sizes),
             storing=backend.kernel("mixture", STORE=1, **sizes),
+            least=self._least(params),
         )
+
+    def _least(self, params: Params) -> float:
+        """What no variance is smaller than, as far as the parameters tell."""
+        return self.reg
 
     def _shift(self, log_pi: np.ndarray, step: Step) -> np.ndarray:
         """What the annealed log joint needs added, (K,), where the prior is not annealed."""
@@ -160,7 +176,7 @@ class Mixture(Model):
         keep = t.weights(n, weights)
         kernel(
             n, Y, t.mu, t.precision, t.log_weight, t.beta, t.shift, keep,
-            log_evidence, responsibilities, sums, self.reg,
+            log_evidence, responsibilities, sums, t.least,
         )  # fmt: skip
         return Posterior(Evidence(n, [(log_evidence, 1.0)]), mean=responsibilities), {tuple(self.layout): Sum(sums)}
 
@@ -198,34 +214,66 @@ class Mixture(Model):
     # -- M-step --------------------------------------------------------------------------------------------
 
     def m_step(self, stats: Statistics, params: Params, step: Step) -> tuple[Params, list[str]]:
-        """Weighted counts, centres and spreads, with the floor `reg`; an empty component splits the largest."""
+        """Weighted counts, centres and spreads, with the floor `reg`; an empty component begins anew if F can pay."""
         counts = stats["counts"]
-        empty = counts < 1  # less than one data point determines no spread
-        divisor = np.where(empty, 1, counts)
-        moved = np.where(empty[:, None], 0, stats["first"] / divisor[:, None])
+        idle = counts < UNMOVED
+        moved = np.where(idle[:, None], 0, stats["first"] / np.where(idle, 1, counts)[:, None])
+        old = {**params, self.centre: params[self.centre].astype(step.dtype).astype(np.float64)}
         notes: list[str] = []
         new = {
-            "pi": counts / counts.sum(),
-            self.centre: params[self.centre].astype(step.dtype) + moved,  # what the moments were taken about
+            "pi": np.maximum(counts / counts.sum(), TINY),
+            self.centre: old[self.centre] + moved,  # what the moments were taken about
         }
-        self._update(new, stats, moved, empty, step, notes)
-        for k in np.flatnonzero(empty):
-            big = int(np.argmax(new["pi"]))
-            new[self.centre][k] = self._beside(new, big, generator(int(k), "reseed").standard_normal(self.D))
-            new["pi"][k] = new["pi"][big] = (new["pi"][big] + new["pi"][k]) / 2
-            notes.append(f"component {k} was empty and re-seeded beside component {big}")
+        self._update(new, old, stats, moved, idle, step, notes)
+        if np.any(counts < EMPTY):
+            live = counts >= EMPTY
+            gain = counts[live] @ np.log(new["pi"][live] / old["pi"][live])
+            gain += self._gain(new, old, stats, moved, live) - 2 * counts[~live].sum()
+            self._reseed(new, counts, gain / 2, notes)
         return new, notes
+
+    def _reseed(self, new: Params, counts: np.ndarray, budget: float, notes: list[str]) -> None:
+        """Give each empty component a part of the largest one's weight, beside it: math.md, mixtures.
+
+        The part is what the `budget` allows, in nats of F: that of a component which has c data points may lose the
+        share s of its weight for at most c log 1 / (1 - s) nats, wherever the share goes. None is given if that is
+        little: then F hardly rises any more, and no component that fell empty again would begin anew for ever.
+        """
+        empty = np.flatnonzero(counts < EMPTY)
+        for left, k in zip(range(len(empty), 0, -1), empty, strict=True):
+            big = int(np.argmax(new["pi"]))
+            share = min(0.5, -np.expm1(-max(budget, 0) / left / max(counts[big], EMPTY)))
+            if share < WORTHWHILE:
+                notes.append(f"component {k} is empty: no data point is explained by it")
+                continue
+            budget += counts[big] * np.log1p(-share)
+            direction = generator(int(k), "reseed").standard_normal(self.D)
+            self._place_beside(new, int(k), big, direction / np.linalg.norm(direction))
+            new["pi"][k], new["pi"][big] = share * new["pi"][big], (1 - share) * new["pi"][big]
+            notes.append(f"component {k} was empty and re-seeded beside component {big}")
 
     @abstractmethod
     def _update(
-        self, new: Params, stats: Statistics, moved: np.ndarray, empty: np.ndarray, step: Step, notes: list[str]
+        self,
+        new: Params,
+        old: Params,
+        stats: Statistics,
+        moved: np.ndarray,
+        idle: np.ndarray,
+        step: Step,
+        notes: list[str],
     ) -> None:
         """Complete `new`, in which pi and the centres are, and hold it above the floor; `moved` (K, D) is how far
-        the centres went."""
+        the centres went from those of `old`; those that are `idle` (K,) keep what they have."""
 
     @abstractmethod
-    def _beside(self, new: Params, k: int, direction: np.ndarray) -> np.ndarray:
-        """A centre one standard deviation from that of component k, for `direction` (D,) of normal numbers."""
+    def _gain(self, new: Params, old: Params, stats: Statistics, moved: np.ndarray, live: np.ndarray) -> float:
+        """By how much log p(y | k), summed over data points and `live` components with their responsibilities, is
+        larger under the new parameters: F has risen by that, and by what the proportions add, at least."""
+
+    @abstractmethod
+    def _place_beside(self, new: Params, k: int, big: int, direction: np.ndarray) -> None:
+        """Component k one standard deviation from component `big`, of its spread; `direction` (D,) has length 1."""
 
 
 class MoG(Mixture):
@@ -239,9 +287,10 @@ class MoG(Mixture):
     D, K : int
         Observed dimensions, components.
     covariance : "diag", "spherical", "tied" or "full"
-    reg : float
-        Floor of the variances (of the eigenvalues of a covariance), in the data's units squared. Covariances are held
-        invertible at any scale of the data besides.
+    reg : float, optional
+        Floor of the variances (of the eigenvalues of a covariance), in the data's units squared. By default 1e-6, and
+        at most that part of the variance of the data in each dimension: whatever their units, the floor hides no
+        clusters. Covariances are held invertible at any scale of the data besides.
     missing : bool
         Whether NaN in the data marks missing entries; else it is refused.
 
@@ -253,22 +302,27 @@ class MoG(Mixture):
     Notes
     -----
     Model parameters are ``pi`` (K,), ``mu`` (K, D) and ``var`` (K, D) (diag), (K,) (spherical), or ``cov``
-    (D, D) (tied), (K, D, D) (full).
+    (D, D) (tied), (K, D, D) (full). ``reg`` is the floor as a number, and ``relative`` tells whether the variance of
+    the data may lower it.
     """
 
     domains: ClassVar[Mapping[str, str]] = {"pi": "distribution", "mu": "real", "var": "positive", "cov": "real"}
     centre = location = "mu"
 
-    def __init__(self, D: int, K: int, covariance: str = "diag", reg: float = 1e-6, missing: bool = False):
+    def __init__(self, D: int, K: int, covariance: str = "diag", reg: float | None = None, missing: bool = False):
         if covariance not in COVARIANCES:
             raise ConfigError(f"covariance = {covariance!r}: choose among {', '.join(COVARIANCES)}")
-        super().__init__(D, K, reg, missing)
+        super().__init__(D, K, FLOOR if reg is None else reg, missing)
+        self.relative = reg is None
         self.covariance = covariance
         self.common = covariance == "spherical"
         self.component = "diag" if self.common else covariance
 
     def settings(self) -> dict[str, Any]:
-        return {**super().settings(), "covariance": self.covariance}
+        given = {**super().settings(), "covariance": self.covariance}
+        if self.relative:
+            del given["reg"]
+        return given
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -286,7 +340,7 @@ class MoG(Mixture):
         return checked
 
     def _start(self, centres: np.ndarray, var: np.ndarray, data: Moments) -> Params:
-        var = np.maximum(var, max(self.reg, np.finfo(np.float32).eps * data.var.mean()))
+        var = np.maximum(var, np.maximum(self._floors(data.var), np.finfo(np.float32).eps * data.var))
         if not var.all():
             raise DataError(f"dimension {int(np.argmin(var))} of the data is constant and reg = 0: set a floor")
         spread = {
@@ -330,6 +384,15 @@ class MoG(Mixture):
             return missing_gaussian.Tables(backend, params["mu"], params["cov"], log_pi, 1 / step.T, shift)
         return super().tables(params, backend, step)
 
+    def _least(self, params: Params) -> float:
+        if not self.relative:
+            return self.reg
+        var = self._variances(params) if "var" in params else np.einsum("...dd->...d", params["cov"])
+        mean = params["pi"] @ params["mu"]
+        total = params["pi"] @ (np.broadcast_to(var, (self.K, self.D)) + (params["mu"] - mean) ** 2)
+        constant = np.abs(total / self.reg - 1) < 1e-6  # a dimension without spread lies at the floor
+        return float(self._floors(np.where(constant, 0, total)).min())
+
     def _coefficients(self, params: Params) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         log_2pi = np.log(2 * np.pi)
         if "var" in params:
@@ -367,18 +430,56 @@ class MoG(Mixture):
     # -- M-step --------------------------------------------------------------------------------------------
 
     def _update(
-        self, new: Params, stats: Statistics, moved: np.ndarray, empty: np.ndarray, step: Step, notes: list[str]
+        self,
+        new: Params,
+        old: Params,
+        stats: Statistics,
+        moved: np.ndarray,
+        idle: np.ndarray,
+        step: Step,
+        notes: list[str],
     ) -> None:
-        counts = stats["counts"]
-        spread = self._spread(stats["second"], np.where(empty, 1, counts), moved, counts.sum())
+        counts, name = stats["counts"], SPREAD[self.covariance]
+        spread = self._spread(stats["second"], np.where(idle, 1, counts), moved, counts.sum())
         if self.covariance != "tied":
-            spread[empty] = spread[np.argmax(counts)]
-        new[SPREAD[self.covariance]] = self._floor(spread, step, notes)
+            spread[idle] = old[name][idle]
+        floor = self._floors(self._data_variance(new["mu"], stats, moved, step.resolution))
+        new[name] = self._floor(spread, floor, step, notes)
 
-    def _beside(self, new: Params, k: int, direction: np.ndarray) -> np.ndarray:
+    def _gain(self, new: Params, old: Params, stats: Statistics, moved: np.ndarray, live: np.ndarray) -> float:
+        """Of Gaussians: from their second moments, about the old means and about the new ones."""
+        counts, name = stats["counts"][live], SPREAD[self.covariance]
+        second, about_new = stats["second"], self._about_new(stats["second"], stats["counts"], moved)
+        before, after = old[name], new[name]
+        if self.covariance != "tied":
+            second, about_new, before, after = (array[live] for array in (second, about_new, before, after))
+        return self._explained(after, about_new, counts) - self._explained(before, second, counts)
+
+    def _explained(self, spread: np.ndarray, second: np.ndarray, counts: np.ndarray) -> float:
+        """Σ_n r_nk log N(y_n; μ_k, Σ_k) over components, but for constants, from their second moments about μ_k."""
+        if self.component == "diag":
+            var = np.broadcast_to(spread if self.covariance == "diag" else spread[:, None], second.shape)
+            return -float((counts[:, None] * np.log(var) + second / var).sum()) / 2
+        counts = counts.sum() if self.covariance == "tied" else counts
+        traces = (np.linalg.inv(spread) * second).sum()  # both are symmetric
+        return -float(np.sum(counts * np.linalg.slogdet(spread)[1]) + traces) / 2
+
+    def _place_beside(self, new: Params, k: int, big: int, direction: np.ndarray) -> None:
         if "var" in new:
-            return new["mu"][k] + np.sqrt(self._variances(new)[k]) * direction
-        return new["mu"][k] + np.linalg.cholesky(new["cov"] if self.covariance == "tied" else new["cov"][k]) @ direction
+            new["mu"][k] = new["mu"][big] + np.sqrt(self._variances(new)[big]) * direction
+        else:
+            cov = new["cov"] if self.covariance == "tied" else new["cov"][big]
+            new["mu"][k] = new["mu"][big] + np.linalg.cholesky(cov) @ direction
+        if self.covariance != "tied":
+            new[SPREAD[self.covariance]][k] = new[SPREAD[self.covariance]][big]
+
+    def _about_new(self, second: np.ndarray, counts: np.ndarray, moved: np.ndarray) -> np.ndarray:
+        """Second moments about the new means, from those about the old ones."""
+        if self.component == "diag":
+            return second - counts[:, None] * moved**2
+        if self.covariance == "tied":
+            return second - moved.T @ (counts[:, None] * moved)
+        return second - counts[:, None, None] * moved[:, :, None] * moved[:, None, :]
 
     def _spread(self, second: np.ndarray, counts: np.ndarray, moved: np.ndarray, N: np.ndarray) -> np.ndarray:
         """Variances or covariances about the new means, from second moments about the old ones."""
@@ -390,8 +491,29 @@ class MoG(Mixture):
             return (second - moved.T @ (counts[:, None] * moved)) / N
         return second / counts[:, None, None] - moved[:, :, None] * moved[:, None, :]
 
-    def _floor(self, spread: np.ndarray, step: Step, notes: list[str]) -> np.ndarray:
-        """Raise variances, or eigenvalues of covariances, that are below reg to it; other components stay bit for bit.
+    def _data_variance(self, mu: np.ndarray, stats: Statistics, moved: np.ndarray, resolution: float) -> np.ndarray:
+        """The variance (D,) of the data: that within components about their new means `mu`, and that of these means.
+
+        One that is no more than rounding is 0.
+        """
+        counts, second = np.where(stats["counts"] < UNMOVED, 0, stats["counts"]), stats["second"]
+        squares = second if self.component == "diag" else np.einsum("...dd->...d", second)
+        within = squares.reshape(-1, self.D).sum(axis=0) - counts @ moved**2
+        mean = counts @ mu / counts.sum()
+        var = (np.maximum(within, 0) + counts @ (mu - mean) ** 2) / counts.sum()
+        return np.where(np.sqrt(var) > resolution * np.abs(mean), var, 0)
+
+    def _floors(self, var: np.ndarray) -> np.ndarray:
+        """The floor of the variance of each dimension, (D,), in which the data have variance `var`."""
+        if not self.relative:
+            return np.full(self.D, self.reg)
+        if self.common:
+            var = np.full(self.D, var.mean())
+        return np.where(var > 0, self.reg * np.minimum(var, 1), self.reg)  # without spread there is no unit to go by
+
+    def _floor(self, spread: np.ndarray, floor: np.ndarray, step: Step, notes: list[str]) -> np.ndarray:
+        """Raise variances that are below the floor (D,) to it, and covariances to where none of their eigenvalues is,
+        in units in which the floor is one number; other components stay bit for bit.
 
         Raises
         ------
@@ -400,21 +522,24 @@ class MoG(Mixture):
         """
         name = SPREAD[self.covariance]
         if self.component == "diag":
-            low = spread < self.reg
-            floored = variances = np.where(low, self.reg, spread)
+            low = spread < (floor[0] if self.common else floor)
+            floored = variances = np.where(low, floor[0] if self.common else floor, spread)
         else:
+            units = np.sqrt(floor / self.reg) if self.relative else np.ones(self.D)
+            units = np.outer(units, units)
             spread = (spread + np.swapaxes(spread, -1, -2)) / 2
             floored = spread.reshape(-1, self.D, self.D).copy()
             least = max(step.resolution, CHOLESKY_RESOLUTION * self.D)
-            close = np.array([_near_singular(sigma, self.reg, least) for sigma in floored], dtype=bool)
-            values, vectors = np.linalg.eigh(floored[close])
+            close = np.array([_near_singular(sigma, self.reg, least) for sigma in floored / units], dtype=bool)
+            values, vectors = np.linalg.eigh(floored[close] / units)
             missing = np.maximum(self.reg - values, 0)
             low = missing[:, 0] > CHOLESKY_RESOLUTION * self.D * values[:, -1]  # by more than rounding
             missing[~low] = 0
-            floored[close] += (vectors * missing[:, None, :]) @ np.swapaxes(vectors, -1, -2)
+            floored[close] += (vectors * missing[:, None, :]) @ np.swapaxes(vectors, -1, -2) * units
             variances = np.diagonal(floored.reshape(spread.shape), axis1=-2, axis2=-1)
         if low.any():
-            notes.append(f"{int(low.sum())} {name} held at reg = {self.reg:g}")
+            of = " of the variance of the data" if floor.min() < self.reg else ""
+            notes.append(f"{int(low.sum())} {name} held at reg = {self.reg:g}{of}")
         if not np.all(variances > 0):
             where = tuple(int(i) for i in np.argwhere(~(variances > 0))[0])
             raise DataError(
@@ -476,7 +601,7 @@ class MoP(Mixture):
     domains: ClassVar[Mapping[str, str]] = {"pi": "distribution", "lam": "positive"}
     centre, component = "lam", "poisson"
 
-    def __init__(self, D: int, K: int, reg: float = 1e-6, missing: bool = False):
+    def __init__(self, D: int, K: int, reg: float = FLOOR, missing: bool = False):
         reg = number("reg", reg, "a positive number, the floor of the rates", 0, inside=True)
         super().__init__(D, K, reg, missing)
 
@@ -519,29 +644,26 @@ class MoP(Mixture):
         return rates, log_ratio, -more.sum(axis=1)
 
     def _update(
-        self, new: Params, stats: Statistics, moved: np.ndarray, empty: np.ndarray, step: Step, notes: list[str]
+        self,
+        new: Params,
+        old: Params,
+        stats: Statistics,
+        moved: np.ndarray,
+        idle: np.ndarray,
+        step: Step,
+        notes: list[str],
     ) -> None:
         low = new["lam"] < self.reg
         new["lam"][low] = self.reg
         if low.any():
             notes.append(f"{int(low.sum())} lam held at reg = {self.reg:g}")
 
-    def _beside(self, new: Params, k: int, direction: np.ndarray) -> np.ndarray:
-        lam = new["lam"][k]
-        return np.maximum(np.abs(lam + np.sqrt(lam) * direction), self.reg)
+    def _gain(self, new: Params, old: Params, stats: Statistics, moved: np.ndarray, live: np.ndarray) -> float:
+        """Of Poisson distributions: from the sums of counts that each component explains."""
+        counts, before, after = stats["counts"][live, None], old["lam"][live], new["lam"][live]
+        explained = stats["first"][live] + counts * before
+        return float((explained * np.log(after / before) - counts * (after - before)).sum())
 
-
-def kmeans_plusplus(rows: np.ndarray, K: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """K rows, each drawn with probability ∝ its squared distance to those before; and the nearest one of each row."""
-    centres = np.empty((K, rows.shape[1]))
-    nearest = np.zeros(len(rows), dtype=int)
-    distance = np.full(len(rows), np.inf)
-    for k in range(K):
-        total = distance.sum()
-        spread_out = k and total > 0
-        index = rng.choice(len(rows), p=distance / total) if spread_out else rng.integers(len(rows))
-        centres[k] = rows[index]
-        new = ((rows - centres[k]) ** 2).sum(axis=1)
-        nearest[new < distance] = k
-        np.minimum(distance, new, out=distance)
-    return centres, nearest
+    def _place_beside(self, new: Params, k: int, big: int, direction: np.ndarray) -> None:
+        lam = new["lam"][big]
+        new["lam"][k] = np.maximum(np.abs(lam + np.sqrt(lam) * direction), self.reg)
