@@ -20,6 +20,7 @@ from gem.models import MODELS, known_options, make
 from gem.notes import counted
 from gem.parallel import Communicator, communicator, launched
 from gem.run import EM
+from gem.same_run import check_same
 
 TERMINATED = 128 + 15  # the shell's exit status for a process that SIGTERM ended
 ANNEALED = [  # every parameter of a model may get noise, but a covariance, which would not stay one
@@ -45,7 +46,7 @@ OPTIONS: dict[str, dict[str, type]] = {
     },
     "annealing": {"steps": int, "anneal_prior": bool, "reseed": bool, **dict.fromkeys(ANNEALED, object)},
     "data": {"patch": int, "count": int, "whitening": bool, "onoff": bool},
-    "run": {"backend": str, "dtype": str, "seed": int, "batch": int, "checkpoint": int},
+    "run": {"backend": str, "dtype": str, "seed": int, "batch": int, "checkpoint": int, "checkpoint_seconds": float},
 }
 KINDS = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", list: "a list of numbers"}
 
@@ -54,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, 1 (refused, with the reason), 2 (usage), 143 (SIGTERM)."""
     args = _parser().parse_args(arguments)
     try:
-        comm = communicator("world" if launched() else None)
+        together = args.command in (_fit, _resume) and launched()
+        comm = communicator("world" if together else None)  # the others never start MPI: they work inside a task
         with comm.guard(), _log_shown(comm, getattr(args, "quiet", True)):
             return args.command(args, comm)
     except GemError as error:
@@ -91,7 +93,13 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("model", type=str.lower, choices=MODELS, metavar="model", help=f"one of {', '.join(MODELS)}")
     fit.add_argument("data", nargs="+", help="a table or pictures: files, FILE:NAME, folders (docs/data.md)")
     fit.add_argument("-o", "--output", default="run.h5", help="run file (default: %(default)s)")
-    fit.add_argument("--overwrite", action="store_true", help="replace an existing run file")
+    there = fit.add_mutually_exclusive_group()
+    there.add_argument("--overwrite", action="store_true", help="replace an existing run file")
+    there.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the run if its file is there, else begin it: one command for a job that may be started again",
+    )
     fit.add_argument("--config", type=Path, help="TOML file with tables [model], [annealing], [data], [run]; flags win")
     fit.set_defaults(command=_fit)
 
@@ -130,6 +138,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--seed", type=int)
     run.add_argument("--batch", type=int, help="data points at a time (default: the backend's choice)")
     run.add_argument("--checkpoint", type=int, help="steps between checkpoints (default: 10)")
+    run.add_argument(
+        "--checkpoint-seconds", type=float, metavar="S", help="seconds between checkpoints at most (default: 300)"
+    )
 
     resume = commands.add_parser("resume", help="take up a run at its last checkpoint")
     resume.add_argument("run", help="run file")
@@ -271,6 +282,9 @@ def _fit(args: argparse.Namespace, comm: Communicator) -> int:
         of_images["onoff"] = True
     source = open_data(args.data, **{**of_images, **settings["data"]})
     model = make(args.model, {"D": source.shape[1], **settings["model"]})
+    if args.resume and comm.bcast(Path(args.output).exists()):
+        check_same(args.output, model, source, anneal, run, comm)
+        return _take_up(args, args.output, comm, None)
     em = EM(model, source, anneal, comm=comm, output=args.output, overwrite=args.overwrite, trace=args.trace, **run)
     if comm.rank == 0 and not args.quiet:
         print(f"{model!r} on {source.shape[0]:,} data points, {comm.size} rank(s), {_on(em)}", file=sys.stderr)
@@ -278,10 +292,16 @@ def _fit(args: argparse.Namespace, comm: Communicator) -> int:
 
 
 def _resume(args: argparse.Namespace, comm: Communicator) -> int:
-    em = EM.resume(args.run, backend=args.backend, comm=comm, trace=args.trace)
+    return _take_up(args, args.run, comm, args.backend)
+
+
+def _take_up(args: argparse.Namespace, path: str, comm: Communicator, backend: str | None) -> int:
+    em = EM.resume(path, backend=backend, comm=comm, trace=args.trace)
+    if comm.rank == 0 and em.step == len(em.anneal):
+        print(f"gem: {path} is finished: all its {em.step} steps are done", file=sys.stderr)
     if comm.rank == 0 and not args.quiet:
         print(f"{em.model!r}: resuming after step {em.step} of {len(em.anneal)}, {_on(em)}", file=sys.stderr)
-    return _run(em, args, args.run, comm)
+    return _run(em, args, path, comm)
 
 
 def _run(em: EM, args: argparse.Namespace, path: str, comm: Communicator) -> int:
@@ -307,27 +327,25 @@ def _on(em: EM) -> str:
 
 
 def _info(args: argparse.Namespace, comm: Communicator) -> int:
-    if comm.rank == 0:
-        from gem.report import describe_machine, describe_run
+    from gem.report import describe_machine, describe_run
 
-        describe_machine() if args.run is None else describe_run(args.run)
+    describe_machine() if args.run is None else describe_run(args.run)
     return 0
 
 
 def _show(args: argparse.Namespace, comm: Communicator) -> int:
-    if comm.rank == 0:
-        from gem.report import show_run, show_trace
+    from gem.report import show_run, show_trace
 
-        if args.run.endswith(".json"):
-            show_trace(args.run, args.output)
-        else:
-            show_run(args.run, args.output, args.gabor)
+    if args.run.endswith(".json"):
+        show_trace(args.run, args.output)
+    else:
+        show_run(args.run, args.output, args.gabor)
     return 0
 
 
 def _restore(args: argparse.Namespace, comm: Communicator) -> int:
-    if comm.size > 1:
-        raise ConfigError("pictures are restored by one process: start it without mpiexec")
+    if launched():
+        raise ConfigError("pictures are restored by one process: start it without mpiexec, or with GEM_MPI=0")
     from gem.restore import restore_file
 
     restore_file(args)

@@ -21,7 +21,7 @@ from gem.extras import install_hint
 from gem.launch import alone_among, launch, launched, refuses_before_start
 from gem.leaving import Together, status_of
 
-__all__ = ["MPI", "Communicator", "Serial", "communicator", "largest", "launched"]
+__all__ = ["MPI", "Communicator", "Serial", "communicator", "largest", "launched", "mpi_library"]
 
 MPI_HINT = f"MPI is not available ({{reason}}): {install_hint('mpi')}, or run without mpiexec and with comm=None"
 AWARE = "GEM_CUDA_AWARE_MPI"
@@ -219,6 +219,32 @@ def _side_key(mpi: Any) -> int:
     return key
 
 
+def mpi_library() -> str:
+    """The name and version of the MPI library that mpi4py finds, without starting it.
+
+    Raises
+    ------
+    ImportError, RuntimeError
+        If mpi4py, or a library for it, is not there.
+    """
+    name: str = _load_mpi().Get_library_version()
+    return name.splitlines()[0].strip("\0 ")
+
+
+def _load_mpi() -> Any:
+    """mpi4py's MPI, not begun if nobody has."""
+    import mpi4py
+
+    before = mpi4py.rc.initialize, mpi4py.rc.finalize
+    if mpi4py.rc.initialize and "mpi4py.MPI" not in sys.modules:
+        mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
+    try:
+        from mpi4py import MPI as mpi  # noqa: N811  the module is called MPI
+    finally:
+        mpi4py.rc.initialize, mpi4py.rc.finalize = before
+    return mpi
+
+
 def _import_mpi() -> Any:
     """mpi4py's MPI, begun.
 
@@ -230,16 +256,7 @@ def _import_mpi() -> Any:
     found = launch()
     beside = found if found is not None and (found.size or 1) > 1 else None
     try:
-        import mpi4py
-
-        begin = mpi4py.rc.initialize and "mpi4py.MPI" not in sys.modules
-        before = mpi4py.rc.initialize, mpi4py.rc.finalize
-        if begin:
-            mpi4py.rc.initialize, mpi4py.rc.finalize = False, True  # first which MPI it is
-        try:
-            from mpi4py import MPI as mpi  # noqa: N811  the module is called MPI
-        finally:
-            mpi4py.rc.initialize, mpi4py.rc.finalize = before
+        mpi = _load_mpi()
     except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py is there, an MPI library is not
         hint = MPI_HINT.format(reason=str(error).splitlines()[0])
         raise ConfigError(hint if beside is None else alone_among(beside, "", hint)) from error

@@ -12,6 +12,7 @@ from gem._version import __version__
 from gem.errors import GemError
 from gem.extras import install_hint
 from gem.notes import Told, counted
+from gem.parallel import mpi_library
 from gem.store import Run, read_run
 
 
@@ -126,10 +127,9 @@ def _descending(parts: Mapping[str, float]) -> list[tuple[str, float]]:
 
 def _mpi_library() -> str:
     try:
-        from mpi4py import MPI
+        return mpi_library()
     except (ImportError, RuntimeError) as error:
         return f"not available ({str(error).splitlines()[0]}): {install_hint('mpi')}"
-    return MPI.Get_library_version().splitlines()[0].strip("\0 ")
 
 
 def _table(title: str, rows: Mapping[str, Any]) -> None:

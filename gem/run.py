@@ -22,7 +22,7 @@ from gem.models import Model, Step, make
 from gem.parallel import communicator
 from gem.philox import generator
 from gem.progress import Progress
-from gem.store import RunFile, environment, read_run
+from gem.store import CHECKPOINT_SECONDS, RunFile, environment, read_run
 from gem.termination import Termination
 from gem.trace import OFF, Recording, Trace
 
@@ -48,6 +48,8 @@ class EM:
         The run file (see `gem.store`), written by rank 0.
     checkpoint : int
         Steps between checkpoints of it.
+    checkpoint_seconds : float
+        Seconds between checkpoints of it, at most: one is due after the first step that is done later than that.
     overwrite : bool
         Whether an existing run file may be replaced.
     trace : path, optional
@@ -85,6 +87,7 @@ class EM:
         seed: int = 0,
         output: Any = None,
         checkpoint: int = 10,
+        checkpoint_seconds: float = CHECKPOINT_SECONDS,
         overwrite: bool = False,
         trace: Any = None,
     ):
@@ -96,6 +99,8 @@ class EM:
         check_options(model, anneal.ever("Ncut"), anneal.reseed)
         if not isinstance(checkpoint, int | np.integer) or checkpoint < 1:
             raise ConfigError(f"checkpoint = {checkpoint!r} must be a whole number of steps, at least 1")
+        if not isinstance(checkpoint_seconds, int | float | np.number) or not checkpoint_seconds > 0:
+            raise ConfigError(f"checkpoint_seconds = {checkpoint_seconds!r} must be a number of seconds above 0")
         self.model, self.anneal, self.seed = model, anneal, int(seed)
         self.stopped = False
         self.comm = communicator(comm)
@@ -120,7 +125,12 @@ class EM:
             self.backend = Traced(chosen, self._trace) if self._trace.on else chosen
             shard = local_shard(model, source, self.backend, self.comm, batch, self._reading)
             self._batch, self._batches = shard.batch, self.backend.load(shard)
-            config = self._config(source, int(checkpoint))
+            config = {
+                **self._config(source),
+                "checkpoint": int(checkpoint),
+                "checkpoint_seconds": float(checkpoint_seconds),
+                "asked": {"backend": backend if backend is None else str(backend), "dtype": str(dtype), "batch": batch},
+            }
             if output is not None:  # it may replace a run, which data that the first step refuses should not cost
                 self._check_data(shard, given=params is not None)
             if output is not None and self.comm.rank == 0:
@@ -132,6 +142,7 @@ class EM:
                     seed=self.seed,
                     params=self.params,
                     every=checkpoint,
+                    seconds=checkpoint_seconds,
                     overwrite=overwrite,
                 )
 
@@ -143,7 +154,7 @@ class EM:
                     self.model.check_data(Y, start)
         self.comm.allgather(None)  # on every rank
 
-    def _config(self, source: Source, checkpoint: int) -> dict[str, Any]:
+    def _config(self, source: Source) -> dict[str, Any]:
         """Everything `resume` needs but the data, where these were an array."""
         return {
             "settings": self.model.settings(),
@@ -153,7 +164,6 @@ class EM:
             "fingerprint": fingerprint(source),
             "dtype": str(self.backend.dtype),
             **({} if self._reading.shift is None else {"shift": self._reading.shift.tolist()}),
-            "checkpoint": checkpoint,
             "ranks": self.comm.allgather({"backend": self.backend.name, "batch": self._batch}),
         }
 
@@ -209,7 +219,8 @@ class EM:
             names = list(run.history)
             em._records = [({n: float(run.history[n][t]) for n in names}, run.notes[t]) for t in range(run.step)]
             if group.rank == 0 and not run.finished:
-                em._file = RunFile.open(path, every=config["checkpoint"])
+                seconds = config.get("checkpoint_seconds", CHECKPOINT_SECONDS)
+                em._file = RunFile.open(path, every=config["checkpoint"], seconds=seconds)
         return em
 
     # -- the loop ------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ Layout (T steps stored; open it with h5py or any other HDF5 reader):
     attributes      format "gem-run" · format_version 1 · gem_version · created (ISO 8601, UTC) · seed
                     model (class name) · config, machine (JSON)
                     checkpoint (T, the last step stored) · finished (bool)
+                    writer (who alone continues it) · job, rank (of the launch that it was begun in)
     /params/NAME    (T + 1, *shape) float64: row 0 is the start, row t the parameters after step t
     /history/NAME   (T,) float64: one scalar per step (free_energy, N_use, T, ...), NaN where a step had none.
                     free_energy is that of the parameters a step began with, row t of /params; that of the last step of
@@ -27,6 +28,8 @@ import platform
 import shutil
 import signal
 import threading
+import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -40,10 +43,12 @@ import numpy as np
 
 from gem._version import __version__
 from gem.errors import ConfigError, RunFileError
+from gem.launch import launch, same_job
 
 FORMAT, FORMAT_VERSION = "gem-run", 1
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 CHECKSUMMED = ("v110", "v110")  # readable since HDF5 1.10 (2016), which gave its own structures checksums
+CHECKPOINT_SECONDS = 300.0  # between two checkpoints, however few the steps
 CHUNK_BYTES = 4096  # small rows share a chunk of this size, a larger row is a chunk of its own
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -81,14 +86,20 @@ class RunFile:
         Whether the run has come to its end.
     """
 
-    def __init__(self, path: Path, shapes: dict[str, tuple[int, ...]], step: int, finished: bool, every: int):
+    def __init__(
+        self, path: Path, shapes: dict[str, tuple[int, ...]], step: int, finished: bool, every: int, seconds: float
+    ):
         if every < 1:
             raise ConfigError(f"every = {every}: the steps from one checkpoint to the next must be 1 or more")
+        if not seconds > 0:
+            raise ConfigError(f"seconds = {seconds}: the time from one checkpoint to the next must be more than 0")
         self.path = path
         self.checkpointed = step
         self.finished = finished
         self._shapes = shapes
-        self._every = every
+        self._every, self._seconds = every, seconds
+        self._written = time.monotonic()
+        self._writer: str | None = None  # until the file is ours
         self._rows: list[_Row] = []
         self._lock = threading.RLock()  # a signal's thread stores what is done, while the run goes on
 
@@ -109,6 +120,7 @@ class RunFile:
         seed: int,
         params: Mapping[str, Any],
         every: int = 10,
+        seconds: float = CHECKPOINT_SECONDS,
         overwrite: bool = False,
     ) -> RunFile:
         """Begin a run file, and write it at once: a bad folder or a full disk shows before any work is done.
@@ -127,6 +139,8 @@ class RunFile:
             Where the run starts; their names and shapes hold for the whole run.
         every : int
             Steps from one checkpoint to the next; each copies the whole file once.
+        seconds : float
+            Seconds from one checkpoint to the next, at most, if a step is done by then.
         overwrite : bool
             Replace an existing file; it stays until the new one is on the disk.
 
@@ -144,13 +158,17 @@ class RunFile:
             raise RunFileError(f"{path} is a folder: give the run file a name in it, such as {path / 'run.h5'}")
         if there and not overwrite:
             raise RunFileError(
-                f"{path} exists: continue it with `gem resume`, or replace it with --overwrite (overwrite=True)"
+                f"{path} exists: continue it with `gem resume` (`gem fit --resume`), or replace it with --overwrite "
+                f"(overwrite=True){_of_same_job(path)}"
             )
         if there and not _is_run_file(path):
             raise RunFileError(f"{path} exists and is no run file of gem: it is not overwritten, choose another name")
+        if there and (others := _of_same_job(path)):
+            raise RunFileError(f"{path} is not overwritten{others}")
         _check_names(params)
         start = _float64(params)
-        run = cls(path, _shapes(start), 0, False, every)
+        run = cls(path, _shapes(start), 0, False, every, seconds)
+        run._writer, started = uuid.uuid4().hex, launch()
         attributes = {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -162,9 +180,13 @@ class RunFile:
             "seed": seed,
             "checkpoint": 0,
             "finished": False,
+            "writer": run._writer,
+            "job": same_job(),
+            "rank": started.rank if started else 0,
         }
         _remove_stale(path)
-        with _rewriting(path, _nbytes(start), "Nothing was written.", fresh=True) as file:
+        place = None if overwrite else _place_new
+        with _rewriting(path, _nbytes(start), "Nothing was written.", fresh=True, place=place) as file:
             file.attrs.update(attributes)
             for name, value in start.items():
                 _append(_dataset(file, f"params/{name}", value.shape), [value], end=1)
@@ -172,7 +194,7 @@ class RunFile:
         return run
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, every: int = 10) -> RunFile:
+    def open(cls, path: str | os.PathLike[str], *, every: int = 10, seconds: float = CHECKPOINT_SECONDS) -> RunFile:
         """Continue a run file after its last checkpoint.
 
         It is written anew at once: a bad folder or a full disk shows before any work is done.
@@ -185,7 +207,7 @@ class RunFile:
         path = Path(path).resolve()
         found = read_run(path)
         _remove_stale(path)
-        run = cls(path, _shapes(found.params), found.step, found.finished, every)
+        run = cls(path, _shapes(found.params), found.step, found.finished, every, seconds)
         run.checkpoint()
         return run
 
@@ -196,7 +218,7 @@ class RunFile:
         diagnostics: Mapping[str, float],
         notes: Sequence[str] = (),
     ) -> None:
-        """Keep one step in memory, and checkpoint if its turn has come (`step % every == 0`).
+        """Keep one step in memory, and checkpoint if its turn has come (`step % every == 0`, or the time).
 
         Raises
         ------
@@ -216,7 +238,7 @@ class RunFile:
                 )
             self.finished = False
             self._rows.append(row)
-            if step % self._every == 0:
+            if step % self._every == 0 or time.monotonic() - self._written >= self._seconds:
                 self.checkpoint()
 
     def save(self) -> None:
@@ -243,8 +265,8 @@ class RunFile:
         """
         with self._lock:
             with _reading(self.path) as file:
-                stored = int(file.attrs["checkpoint"])
-            if stored != self.checkpointed:
+                stored, writer = int(file.attrs["checkpoint"]), file.attrs.get("writer")
+            if stored != self.checkpointed or (self._writer is not None and writer != self._writer):
                 raise RunFileError(
                     f"{self.path} stands at step {stored}, this run left it at {self.checkpointed}: another "
                     f"process writes it too. Let one of them end, then `gem resume {self.path}`."
@@ -256,8 +278,10 @@ class RunFile:
             )
             with _rewriting(self.path, size, remains) as file:
                 self._append_rows(file)
-                file.attrs.update(checkpoint=self.step, finished=self.finished)
+                mine = self._writer or uuid.uuid4().hex
+                file.attrs.update(checkpoint=self.step, finished=self.finished, writer=mine)
             self.checkpointed, self._rows = self.step, []
+            self._writer, self._written = mine, time.monotonic()
 
     def finish(self) -> None:
         """Checkpoint, and mark the run as finished; recording a further step takes the mark away.
@@ -424,7 +448,9 @@ def _check_format(path: str | os.PathLike[str], attributes: Mapping[str, Any]) -
 
 
 @contextmanager
-def _rewriting(path: Path, size: int, remains: str, fresh: bool = False) -> Iterator[Any]:
+def _rewriting(
+    path: Path, size: int, remains: str, fresh: bool = False, place: Callable[[Path, Path], None] | None = None
+) -> Iterator[Any]:
     """Yield a copy of the file (fresh: an empty file) that takes its place once it is whole and on the disk.
 
     `size` is what will be added to it, in bytes; `remains` tells the user what is there if that fails.
@@ -440,7 +466,9 @@ def _rewriting(path: Path, size: int, remains: str, fresh: bool = False) -> Iter
             with h5py.File(disk, "w" if fresh else "r+", libver=CHECKSUMMED) as file:
                 yield file
             os.fsync(disk.fileno())
-        os.replace(temporary, path)
+        (place or os.replace)(temporary, path)
+    except RunFileError:
+        raise
     except (OSError, RuntimeError) as error:
         reason = "cannot be written"
         if getattr(error, "errno", None) in NO_SPACE:
@@ -451,6 +479,35 @@ def _rewriting(path: Path, size: int, remains: str, fresh: bool = False) -> Iter
         with suppress(OSError):
             temporary.unlink()
     _sync_folder(path.parent)
+
+
+def _place_new(temporary: Path, path: Path) -> None:
+    """Give a file its name, unless another process took that first."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError as error:
+        raise RunFileError(f"{path} exists: another process has begun it just now{_of_same_job(path)}") from error
+    except OSError:  # a file system without links
+        os.replace(temporary, path)
+
+
+def _of_same_job(path: Path) -> str:
+    """What to do if the file was begun by another process of this very launch; else empty."""
+    started = launch()
+    if started is None:
+        return ""
+    try:
+        with _reading(path) as file:
+            job, rank = file.attrs.get("job", ""), int(file.attrs.get("rank", 0))
+            finished = bool(file.attrs["finished"])
+    except RunFileError:
+        return ""
+    if job != same_job() or rank == started.rank or finished:
+        return ""
+    return (
+        f': it was begun by process {rank} of those that {started.program} started together. Pass comm="world" for one '
+        "run of them all, or give each an output of its own"
+    )
 
 
 class _Disk(io.FileIO):

@@ -230,6 +230,82 @@ def test_an_unfinished_run_is_continued(gem_, fitted):
     np.testing.assert_array_equal(load_params("part.h5", "W"), load_params(fitted, "W"))
 
 
+SAME = "fit bsc x.npy --H 4 --steps 6 --T 0=2,1.0=1 --seed 3 --backend numpy -o run.h5"
+
+
+def test_one_command_begins_a_run_and_takes_it_up(gem_, monkeypatch):
+    assert gem_(f"{SAME} --resume -q".replace("run.h5", "whole.h5"))[0] == 0
+    step = BSC.m_step
+
+    def dies(model, *arguments):
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        done.append(1)
+        return step(model, *arguments)
+
+    done: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(BSC, "m_step", dies)
+        assert gem_(f"{SAME} --resume -q")[0] == 130
+    assert read_run("run.h5").step == 3
+    second = gem_(f"{SAME} --resume")
+    assert second[0] == 0
+    assert "resuming after step 3 of 6" in second[2]
+    for name in ("W", "pi", "sigma"):
+        np.testing.assert_array_equal(load_params("run.h5", name), load_params("whole.h5", name))
+    third = gem_(f"{SAME} --resume")
+    assert third[0] == 0
+    assert "run.h5 is finished" in third[2]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("--H 5", r"H = 5 \(there: 4\)"),
+        ("--steps 7", r"steps = 7 \(there: 6\)"),
+        ("--T 3", "T = 3.0"),
+        ("--seed 4", r"seed = 4 \(there: 3\)"),
+        ("--dtype float64", "dtype = 'float64'"),
+        ("--batch 10", r"batch = 10 \(there: None\)"),
+        ("--checkpoint 3", "checkpoint = 3"),
+        ("--checkpoint-seconds 30", "checkpoint_seconds = 30.0"),
+        ("--H 5 --seed 4", "H = 5.*seed = 4"),
+    ],
+)
+def test_a_run_is_not_taken_up_with_other_settings(gem_, change, words):
+    assert gem_(f"{SAME} -q")[0] == 0
+    before = Path("run.h5").read_bytes()
+    refused = gem_(f"{SAME} --resume {change}")
+    assert refused[0] == 1
+    assert re.search(words, refused[2]), refused[2]
+    assert Path("run.h5").read_bytes() == before
+
+
+def test_a_run_is_not_taken_up_on_other_data_or_by_another_model(gem_):
+    np.save("y.npy", table() + 1)
+    assert gem_(f"{SAME} -q")[0] == 0
+    assert "y.npy" in gem_(f"{SAME} --resume".replace("x.npy", "y.npy"))[2]
+    assert "a run of BSC, not of TSC" in gem_(f"{SAME} --resume".replace("bsc", "tsc"))[2]
+    Path("run.h5").write_text("no run")
+    assert gem_(f"{SAME} --resume")[0] == 1
+    assert gem_(f"{SAME} --resume --overwrite")[0] == 2
+
+
+@pytest.mark.serial
+def test_info_and_show_never_start_mpi(gem_, fitted, tmp_path):
+    task = {"PMI_SIZE": "3", "PMI_RANK": "2", "PMI_FD": "99"}  # a start would end the process: nobody is at 99
+    for line in (["info", str(fitted)], ["info"], ["show", str(fitted), "-o", "x.png"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "gem.cli", *line],
+            env={**unlaunched(), **task},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout
+
+
 def test_overwrite(gem_, fitted):
     assert gem_(f"fit bsc x.npy -o {fitted} {BSC_FIT} --steps 2 --overwrite")[0] == 0
     assert_fitted(fitted, steps=2)
@@ -700,7 +776,7 @@ def test_fit_under_mpi(mpiexec, gem_, fitted):
     assert len(read_run("two.h5").config["ranks"]) == 2
     np.testing.assert_allclose(read_run("two.h5").params["W"], read_run(fitted).params["W"], rtol=1e-3, atol=1e-3)
     done = gem_process("info two.h5", mpiexec, "-n", "2")
-    assert done.stdout.count("finished") == 1
+    assert done.stdout.count("finished") == 2  # no MPI is started: each process tells
 
 
 @pytest.mark.parametrize(

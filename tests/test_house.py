@@ -29,7 +29,7 @@ FLOORS = [
      "gem.trace", "gem.launch", "gem.cores", "gem.leaving", "gem.termination"},
     {"gem.backends"},
     {"gem.models"},
-    {"gem.em", "gem.run"},
+    {"gem.em", "gem.run", "gem.same_run"},
     {"gem.gabor", "gem.plot", "gem.report", "gem.restore", "gem.cli", "gem.kernels.__main__"},
 ]  # fmt: skip
 

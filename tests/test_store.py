@@ -96,8 +96,9 @@ def test_layout_is_as_documented_for_any_hdf5_reader(tmp_path):
         assert json.loads(attributes.pop("machine")) == ABOUT["machine"]
         assert json.loads(attributes.pop("config")) == ABOUT["config"]
         assert attributes.pop("gem_version")
+        assert len(attributes.pop("writer")) == 32
         expected = {"format": "gem-run", "format_version": 1, "model": "BSC", "seed": 7}
-        assert attributes == expected | {"checkpoint": 3, "finished": True}
+        assert attributes == expected | {"checkpoint": 3, "finished": True, "job": "", "rank": 0}
         shapes = {name: (data.shape, data.dtype) for name, data in file["params"].items()}
         assert shapes == {"W": ((4, 5, 3), np.float64), "pi": ((4,), np.float64)}
         assert file["history/free_energy"].shape == (3,)
@@ -207,6 +208,59 @@ def test_second_writer_is_refused(tmp_path):
 
 
 # Killed
+
+
+def test_a_run_that_was_taken_up_elsewhere_is_left_alone(tmp_path):
+    run = record(create(tmp_path / "run.h5"), 3)
+    other = RunFile.open(tmp_path / "run.h5")  # at the very same step
+    with pytest.raises(RunFileError, match="another process writes it too"):
+        run.checkpoint()
+    record(other, 10)
+    assert_holds(tmp_path / "run.h5", 10)
+
+
+def test_of_two_that_begin_a_run_one_is_refused(tmp_path, monkeypatch):
+    first = []
+
+    def late(*names):  # between the look whether it exists and the moment it gets its name
+        if not first:
+            first.append(None)
+            (tmp_path / "run.h5").write_bytes(b"another's")
+        return link(*names)
+
+    link = os.link
+    monkeypatch.setattr(os, "link", late)
+    with pytest.raises(RunFileError, match="another process has begun it"):
+        create(tmp_path / "run.h5")
+    assert (tmp_path / "run.h5").read_bytes() == b"another's"
+
+
+def test_processes_of_one_launch_do_not_share_a_file_unknowingly(tmp_path, monkeypatch):
+    path = tmp_path / "run.h5"
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "0")
+    create(path)
+    create(path, overwrite=True)  # the same process may
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "1")
+    for overwrite in (False, True):
+        with pytest.raises(RunFileError, match=r'begun by process 0 of those that mpiexec started.*comm="world"'):
+            create(path, overwrite=overwrite)
+    create(tmp_path / "another.h5")
+
+
+def test_a_checkpoint_is_due_by_time_too(tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("gem.store.time.monotonic", lambda: now[0])
+    run = create(tmp_path / "run.h5", every=1000, seconds=60.0)
+    for step in range(1, 6):
+        now[0] += 25
+        record(run, step)
+    assert run.checkpointed == 3  # 75 s after the beginning; the next is due 60 s later
+    now[0] += 25
+    assert record(run, 6).checkpointed == 6
+    for wrong in (0.0, -1.0, float("nan")):
+        with pytest.raises(ConfigError, match="seconds"):
+            create(tmp_path / "b.h5", seconds=wrong)
 
 
 def record_until_killed(path: Path, seconds: float) -> None:

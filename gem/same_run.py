@@ -1,0 +1,87 @@
+"""The same run: whether the settings of a command are those of the run file that it is to continue."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from gem.annealing import Annealing
+from gem.data import Source
+from gem.errors import RunFileError
+from gem.models import Model, make
+from gem.parallel import Communicator
+from gem.store import CHECKPOINT_SECONDS, Run, read_run
+
+ABSENT = "nothing"
+
+
+def check_same(
+    path: str, model: Model, source: Source, anneal: Annealing, options: Mapping[str, Any], comm: Communicator
+) -> None:
+    """Refuse to continue a run with settings that are not its own.
+
+    Parameters
+    ----------
+    path : of the run file
+    model, source, anneal
+        What the command describes.
+    options : dict
+        Arguments of `EM`, as far as they were given: backend, dtype, seed, batch, checkpoint, checkpoint_seconds.
+    comm : Communicator
+        Rank 0 reads the file.
+
+    Raises
+    ------
+    RunFileError
+        With the name of each setting that differs, its value here and there.
+    """
+    run = comm.bcast(read_run(path) if comm.rank == 0 else None)
+    if run.model != model.name:
+        raise RunFileError(f"{path} is a run of {run.model}, not of {model.name}: {_remedy(path)}")
+    differing = [
+        f"{name} = {_shown(here)} (there: {_shown(there)})"
+        for name, (here, there) in _pairs(run, model, source, anneal, options).items()
+        if here != there
+    ]
+    if differing:
+        raise RunFileError(f"{path} is a run with other settings: {'; '.join(differing)}. {_remedy(path)}")
+
+
+def _pairs(
+    run: Run, model: Model, source: Source, anneal: Annealing, options: Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
+    """Setting → its value here, and in the file; an old file's own defaults are what its gem took for them."""
+    config = run.config
+    parts = [
+        (model.settings(), make(run.model, config["settings"]).settings()),
+        (anneal.to_dict(), Annealing.from_dict(config["annealing"]).to_dict()),
+        (_as_dict(source.spec), _as_dict(config["data"])),
+        ({"seed": options.get("seed", 0)}, {"seed": run.seed}),
+        ({"checkpoint": options.get("checkpoint", 10)}, {"checkpoint": config["checkpoint"]}),
+    ]
+    seconds = config.get("checkpoint_seconds", CHECKPOINT_SECONDS)
+    parts.append(
+        ({"checkpoint_seconds": options.get("checkpoint_seconds", CHECKPOINT_SECONDS)}, {"checkpoint_seconds": seconds})
+    )
+    if "asked" in config:
+        defaults = {"backend": "auto", "dtype": "auto", "batch": None}
+        parts.append(({name: options.get(name, value) for name, value in defaults.items()}, config["asked"]))
+    pairs: dict[str, tuple[Any, Any]] = {}
+    for here, there in ((json.loads(json.dumps(a)), json.loads(json.dumps(b))) for a, b in parts):
+        pairs |= {name: (here.get(name, ABSENT), there.get(name, ABSENT)) for name in {**here, **there}}
+    return pairs
+
+
+def _as_dict(spec: Any) -> dict[str, Any]:
+    return dict(spec) if isinstance(spec, Mapping) else {"data": spec}
+
+
+def _shown(value: Any) -> str:
+    return f"{value!r:.100}"
+
+
+def _remedy(path: str) -> str:
+    return (
+        f"Give it the same settings, or `gem resume {path}`, which takes them from the file; or choose another output"
+    )
