@@ -15,6 +15,7 @@ import numpy as np
 from gem.backends import Backend, Batches, Totals, blas, select
 from gem.checks import whole_number
 from gem.data import Reading, Shard, Source, Survey, holds, open_data
+from gem.data.shard import telling_gaps
 from gem.errors import BackendError, ConfigError, DataError
 from gem.models import Model, Posterior, Step
 from gem.models.base import Params
@@ -503,12 +504,27 @@ def _on_data(
     work: Callable[[Batches, Backend, Reading], Found],
     one_pass: bool = True,
 ) -> Found:
+    """`work` on the data; what marks gaps in them is told where they are refused."""
+    source = open_for(model, data)
+    with telling_gaps(source):
+        return _on_source(model, source, backend, dtype, comm, batch, work, one_pass)
+
+
+def _on_source(
+    model: Model,
+    source: Source,
+    backend: Any,
+    dtype: Any,
+    comm: Communicator,
+    batch: int | None,
+    work: Callable[[Batches, Backend, Reading], Found],
+    one_pass: bool,
+) -> Found:
     """`work` on the data, read so that no digits are lost that matter; what was lost is seen while they are read.
 
     Where the data stay on the device that is before the work, else after it, which then is done once more if it was
     in vain (so it must read the data in one pass, `one_pass`, or they are read before).
     """
-    source = open_for(model, data)
     chosen = select(backend, dtype, comm)
     asked = named_type(backend, dtype, chosen)
     reading = Reading(str(chosen.dtype))
