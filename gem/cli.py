@@ -133,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
         help="split values into channels max(x, 0) and max(-x, 0) (default: for models with W >= 0)",
     )
     run = fit.add_argument_group("run")
-    run.add_argument("--backend", help='"numpy", "auto", ... (default: auto)')
+    run.add_argument("--backend", help='"numpy", "auto", ... (default: $GEM_BACKEND, else auto)')
     run.add_argument("--dtype", choices=("auto", "float32", "float64"), help="default: auto, what the data need")
     run.add_argument("--seed", type=int)
     run.add_argument("--batch", type=int, help="data points at a time (default: the backend's choice)")
@@ -188,7 +188,7 @@ def _add_restoring(commands: Any) -> None:
         command.add_argument("--patch", type=int, default=6, help="side of the patches (default: %(default)s)")
         command.add_argument("--stride", type=int, default=1, help="pixels between patches (default: %(default)s)")
         command.add_argument("--steps", type=int, default=30, help="EM steps (default: %(default)s)")
-        command.add_argument("--backend", default="auto", help='"numpy", "auto", ... (default: auto)')
+        command.add_argument("--backend", help='"numpy", "auto", ... (default: $GEM_BACKEND, else auto)')
         command.add_argument("--seed", type=int, default=0)
         command.add_argument(
             "-q", "--quiet", action="store_true", help="no progress line, and of the log warnings alone"

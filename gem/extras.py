@@ -7,8 +7,8 @@ from collections.abc import Iterable
 PACKAGES: dict[str, tuple[str, ...]] = {
     "hdf5": ("h5py>=3.8",),  # comes with gem; the others are extras
     "mpi": ("mpi4py>=4", "mpich>=4"),
-    "opencl": ("pyopencl[pocl]>=2023.1", "reikna>=0.9"),
-    "opencl-intel": ("pyopencl[pocl]>=2023.1", "reikna>=0.9", "intel-opencl-rt>=2026", "intel-cmplr-lib-rt>=2026"),
+    "opencl": ("pyopencl[pocl]>=2023.1", "reikna>=0.8"),
+    "opencl-intel": ("pyopencl[pocl]>=2023.1", "reikna>=0.8", "intel-opencl-rt>=2026", "intel-cmplr-lib-rt>=2026"),
     "cuda": ("cupy-cuda13x[ctk]>=14",),
     "cuda12": ("cupy-cuda12x[ctk]>=14",),
     "cuda-check": ("nvidia-cuda-nvrtc",),

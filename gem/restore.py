@@ -124,7 +124,7 @@ def restore(
     rounds: int | None = None,
     count: int = 60000,
     seed: int = 0,
-    backend: Any = "auto",
+    backend: Any = None,
     dtype: Any = "auto",
     clean: np.ndarray | None = None,
     progress: bool = False,

@@ -40,7 +40,7 @@ class EM:
     params : dict, optional
         Where to start (default: `model.init_params`).
     backend, dtype, comm, batch
-        As in `em_step`; backend "auto" by default. What dtype "auto" finds is part of the run: it is in the run file,
+        As in `em_step`. What dtype "auto" finds is part of the run: it is in the run file,
         with the shift of the data if there is one, and `resume` keeps it.
     seed : int
         Of the initialisation and the parameter noise.
@@ -80,7 +80,7 @@ class EM:
         anneal: Annealing,
         *,
         params: Mapping[str, Any] | None = None,
-        backend: Any = "auto",
+        backend: Any = None,
         dtype: Any = "auto",
         comm: Any = None,
         batch: int | None = None,

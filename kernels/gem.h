@@ -3,6 +3,8 @@
  * A kernel is plain C99 written with the words below; everything else it needs is a #define of its program:
  *
  *   GEM_REAL   32 or 64: `real` is float or double
+ *   GEM_SUMS   32 or 64: `acc` is float or double (64 wherever the device has it)
+ *   ATOMICS    1: the device adds 64-bit integers atomically
  *   GROUP      work-items in a work-group
  *   TILE       data points that a work-group takes: group g has the points g TILE ... g TILE + TILE - 1
  *   WIDTH      1: the lanes of a data point are GROUP / TILE work-items (GPUs; a power of two).
@@ -14,6 +16,12 @@
 
 #ifndef GEM_REAL
 #define GEM_REAL 32
+#endif
+#ifndef GEM_SUMS
+#define GEM_SUMS 64
+#endif
+#ifndef ATOMICS
+#define ATOMICS 1
 #endif
 #ifndef WIDTH
 #define WIDTH 1
@@ -39,11 +47,8 @@
 #define LOCAL_ID ((int)get_local_id(0))
 #define BARRIER() barrier(CLK_LOCAL_MEM_FENCE | CLK_GLOBAL_MEM_FENCE)
 
-#ifdef cl_khr_fp64
+#if GEM_REAL == 64 || GEM_SUMS == 64
 #pragma OPENCL EXTENSION cl_khr_fp64 : enable
-#define GEM_ACC double
-#else
-#define GEM_ACC float
 #endif
 typedef long int64;
 
@@ -52,7 +57,7 @@ typedef long int64;
 #define HIGHEST_BIT(x) (31 - (int)clz((uint)(x)))
 #define LOWEST_BIT(x) ((int)popcount(((uint)(x) & -(uint)(x)) - 1))
 
-#if WIDTH == 1 && defined(cl_khr_int64_base_atomics)
+#if WIDTH == 1 && ATOMICS
 #pragma OPENCL EXTENSION cl_khr_int64_base_atomics : enable
 #define ATOMIC_ADD(address, value) atom_add((volatile __global long *)(address), (long)(value))
 #endif
@@ -74,7 +79,6 @@ typedef long int64;
 #define LOCAL_ID ((int)threadIdx.x)
 #define BARRIER() __syncthreads()
 
-#define GEM_ACC double
 typedef long long int64;
 
 #define REAL_INF ((real)__int_as_float(0x7f800000))
@@ -92,6 +96,11 @@ typedef long long int64;
 typedef double real;
 #else
 typedef float real;
+#endif
+#if GEM_SUMS == 64
+#define GEM_ACC double
+#else
+#define GEM_ACC float
 #endif
 typedef GEM_ACC acc; /* for sums over many */
 
@@ -214,7 +223,7 @@ DEVICE int folded(ivec x) { FOLD(int, OP_OR); }
 #endif
 #define SOMEWHERE(holds) (folded(holds) != 0)
 #define BITS(holds) folded((holds) & (ivec)(1) << NUMBERS) /* bit i: it holds for element i */
-#ifdef cl_khr_fp64
+#if GEM_SUMS == 64
 DEVICE acc total(accs x) { FOLD(double, OP_ADD); }
 #else
 DEVICE acc total(accs x) { FOLD(float, OP_ADD); }

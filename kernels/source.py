@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -48,7 +49,7 @@ def fragment_twin(fragment: str) -> ModuleType:
 
 
 def program(name: str, states: Any = None, fragment: str | None = None, spilled: bool = False) -> str:
-    """The text of a kernel for OpenCL C and CUDA C++ alike; its sizes are left to -D options.
+    """The text of a kernel for OpenCL C and CUDA C++ alike; its sizes are left to `defined`.
 
     Parameters
     ----------
@@ -65,6 +66,14 @@ def program(name: str, states: Any = None, fragment: str | None = None, spilled:
     if states is not None:
         parts.insert(1, _joined("states", state_constants(states, spilled)))
     return "".join(parts)
+
+
+def defined(text: str, defines: Mapping[str, int]) -> str:
+    """The text with its sizes and types in front, so that no cache of programs takes one for another.
+
+    Caches go by the text, and not all of them by the options; what a compiler finds out about the device is in neither.
+    """
+    return "".join(f"#define {name} {value}\n" for name, value in defines.items()) + text
 
 
 def state_tables(states: Any) -> tuple[np.ndarray, np.ndarray]:

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from gem.backends import _fork
 from gem.backends._device import PRODUCT_ROWS, DeviceBackend, DeviceTotals, Schedule, schedule
 from gem.backends.base import Totals
 from gem.errors import BackendError
 from gem.extras import install_hint
+from gem.kernels import source
 from gem.parallel import Communicator
 from gem.statistics import Layout, Statistics
 
@@ -37,6 +39,8 @@ class CudaBackend(DeviceBackend):
     BackendError
         If CuPy, a driver or the device is missing, or the device refuses.
     """
+
+    runtime = "CUDA"
 
     def __init__(self, dtype: Any = "float32", index: int = 0):
         super().__init__()
@@ -88,7 +92,8 @@ class CudaBackend(DeviceBackend):
         """Copy to one of two pinned buffers, and from there to the device while kernels run on another stream."""
         host = np.ascontiguousarray(host, dtype=self.dtype)
         with self._device:
-            pinned, free = self._pinned.pop(0) if len(self._pinned) > 1 else (None, None)
+            with self._lock:
+                pinned, free = self._pinned.pop(0) if len(self._pinned) > 1 else (None, None)
             if free is not None:
                 free.synchronize()
             if pinned is None or pinned.mem.size < host.nbytes:
@@ -191,13 +196,13 @@ class CudaBackend(DeviceBackend):
         return isinstance(array, self._cupy.ndarray) and array.device == self._device
 
     def build(self, name: str, text: str, defines: dict[str, int]) -> Any:
-        options = ("--std=c++17", *(f"-D{key}={value}" for key, value in defines.items()))
         with self._device:
             try:
                 with self._told_of_memory():
-                    return self._cupy.RawModule(code=text, options=options).get_function(name)
+                    module = self._cupy.RawModule(code=source.defined(text, defines), options=("--std=c++17",))
+                    return module.get_function(name)
             except self._cupy.cuda.compiler.CompileException as error:
-                raise BackendError(f"kernels/{name}.c does not build with {' '.join(options)}:\n{error}") from error
+                raise BackendError(f"kernels/{name}.c does not build with {defines}:\n{error}") from error
             except (ImportError, RuntimeError) as error:
                 raise BackendError(f"CUDA's compiler NVRTC does not work ({error}): {INSTALL}") from error
 
@@ -217,6 +222,11 @@ class CudaBackend(DeviceBackend):
 
     def out_of_memory(self) -> tuple[type[BaseException], ...]:
         return (MemoryError,)  # CuPy's is one
+
+    def _forget(self) -> None:
+        super()._forget()
+        while self._pinned:
+            self._pinned.pop()[1].synchronize()  # an upload that nobody waited for
 
     def free_memory(self) -> None:
         with self._device:
@@ -251,6 +261,7 @@ def device_count() -> int:
     BackendError
         If CuPy or a driver is missing, or there is no device.
     """
+    _fork.refuse_inherited("CUDA")
     cupy = _import_cupy()
     try:
         count = cupy.cuda.runtime.getDeviceCount()
@@ -260,6 +271,7 @@ def device_count() -> int:
         ) from error
     if not count:
         raise BackendError("there is no CUDA device: choose another backend")
+    _fork.opened("CUDA")
     return count
 
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 import weakref
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from gem.backends import _fork
 from gem.backends.base import Array, Backend, Batches, Kernel, Parts, Result, Totals
 from gem.errors import BackendError
 from gem.kernels import accumulate, point_sums, source
@@ -33,6 +36,7 @@ GROUPS_PER_UNIT = 4  # of kernels whose groups walk over many tiles: enough to h
 PARTIAL_BYTES = 512 << 20  # what such kernels may leave at the most: fewer groups if one's sums are large
 PARTIAL_SHARE = 32  # nor more than a device's memory over this
 PRODUCT_ROWS = 1 << 12  # of sums of products: no long sum in float32
+KEPT_KERNELS = 256  # of models that are not in use
 SPILL_BYTES = 256 << 20  # of states in global memory, for all groups together: fewer groups if one's are many
 
 
@@ -139,7 +143,12 @@ def _demand_room(name: str, states: int, local: int, local_bytes: int) -> None:
 class DeviceBackend(Backend):
     """A backend with memory of its own: batches go there once and stay, or are streamed ahead of their use."""
 
+    runtime: str  # "OpenCL", "CUDA"
+
     def __init__(self) -> None:
+        _fork.watch(self)
+        self._lock = threading.RLock()  # one thread at a time gives a kernel its arguments, or takes spare memory
+        self._loads = [0]  # batches that are in use
         self._ranks = 1  # that have this device
         self._built: dict[Any, Any] = {}
         self._notes: dict[int, tuple[weakref.ref[Any], dict[str, Array]]] = {}  # of batches that stay, by identity
@@ -151,11 +160,16 @@ class DeviceBackend(Backend):
         key = (name, fragment, plan, table, *sorted(constants.items()))
         if key not in self._built:
             text = source.program(name, states if table else None, fragment, plan.spilled > 0)
-            defines = {**constants, **plan.defines, "GEM_REAL": 8 * self.dtype.itemsize}
+            defines = {**constants, **plan.defines, **self._types}
             tables = [self.to_device(a) for a in source.state_tables(states)] if plan.spilled else []
             self._built[key] = self.build(name, text, defines), tables
         built, tables = self._built[key]
         return DeviceKernel(self, name, built, tables, plan)
+
+    @property
+    def _types(self) -> dict[str, int]:
+        """What a program is compiled for besides its sizes: types, and features of the device."""
+        return {"GEM_REAL": 8 * self.dtype.itemsize, "GEM_SUMS": 8 * self.acc.itemsize}
 
     def demand(self, what: str, *arrays: Any) -> None:
         """Refuse arrays that are not this backend's: a device would read memory that is not there.
@@ -172,8 +186,32 @@ class DeviceBackend(Backend):
                     "pass it through backend.to_device first"
                 )
 
-    def shared_by(self, ranks: int) -> None:
-        self._ranks = ranks
+    def shared_by(self, ranks: int) -> DeviceBackend:
+        if ranks == self._ranks:
+            return self
+        mine = copy(self)  # same device, kernels and memory
+        mine._ranks = ranks
+        _fork.watch(mine)
+        return mine
+
+    def in_use(self, batches: Batches) -> Batches:
+        """Batches, when the last of which is gone what was kept for the next one is given back."""
+        with self._lock:
+            self._loads[0] += 1
+        weakref.finalize(batches, self._unloaded).atexit = False
+        return batches
+
+    def _unloaded(self) -> None:
+        with self._lock:
+            self._loads[0] -= 1
+            if not self._loads[0] and not _fork.inherited(type(self).runtime):
+                self._forget()
+
+    def _forget(self) -> None:
+        """Give back what only serves the next batch, or the next step of the same model."""
+        for key, (_, tables) in list(self._built.items()):
+            if tables or len(self._built) > KEPT_KERNELS:
+                del self._built[key]
 
     def stays(self, Y: Array) -> Array:
         """Y, for which notes are kept from now on."""
@@ -218,6 +256,9 @@ class DeviceBackend(Backend):
         return self.acc == np.float64
 
     def load(self, shard: Any) -> Batches:
+        return self.in_use(self._loaded(shard))
+
+    def _loaded(self, shard: Any) -> Batches:
         self.most = sys.maxsize
         needed, room = shard.N * shard.D * self.dtype.itemsize, self.room() // self._ranks
         if needed <= room:

@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 import time
 import warnings
 import weakref
@@ -20,11 +21,13 @@ from typing import Any
 
 import numpy as np
 
-from gem.backends import blas
+from gem.backends import _fork, blas
+from gem.backends._check import differs
 from gem.backends._device import PRODUCT_ROWS, DeviceBackend, Schedule, schedule
 from gem.backends.base import Batches, Parts, Result, Totals, singly
 from gem.errors import BackendError
 from gem.extras import install_hint
+from gem.kernels import source
 from gem.statistics import Layout, Names, Sum, Sums
 
 log = logging.getLogger("gem")
@@ -40,6 +43,7 @@ SPARE_BYTES = 256 << 20  # of memory that is kept for the next batch, on a CPU d
 SPARSE_SHARE = 1 / 16  # of numbers that are not 0, below which a dense product takes longer on CPU devices
 SPARSE_ROWS = 256  # that are looked at to tell
 SPARSE_WORK = 1 << 24  # multiplications below which it does not matter
+EMULATORS = ("llvmpipe", "softpipe", "lavapipe", "swiftshader", "oclgrind", "simulator", "emulat")  # in devices' names
 RESIDENT_SHARE = 0.5  # of a device's memory, for data that stay
 BLOCK_WIDTHS = (32, 16, 8)  # of reikna's products
 TUNED_WORK = 1 << 26  # multiplications of a matrix from which on these are tried
@@ -62,7 +66,9 @@ class DeviceArray:
     view: Any = None
 
     def __del__(self) -> None:
-        if self.view is not None:  # unmapped while its memory is there, and done before a process may end:
+        if _fork.inherited("OpenCL"):
+            _fork.keep(self.buffer, self.view)
+        elif self.view is not None:  # unmapped while its memory is there, and done before a process may end:
             self.view.base.release().wait()  # Intel's runtime aborts one that leaves such work behind
 
 
@@ -78,23 +84,35 @@ class OpenCLBackend(DeviceBackend):
         Whether the lanes of a data point are vector elements (default: on CPU devices) or work-items.
     threads : int
         For matrix products on a CPU device (0: its compute units).
+    trust : bool
+        Whether to take the device's word for what it computes, instead of a kernel that gave its twin's numbers.
 
     Raises
     ------
     BackendError
-        If PyOpenCL or the device is missing, or float64 is asked of a device without it.
+        If PyOpenCL or the device is missing, it computes wrongly, float64 is asked of a device without it, or this
+        process was forked after OpenCL was used.
     """
 
-    def __init__(self, dtype: Any = "float32", index: int = 0, vectors: bool | None = None, threads: int = 0):
+    runtime = "OpenCL"
+
+    def __init__(
+        self,
+        dtype: Any = "float32",
+        index: int = 0,
+        vectors: bool | None = None,
+        threads: int = 0,
+        trust: bool = False,
+    ):
         super().__init__()
+        _fork.refuse_inherited("OpenCL")
         self._cl = _import_pyopencl()
-        found = devices()
-        if index >= len(found):
-            raise BackendError(f"there is no OpenCL device {index}, only {len(found)}: {INSTALL}")
-        self._device = found[index]
+        self._device = device(index)
         self.name, self.dtype = f"opencl:{index}", np.dtype(dtype)
         if self.dtype == np.float64 and not self._device.double_fp_config:
             raise BackendError(f"{self._device.name.strip()} has no float64: use dtype='float32' or another device")
+        if not trust and (said := answer(self._device)) != "works":
+            raise BackendError(f"OpenCL device {index} is refused: {_told(self._device, said)}; {INSTALL}")
         self.acc = np.dtype(np.float64 if self._device.double_fp_config else np.float32)
         self._cpu = bool(self._device.type & self._cl.device_type.CPU)
         self._vectors = self._cpu if vectors is None else vectors
@@ -138,9 +156,9 @@ class OpenCLBackend(DeviceBackend):
         if size > self._largest:
             raise MemoryError(f"{size:,} bytes in one piece, of {self._largest:,} at the most")
 
-    def load(self, shard: Any) -> Batches:
+    def _loaded(self, shard: Any) -> Batches:
         if not self._cpu:
-            return super().load(shard)
+            return super()._loaded(shard)
         where = "stay in the host's memory, where it" if shard.resident else "are read at each step; it"
         log.info("%s is a CPU: data %s works on them in place", self.name, where)
         return InPlace(self, shard)
@@ -205,15 +223,19 @@ class OpenCLBackend(DeviceBackend):
 
     def _reused(self, shape: tuple[int, ...], kind: np.dtype, size: int) -> DeviceArray:
         """Memory that an array of the same size gave back: fresh pages cost more than most kernels."""
-        spare = self._spare.setdefault(size, [])
-        source = spare.pop() if spare else self.wrap(np.empty(size, np.uint8))
+        with self._lock:
+            spare = self._spare.get(size)
+            source = spare.pop() if spare else None
+        source = source or self.wrap(np.empty(size, np.uint8))
         array = DeviceArray(source.buffer, shape, kind, source.host)
         weakref.finalize(array, self._give_back, size, source)
         return array
 
     def _give_back(self, size: int, source: DeviceArray) -> None:
-        if sum(n * len(arrays) for n, arrays in self._spare.items()) < SPARE_BYTES:
-            self._spare.setdefault(size, []).append(source)  # free_memory may have emptied it
+        with self._lock:
+            kept = sum(n * len(arrays) for n, arrays in self._spare.items())
+            if kept < SPARE_BYTES and self._loads[0]:
+                self._spare.setdefault(size, []).append(source)
 
     def wrap(self, host: np.ndarray, writable: bool = True) -> DeviceArray:
         """The host's own memory as an array of a CPU device: nothing is copied."""
@@ -286,9 +308,10 @@ class OpenCLBackend(DeviceBackend):
     def _reikna(self, out: DeviceArray, a: DeviceArray, b: DeviceArray, what: Product) -> None:
         """reikna's product, compiled for these shapes, its blocks as fast as they can be, and kept."""
         buffers = (out.buffer, a.buffer, b.buffer)
-        if what not in self._products:
-            self._products[what] = self._tuned(what, buffers)
-        self._products[what](*buffers)
+        with self._lock:
+            if what not in self._products:
+                self._products[what] = self._tuned(what, buffers)
+            self._products[what](*buffers)
 
     def _tuned(self, what: Product, buffers: tuple[Any, ...]) -> Any:
         """Which blocks are the fastest depends on shapes and device: each width is timed. All add up in one order."""
@@ -319,32 +342,36 @@ class OpenCLBackend(DeviceBackend):
         return plan
 
     def build(self, name: str, text: str, defines: dict[str, int]) -> Any:
-        options = [f"-D{key}={value}" for key, value in defines.items()]
         try:
             with _quiet():
-                return self._cl.Kernel(self._compiled(text, options), name)
+                return self._cl.Kernel(self._compiled(source.defined(text, defines)), name)
         except self._cl.RuntimeError as error:
             if "ATOMIC_ADD" in str(error) and ATOMICS not in self._device.extensions:
                 raise BackendError(
                     f"{self._device.name.strip()} adds no 64-bit integers atomically ({ATOMICS}), kernels/{name}.c "
                     "needs that: choose another device"
                 ) from error
-            raise BackendError(f"kernels/{name}.c does not build with {' '.join(options)}:\n{error}") from error
+            raise BackendError(f"kernels/{name}.c does not build with {defines}:\n{error}") from error
 
-    def _compiled(self, text: str, options: list[str]) -> Any:
+    @property
+    def _types(self) -> dict[str, int]:
+        return {**super()._types, "ATOMICS": int(ATOMICS in self._device.extensions)}
+
+    def _compiled(self, text: str) -> Any:
         """A built program, from PyOpenCL's cache if that works."""
         if self._cached:
             try:
-                return self._cl.Program(self._context, text).build(options)
+                return self._cl.Program(self._context, text).build()
             except (OSError, RuntimeError, LookupError) as error:  # not the compiler: a folder, or a lock left in it
                 log.warning("PyOpenCL cannot cache programs (%s): set XDG_CACHE_HOME to another folder", _origin(error))
                 self._cached = False
-        return self._cl.Program(self._context, text).build(options, cache_dir=False)
+        return self._cl.Program(self._context, text).build(cache_dir=False)
 
     def launch(self, built: Any, plan: Schedule, N: int, arguments: tuple[Any, ...]) -> None:
         self._unmap(*(a for a in arguments if isinstance(a, DeviceArray)))
         values = [a.buffer if isinstance(a, DeviceArray) else self.scalar(a) for a in arguments]
-        event = built(self._queue, (plan.count(N) * plan.group,), (plan.group,), np.int32(N), *values)
+        with self._lock:
+            event = built(self._queue, (plan.count(N) * plan.group,), (plan.group,), np.int32(N), *values)
         if self._cpu:  # it works in arrays that Python may free when they are not needed any more
             event.wait()
 
@@ -362,6 +389,10 @@ class OpenCLBackend(DeviceBackend):
 
     def out_of_memory(self) -> tuple[type[BaseException], ...]:
         return (self._cl.MemoryError, MemoryError)
+
+    def _forget(self) -> None:
+        super()._forget()
+        self._spare.clear()
 
     def free_memory(self) -> None:
         self._queue.finish()
@@ -400,25 +431,38 @@ class InPlace:
 
 
 def devices() -> list[Any]:
-    """All OpenCL devices that compile and run a kernel: GPUs first, pocl last, else in the order of their platforms.
+    """All OpenCL devices: GPUs first, pocl and then what emulates a device last, else in the order of their platforms.
+
+    Nothing is opened or compiled: whether a device works shows when it is used (`answer`).
 
     Raises
     ------
     BackendError
-        If PyOpenCL is not installed, or there is no device that works; it says what each one answered.
+        If PyOpenCL is not installed, or there is no device.
     """
-    working, told = survey()
-    if not working:
+    found, told = survey()
+    if not found:
         raise BackendError(f"no OpenCL device works ({'; '.join(told) or 'there is none'}): {INSTALL}")
-    return working
+    return found
+
+
+def device(index: int) -> Any:
+    """The device of this number.
+
+    Raises
+    ------
+    BackendError
+        If there are fewer.
+    """
+    found = devices()
+    if index >= len(found):
+        raise BackendError(f"there is no OpenCL device {index}, only {len(found)}: {INSTALL}")
+    return found[index]
 
 
 @lru_cache(maxsize=1)
 def survey() -> tuple[list[Any], list[str]]:
-    """The devices that work, and what the others answered.
-
-    A runtime can be installed and yet not know the processor it is on (pocl 3.0 from PyPI fails so on recent ones):
-    each device shows once that it works.
+    """The devices, and what platforms answered that list none.
 
     Raises
     ------
@@ -431,39 +475,62 @@ def survey() -> tuple[list[Any], list[str]]:
             platforms = cl.get_platforms()
     except cl.Error as error:
         raise BackendError(f"OpenCL finds no device ({error}): {INSTALL}") from error
-    working, told = [], []
+    found, told = [], []
     for platform in platforms:
         try:
-            found = platform.get_devices()
+            some = platform.get_devices()
         except cl.Error as error:  # one vendor's broken driver is no reason to do without the others
-            found = []
             told.append(f"{platform.name.strip()}: {error}")
-        for device in found:
-            answer = _answer(cl, device)
-            if answer == "works":
-                working.append(device)
-            else:
-                told.append(f"{device.name.strip()} on {platform.name.strip()} {platform.version.strip()}: {answer}")
-    # of two runtimes of one CPU pocl is the older: its wheel's compiler is of 2022
-    return sorted(working, key=lambda d: (not d.type & cl.device_type.GPU, "Portable" in d.platform.name)), told
+            continue
+        found += some
+        _platforms.update({id(one): f" on {platform.name.strip()} {platform.version.strip()}" for one in some})
+    if found:
+        _fork.opened("OpenCL")
+    if len(found) > 1:  # of two runtimes of one CPU pocl is the older: its wheel's compiler is of 2022
+        found.sort(key=lambda d: (emulates(d), not d.type & cl.device_type.GPU, "Portable" in d.platform.name))
+    return found, told
+
+
+def emulates(device: Any) -> bool:
+    """Whether a device is a program that stands in for one, for the sake of graphics or of finding mistakes."""
+    return any(word in device.name.lower() for word in EMULATORS)
+
+
+_answers: dict[int, tuple[Any, str]] = {}  # by the identity of a device, which is kept for that
+_asking = threading.RLock()
+
+
+def answer(device: Any) -> str:
+    """'works', or what is wrong with a device: found out when it is first used."""
+    with _asking:
+        if id(device) not in _answers:
+            _answers[id(device)] = device, _answer(_import_pyopencl(), device)
+        return _answers[id(device)][1]
 
 
 def _answer(cl: Any, device: Any) -> str:
-    """'works', or the last line of what building and running a kernel of one word says."""
+    """'works' if a real kernel gives its twin's numbers; or how it does not, or the last line of what is said instead.
+
+    A runtime can be installed and yet not know the processor it is on (pocl 3.0 from PyPI fails so on recent ones),
+    or compile without a word what then computes something else.
+    """
     try:
-        context = cl.Context([device])
-        queue = cl.CommandQueue(context)
-        with _quiet():
-            text = "__kernel void probe(__global int *x) { x[0] = 1; }"
-            program = cl.Program(context, text).build(cache_dir=False)
-            cl.Kernel(program, "probe")(queue, (1,), (1,), cl.Buffer(context, cl.mem_flags.READ_WRITE, 4))
-        queue.finish()
-    except cl.Error as error:
+        cl.Context([device])
+        wrong = differs(OpenCLBackend("float32", devices().index(device), trust=True))
+    except (cl.Error, BackendError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip() and "options:" not in line]
-        return next((line for line in lines if line.startswith("error")), lines[-1])
+        lines = [line for line in lines if not line.startswith("(source saved")]
+        return next((line for line in lines if "error: " in line), lines[-1])
     except OSError as error:
         return f"PyOpenCL must write a cache ({error}): set XDG_CACHE_HOME to a folder where it can"
-    return "works"
+    return f"it computes wrongly: {wrong}" if wrong else "works"
+
+
+_platforms: dict[int, str] = {}  # of the devices of `survey`, by their identity
+
+
+def _told(device: Any, said: str) -> str:
+    return f"{device.name.strip()}{_platforms.get(id(device), '')}: {said}"
 
 
 def _import_pyopencl() -> Any:
@@ -527,9 +594,35 @@ def _compile_matmul(queue: Any, dtype: np.dtype, what: Product, width: int | Non
 
 
 def device_count() -> int:
-    """How many OpenCL devices the first one's platform has of its kind: ranks share these out among them.
+    """How many devices ranks share out among them: see `shared`."""
+    return len(shared())
 
-    Other platforms may drive the same hardware once more.
+
+def shared() -> list[int]:
+    """The first device that works, and the others of its kind on its platform.
+
+    Other platforms may drive the same hardware once more. What emulates a device has to be asked for by its number.
+
+    Raises
+    ------
+    BackendError
+        If no device works; it says what each one answered.
     """
     found = devices()
-    return sum(d.type == found[0].type and d.platform == found[0].platform for d in found)
+    told = list(survey()[1])
+    for first, one in enumerate(found):
+        if len(found) > 1 and emulates(one):
+            told.append(_told(one, f"it only emulates a device: ask for opencl:{first} if you want that"))
+        elif (said := answer(one)) == "works":
+            same = (d.type == one.type and d.platform == one.platform and not emulates(d) for d in found[first:])
+            return [first + number for number, alike in enumerate(same) if alike]
+        else:
+            told.append(_told(one, said))
+    raise BackendError(f"no OpenCL device works ({'; '.join(told)}): {INSTALL}")
+
+
+def turn(rank: int) -> int:
+    """The device of the rank of this number on its host: by turns, without those that do not work."""
+    some = shared()
+    own = rank % len(some)
+    return next(index for index in some[own:] + some[:own] if answer(device(index)) == "works")

@@ -110,8 +110,9 @@ class Backend(ABC):
         """What two ranks of a host that have the same device agree in."""
         return self.name
 
-    def shared_by(self, ranks: int) -> None:  # noqa: B027  nothing to do where memory is the host's
-        """Told once, before any data: so many ranks have this device."""
+    def shared_by(self, ranks: int) -> Backend:
+        """This backend for one of so many ranks that have its device: it takes its part of the memory."""
+        return self  # where memory is the host's
 
     @abstractmethod
     def to_device(self, host: np.ndarray, dtype: Any = None) -> Array:
