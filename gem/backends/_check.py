@@ -42,7 +42,7 @@ def _posterior(backend: Backend) -> dict[str, np.ndarray]:
     kernel(
         N, means, real(W.T @ W / 4), real(np.zeros((N, H))), real(rng.uniform(0.5, 1, H)),
         real(rng.standard_normal((1, H)) - 1), real([1.0]), candidates, 1.0, real([0.0]),
-        log_evidence, pairs, real(np.zeros((N, H))), real(np.zeros((N, 1))),
+        log_evidence, pairs, real(np.zeros((N, H))), real(np.zeros((N, 1))), real(np.zeros(N)),
     )  # fmt: skip
     arrays = {"the log evidence": log_evidence, "the mean": means, "the second moment": pairs}
     return {name: backend.to_host(array) for name, array in arrays.items()}

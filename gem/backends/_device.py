@@ -256,10 +256,10 @@ class DeviceBackend(Backend):
         return self.acc == np.float64
 
     def load(self, shard: Any) -> Batches:
+        self.most = sys.maxsize
         return self.in_use(self._loaded(shard))
 
     def _loaded(self, shard: Any) -> Batches:
-        self.most = sys.maxsize
         needed, room = shard.N * shard.D * self.dtype.itemsize, self.room() // self._ranks
         if needed <= room:
             try:
