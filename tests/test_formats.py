@@ -165,6 +165,8 @@ def test_nulls_are_gaps(tmp_path):
     assert gaps["a"].null_count
     pyarrow.parquet.write_table(gaps, tmp_path / "x.parquet", row_group_size=20)
     np.testing.assert_array_equal(read(tmp_path / "x.parquet"), WITH_GAPS)
+    with pytest.raises(DataError, match=r"x\.parquet marks gaps by null"):
+        gem.EM(MoG(D=D, K=2), tmp_path / "x.parquet", gem.Annealing(steps=1), backend="numpy")
     np.testing.assert_array_equal(read(gaps), WITH_GAPS)
     np.testing.assert_array_equal(read(polars.DataFrame({n: gaps[n].to_pylist() for n in NAMES})), WITH_GAPS)
     numbers = pyarrow.table({"i": pyarrow.array([1, None, 3]), "b": pyarrow.array([True, False, None])})
@@ -473,6 +475,12 @@ def test_fits_gaps_scales_and_tables(tmp_path):
     assert 20 <= np.nanmin(drawn) < 25
     with pytest.raises(DataError, match=r"NaN or Inf in the pictures.*--no-whitening"):
         open_data(tmp_path / "blank.fits", patch=6)
+    unit = fits.PrimaryHDU(BYTES[0] + np.uint16(40000))  # astropy leaves BLANK beside BZERO = 32768 as a count
+    unit.header["BLANK"] = int(BYTES[0].max()) + 40000 - 32768
+    unit.writeto(tmp_path / "unsigned_blank.fits")
+    drawn = read(tmp_path / "unsigned_blank.fits", **RAW)
+    assert np.isnan(drawn).any()
+    assert 40000 <= np.nanmin(drawn) <= np.nanmax(drawn) < 40000 + int(BYTES[0].max())
     scaled = fits.PrimaryHDU(STACK[0] * 100 // 1)
     scaled.scale("int16", bscale=0.5, bzero=7)
     scaled.writeto(tmp_path / "scaled.fits")

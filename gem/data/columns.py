@@ -32,6 +32,7 @@ class ArrowTable(BandSource):
         gaps = any(_gaps(self._table.column(i)) for i in range(len(self.columns)))
         dtype = _dtype(schema, self.columns, gaps)
         super().__init__((table.num_rows, sum(widths)), dtype, name, _pieces(table.num_rows, sum(widths)), spec)
+        self.gaps = "null" if gaps else ""
 
     def band(self, i: int) -> np.ndarray:
         start, stop = self._begin[i], self._begin[i + 1]
@@ -52,8 +53,10 @@ class ParquetSource(BandSource):
             lists = [column for column in self.columns if _is_list(schema.field(column).type)]
             first = self._file.read_row_group(0, columns=lists) if lists and rows else None
             D = len(self.columns) - len(lists) + sum(_width(first.column(c)) for c in lists if first is not None)
-            dtype = _dtype(schema, self.columns, bool(lists) or _may_have_nulls(meta, self.columns))
+            nulls = _may_have_nulls(meta, self.columns)
+            dtype = _dtype(schema, self.columns, bool(lists) or nulls)
         super().__init__((meta.num_rows, D), dtype, name, rows, {"data": name})
+        self.gaps = "null" if nulls else ""
 
     def band(self, i: int) -> np.ndarray:
         return to_numpy(self._file.read_row_group(i, columns=self.columns), self.dtype, self.shape[1], self.name)
