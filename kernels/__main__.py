@@ -35,7 +35,7 @@ EXAMPLES: dict[str, dict[str, int]] = {  # the sizes of a large model
     "gram_posterior": {"H": 300, "HPRIME": 8, "GAMMA": 5, "ANNEAL": 1, "VALUES": 1, "MASKED": 0},
     "linear_scores": {"H": 300, "VALUES": 2, "COSINE": 0},
     "masked_gram": {"D": 256, "HPRIME": 8},
-    "mixture": {"D": 64, "K": 50, "COVARIANCE": 0, "MISSING": 0, "STORE": 0},
+    "mixture": {"D": 64, "K": 50, "COVARIANCE": 0, "MISSING": 0, "STORE": 0, "LARGE": 0},
     "pair_sums": {"H": 300, "HPRIME": 8},
     "point_sums": {"PARTS": 2, "WEIGHTED": 0},
     "preselect": {"H": 300, "HPRIME": 8, "VALUES": 1},
@@ -86,7 +86,8 @@ VARIANTS: dict[str, list[Sizes]] = {  # what models build besides the example: h
         {"COVARIANCE": covariance, "MISSING": missing, "STORE": store}
         for covariance, missing in ((0, 0), (1, 0), (2, 0), (3, 0), (0, 1), (3, 1))
         for store in (0, 1)
-    ],
+    ]
+    + _each(COVARIANCE=(3,), MISSING=(0, 1), STORE=(0, 1), LARGE=(1,)),
     "pair_sums": _each(HPRIME=(12,)),
     "point_sums": _each(PARTS=(1, 2, 3), WEIGHTED=(0, 1)),
     "preselect": _each(HPRIME=(8, 12), VALUES=(1, 2, 3)),

@@ -157,6 +157,11 @@ typedef accs loose_accs __attribute__((aligned(sizeof(acc))));
 #define VLOAD_ACC(p) (*(GLOBAL const loose_accs *)(p))
 #define VSTORE_ACC(v, p) (*(GLOBAL loose_accs *)(p) = (v))
 #define VACC(v) GEM_JOIN(GEM_JOIN(convert_, GEM_ACC), WIDTH)(v)
+#if GEM_REAL == 64
+#define VREAL(v) GEM_JOIN(convert_double, WIDTH)(v)
+#else
+#define VREAL(v) GEM_JOIN(convert_float, WIDTH)(v)
+#endif
 #define VMAX(a, b) ((a) > (b) ? (a) : (b)) /* the first NaN loses, the second stays */
 
 /* The end of a row: `count` elements, the others `fill`. */

@@ -22,8 +22,13 @@
  * Differences are taken before they are squared: float is safe wherever the data lie. Moments are summed in
  * `real` within a tile, in `acc` over tiles. Group g takes the tiles g, g + GROUPS, ...; their number is the
  * caller's choice: the same number gives the same bits.
- * Sizes: D, K, COVARIANCE, MISSING, STORE.
+ * If LARGE (POISSON), counts have so many digits that the log joint, a small difference of terms as large as they are,
+ * is taken in `acc`, and precision and log_weight come in it.
+ * Sizes: D, K, COVARIANCE, MISSING, STORE; LARGE where it is not 0.
  */
+#ifndef LARGE
+#define LARGE 0
+#endif
 #define DIAG 0
 #define FULL 1
 #define TIED 2
@@ -39,38 +44,58 @@
 #define NUMBER real
 #endif
 
-#if MISSING
-#define OBSERVED(y, x, otherwise) ((y) == (y) ? (x) : (NUMBER)(otherwise))
+#if !LARGE
+#define COUNTED NUMBER
+#define FINE(y) (y)
+#define ROUNDED(x) (x)
+#define WITH(common, x) (x)
+typedef real fine;
+#elif WIDTH > 1
+#define COUNTED accs
+#define FINE(y) VACC(y)
+#define ROUNDED(x) VREAL(x)
+#define WITH(common, x) ((common) + (x))
+typedef acc fine;
 #else
-#define OBSERVED(y, x, otherwise) (x)
+#define COUNTED acc
+#define FINE(y) ((acc)(y))
+#define ROUNDED(x) ((real)(x))
+#define WITH(common, x) ((common) + (x))
+typedef acc fine;
+#endif
+
+#if MISSING
+#define OBSERVED(T, y, x, otherwise) ((y) == (y) ? (x) : (T)(otherwise))
+#else
+#define OBSERVED(T, y, x, otherwise) (x)
 #endif
 
 #if AXIAL
 /* What the dimension P points to takes from the log joint. */
-DEVICE NUMBER cost(NUMBER y, real mu, GLOBAL const real *P)
+DEVICE COUNTED cost(COUNTED y, real mu, GLOBAL const fine *P)
 {
 #if COVARIANCE == DIAG
-    const NUMBER x = y - mu, q = x * ((real)0.5 * P[0]) * x;
+    const COUNTED x = y - mu, q = x * ((real)0.5 * P[0]) * x;
 #else
-    const NUMBER q = -P[0] * y;
+    const COUNTED q = -P[0] * y;
 #endif
-    return OBSERVED(y, q + (MISSING ? P[K * D] : 0), 0);
+    return OBSERVED(COUNTED, y, q + (MISSING ? P[K * D] : 0), 0);
 }
 #endif
 
 #if COVARIANCE == POISSON
 /* log Poisson(y; rate), by Stirling's series for z = y + 1, or for y + 9 where y is small: log y! is that less
  * log((y + 1) ... (y + 8)). The large terms of y log rate - rate - log y! are taken together first. */
-DEVICE NUMBER log_poisson(NUMBER y, real rate)
+DEVICE COUNTED log_poisson(COUNTED y, fine rate)
 {
-    const NUMBER one = (NUMBER)(1);
-    const NUMBER z = y + (y < (real)8 ? 9 * one : one), u = one / z, u2 = u * u;
-    const NUMBER a = y * (y + (real)9), b = a + (real)8, c = a + (real)14, d = a + (real)18, e = a + (real)20;
-    const NUMBER up = y < (real)8 ? b * c * d * e : one; /* (y + 1) (y + 8), (y + 2) (y + 7), ... */
-    const NUMBER series = u * ((real)(1. / 12) - u2 * ((real)(1. / 360) - u2 * ((real)(1. / 1260) - u2 / (real)1680)));
-    const NUMBER log_p = y * log(rate / z) + (z - rate) - (z - y - (real)0.5) * log(z) + log(up) - series;
-    const NUMBER counted = ((y >= (real)0) & (y == floor(y))) ? log_p - (real)0.91893853320467274 : -REAL_INF * one;
-    return OBSERVED(y, counted, 0);
+    const COUNTED one = (COUNTED)(1);
+    const COUNTED z = y + (y < (fine)8 ? 9 * one : one), u = one / z, u2 = u * u;
+    const COUNTED a = y * (y + (fine)9), b = a + (fine)8, c = a + (fine)14, d = a + (fine)18, e = a + (fine)20;
+    const COUNTED up = y < (fine)8 ? b * c * d * e : one; /* (y + 1) (y + 8), (y + 2) (y + 7), ... */
+    const COUNTED series = u * ((fine)(1. / 12) - u2 * ((fine)(1. / 360) - u2 * ((fine)(1. / 1260) - u2 / (fine)1680)));
+    const COUNTED log_p = y * log(rate / z) + (z - rate) - (z - y - (fine)0.5) * log(z) + log(up) - series;
+    const COUNTED counted = ((y >= (fine)0) & (y == floor(y))) ? log_p - (fine)0.91893853320467274 : -(fine)REAL_INF * one;
+    return OBSERVED(COUNTED, y, counted, 0);
 }
 #endif
 
@@ -142,16 +167,16 @@ DEVICE void load_tile(tile *t, GLOBAL const real *Y)
 }
 
 /* q[v] = 1/2 |R (y - mu)|^2, or the costs of all dimensions; P points to R */
-DEVICE void distance(const tile *t, GLOBAL const real *mu, GLOBAL const real *P, vec *q)
+DEVICE void distance(const tile *t, GLOBAL const real *mu, GLOBAL const fine *P, COUNTED *q)
 {
 #pragma unroll
     for (int v = 0; v < VECTORS; v++)
-        q[v] = (vec)(0);
+        q[v] = (COUNTED)(0);
 #if AXIAL
     for (int d = 0; d < D; d++)
 #pragma unroll
         for (int v = 0; v < VECTORS; v++)
-            q[v] += cost(t->y[d][v].v, mu[d], P + d);
+            q[v] += cost(FINE(t->y[d][v].v), mu[d], P + d);
 #else
     vec x[D][VECTORS];
     for (int i = 0; i < D; i++) {
@@ -206,11 +231,11 @@ DEVICE vec softmax(tile *t, int v, int anneal, real beta, GLOBAL const real *shi
 
 #if COVARIANCE == POISSON
 /* Of the v-th vector of data points, under the reference rates. */
-DEVICE vec reference(const tile *t, int v, GLOBAL const real *rate)
+DEVICE COUNTED reference(const tile *t, int v, GLOBAL const real *rate)
 {
-    vec sum = (vec)(0);
+    COUNTED sum = (COUNTED)(0);
     for (int d = 0; d < D; d++)
-        sum += log_poisson(t->y[d][v].v, rate[d]);
+        sum += log_poisson(FINE(t->y[d][v].v), rate[d]);
     return sum;
 }
 #endif
@@ -238,7 +263,7 @@ DEVICE acc tile_count(const lanes *r)
 }
 
 #if AXIAL
-DEVICE void add_moments(const tile *t, const lanes *r, GLOBAL const real *mu, GLOBAL const real *P, const int *found,
+DEVICE void add_moments(const tile *t, const lanes *r, GLOBAL const real *mu, GLOBAL const fine *P, const int *found,
                         int count, GLOBAL acc *first, GLOBAL acc *second)
 {
     for (int c = 0; c < CHUNKS; c += AHEAD) {
@@ -246,7 +271,11 @@ DEVICE void add_moments(const tile *t, const lanes *r, GLOBAL const real *mu, GL
 #pragma unroll
         for (int a = 0; a < AHEAD; a++) {
             mean[a] = c + a < CHUNKS ? load_chunk(mu, c + a) : (vec)(0);
-            var[a] = MISSING && c + a < CHUNKS ? (real)1 / load_chunk(P, c + a) : (vec)(0);
+#if MISSING && COVARIANCE == DIAG
+            var[a] = c + a < CHUNKS ? (real)1 / load_chunk(P, c + a) : (vec)(0);
+#else
+            var[a] = (vec)(0);
+#endif
             sum[a] = square[a] = (vec)(0);
         }
         for (int f = 0; f < count; f++) {
@@ -255,9 +284,9 @@ DEVICE void add_moments(const tile *t, const lanes *r, GLOBAL const real *mu, GL
 #pragma unroll
             for (int a = 0; a < AHEAD; a++) {
                 const vec y = t->row[n].v[c + a < CHUNKS ? c + a : 0];
-                const vec x = OBSERVED(y, y - mean[a], 0), wx = weight * x;
+                const vec x = OBSERVED(vec, y, y - mean[a], 0), wx = weight * x;
                 sum[a] += wx;
-                square[a] += OBSERVED(y, wx * x, weight * var[a]);
+                square[a] += OBSERVED(vec, y, wx * x, weight * var[a]);
             }
         }
 #pragma unroll
@@ -273,7 +302,7 @@ DEVICE void add_moments(const tile *t, const lanes *r, GLOBAL const real *mu, GL
 #define COLUMNS ((CHUNKS + 1) / BESIDE * BESIDE)
 
 /* Second moments: the lower triangle, and what is in the same blocks. */
-DEVICE void add_moments(const tile *t, const lanes *r, GLOBAL const real *mu, GLOBAL const real *P, const int *found,
+DEVICE void add_moments(const tile *t, const lanes *r, GLOBAL const real *mu, GLOBAL const fine *P, const int *found,
                         int count, GLOBAL acc *first, GLOBAL acc *second)
 {
     typedef union {
@@ -320,7 +349,7 @@ DEVICE void add_moments(const tile *t, const lanes *r, GLOBAL const real *mu, GL
 #endif
 
 KERNEL void mixture(int N, GLOBAL const real *RESTRICT Y, GLOBAL const real *RESTRICT mu,
-                    GLOBAL const real *RESTRICT precision, GLOBAL const real *RESTRICT log_weight, real beta,
+                    GLOBAL const fine *RESTRICT precision, GLOBAL const fine *RESTRICT log_weight, real beta,
                     GLOBAL const real *RESTRICT shift, GLOBAL const real *RESTRICT weights,
                     GLOBAL real *RESTRICT log_evidence, GLOBAL real *RESTRICT responsibilities,
                     GLOBAL acc *RESTRICT sums, real least)
@@ -334,19 +363,24 @@ KERNEL void mixture(int N, GLOBAL const real *RESTRICT Y, GLOBAL const real *RES
     for (size_t start = (size_t)GROUP_ID * TILE; start < N; start += (size_t)GROUPS * TILE) {
         t.count = N - start < TILE ? N - start : TILE;
         load_tile(&t, Y + start * D);
+#if COVARIANCE == POISSON
+        COUNTED common[VECTORS]; /* to all components; LARGE, it makes the log joint small before this is rounded */
+        for (int v = 0; v < VECTORS; v++)
+            common[v] = reference(&t, v, mu + K * D);
+#endif
         for (int k = 0; k < K; k++) {
-            vec q[VECTORS];
+            COUNTED q[VECTORS];
             distance(&t, mu + k * D, precision + PRECISION(k), q);
 #pragma unroll
             for (int v = 0; v < VECTORS; v++)
-                t.r[k][v].v = log_weight[k] - q[v];
+                t.r[k][v].v = ROUNDED(WITH(common[v], log_weight[k] - q[v]));
         }
         for (int v = 0; v < VECTORS; v++) {
             const int left = t.count - v * WIDTH, here = left < WIDTH ? left : WIDTH;
             const vec weight = vload_part(here, 0, weights + start + v * WIDTH);
             vec evidence = softmax(&t, v, anneal, beta, shift, weight);
-#if COVARIANCE == POISSON
-            evidence += reference(&t, v, mu + K * D);
+#if COVARIANCE == POISSON && !LARGE
+            evidence += common[v];
 #endif
             vstore_part(evidence, here, log_evidence + start + v * WIDTH);
         }
@@ -377,7 +411,7 @@ KERNEL void mixture(int N, GLOBAL const real *RESTRICT Y, GLOBAL const real *RES
 #define APART (TILE / POINTS)
 
 /* q[p] = 1/2 |R (y - mu)|^2, or the costs of all dimensions, of the data points y, y + APART, ...; P points to R */
-DEVICE void distance(LOCAL_PTR const real *y, GLOBAL const real *mu, GLOBAL const real *P, real *q)
+DEVICE void distance(LOCAL_PTR const real *y, GLOBAL const real *mu, GLOBAL const fine *P, COUNTED *q)
 {
     for (int p = 0; p < POINTS; p++)
         q[p] = 0;
@@ -387,7 +421,7 @@ DEVICE void distance(LOCAL_PTR const real *y, GLOBAL const real *mu, GLOBAL cons
     for (int i = 0; i < D; i++) {
 #if AXIAL
         for (int p = 0; p < POINTS; p++)
-            q[p] += cost(y[i * PITCH + p * APART], mu[i], P + i);
+            q[p] += cost(FINE(y[i * PITCH + p * APART]), mu[i], P + i);
 #else
         real Rx[POINTS];
         for (int p = 0; p < POINTS; p++)
@@ -444,7 +478,7 @@ DEVICE real product(LOCAL_PTR const real *r, LOCAL_PTR const real *x, real mean_
 }
 
 KERNEL void mixture(int N, GLOBAL const real *RESTRICT Y, GLOBAL const real *RESTRICT mu,
-                    GLOBAL const real *RESTRICT precision, GLOBAL const real *RESTRICT log_weight, real beta,
+                    GLOBAL const fine *RESTRICT precision, GLOBAL const fine *RESTRICT log_weight, real beta,
                     GLOBAL const real *RESTRICT shift, GLOBAL const real *RESTRICT weights,
                     GLOBAL real *RESTRICT log_evidence, GLOBAL real *RESTRICT responsibilities,
                     GLOBAL acc *RESTRICT sums, real least)
@@ -463,17 +497,26 @@ KERNEL void mixture(int N, GLOBAL const real *RESTRICT Y, GLOBAL const real *RES
         for (int i = LOCAL_ID; i < TILE * D; i += GROUP)
             y[i % D * PITCH + i / D] = Y[(start + (i / D < count ? i / D : count - 1)) * D + i % D];
         BARRIER();
+#if LARGE /* what is common to all components makes the log joint small before it is rounded */
+        acc common = 0;
+        for (int d = LANE; d < D; d += LANES)
+            common += log_poisson(FINE(y[d * PITCH + ROW]), mu[K * D + d]);
+        common = lanes_sum(common, scratch);
+        if (LANE == 0)
+            scratch[ROW] = common;
+        BARRIER();
+#endif
         for (int i = LOCAL_ID; i < K * APART; i += GROUP) {
             const int k = i / APART, n = i % APART;
-            real q[POINTS];
+            COUNTED q[POINTS];
             distance(y + n, mu + k * D, precision + PRECISION(k), q);
             for (int p = 0; p < POINTS; p++)
-                r[k * PITCH + n + p * APART] = log_weight[k] - q[p];
+                r[k * PITCH + n + p * APART] = ROUNDED(WITH(scratch[n + p * APART], log_weight[k] - q[p]));
         }
         BARRIER();
         const int here = ROW < count;
         real evidence = softmax(r + ROW, anneal, beta, shift, here ? weights[start + ROW] : 0, scratch);
-#if COVARIANCE == POISSON
+#if COVARIANCE == POISSON && !LARGE
         real common = 0;
         for (int d = LANE; d < D; d += LANES)
             common += log_poisson(y[d * PITCH + ROW], mu[K * D + d]);
@@ -500,9 +543,9 @@ KERNEL void mixture(int N, GLOBAL const real *RESTRICT Y, GLOBAL const real *RES
                 LOCAL_PTR const real *weight = r + i / D * PITCH, *row = y + i % D * PITCH;
                 real sum = 0, square = 0;
                 for (int n = 0; n < TILE; n++) {
-                    const real x = OBSERVED(row[n], row[n] - mu[i], 0), wx = weight[n] * x;
+                    const real x = OBSERVED(real, row[n], row[n] - mu[i], 0), wx = weight[n] * x;
                     sum += wx;
-                    square += OBSERVED(row[n], wx * x, weight[n] / precision[i]);
+                    square += OBSERVED(real, row[n], wx * x, weight[n] / (real)precision[i]);
                 }
                 first[i] += sum;
                 if (COVARIANCE == DIAG)

@@ -57,7 +57,8 @@ def mixture(
         Poisson: rates, and reference rates μ_K as one more row.
     precision : (K, D) array if COVARIANCE is 0 (diag), (K, D, D) if 1 (full), (D, D) if 2 (tied)
         The latter two: R_k, lower triangular, R_kᵀR_k = P_k; above the diagonal P_k.
-        If COVARIANCE is 3 (Poisson): log(μ_k / μ_K), (K, D). If MISSING, K more rows, what an observed y_d takes
+        If COVARIANCE is 3 (Poisson): log(μ_k / μ_K), (K, D); in float64 (as log_weight is) where counts are so large
+        that the log joint needs it. If MISSING, K more rows, what an observed y_d takes
         from the log joint: −½ log(P_kd / 2π); Poisson: μ_kd − μ_Kd.
     log_weight : (K,) array
         log π_k + ½ log|P_k| − D/2 log 2π; Poisson: log π_k − Σ_d (μ_kd − μ_Kd); log π_k if MISSING.
@@ -80,7 +81,8 @@ def mixture(
     kind = _Wide if wide else EXPANSIONS[COVARIANCE, MISSING]
     centre, distance = _frame(Y, mu, precision, COVARIANCE) if not wide else (np.zeros(mu.shape[1]), np.zeros(1))
     cancels = distance.max() > SAFE or (kind is _Full and Y.itemsize < 8 and _terms(Y - centre, precision) > TERMS)
-    dtype = np.dtype(np.float64) if cancels else Y.dtype
+    fine = COVARIANCE == POISSON and precision.dtype != Y.dtype
+    dtype = np.dtype(np.float64) if cancels or fine else Y.dtype
     far = np.broadcast_to(distance > FAR, len(mu))
 
     def walk(expansion: _Expansion) -> tuple[np.ndarray, ...]:
@@ -99,9 +101,9 @@ def mixture(
             expansion.fill(f[D + 1 :], y)
             joint = coefficients @ f
             expansion.weigh(joint, y)
-            r = _softmax(joint, beta, shift, weights[part], log_evidence[part])
-            if rates is not None:
-                log_evidence[part] += _log_poisson(Y[part], rates)
+            evidence = np.empty(y.shape[1], dtype)
+            r = _softmax(joint, beta, shift, weights[part], evidence)
+            log_evidence[part] = evidence if rates is None else evidence + _log_poisson(Y[part], rates)
             if STORE:
                 responsibilities[part] = r.T
             moments += r @ f.T

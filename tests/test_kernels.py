@@ -155,6 +155,9 @@ def mixture(rng, N, D, K, covariance, T, missing=0, mean=0.0):
     return Case(N, arguments, (7, 8, 9), {"D": D, "K": K, "COVARIANCE": covariance, "MISSING": missing, "STORE": 1})
 
 
+LOG_JOINT = (2, 3)  # arguments of mixture that come in float64 where counts are large
+
+
 def counts(rng, N, D, K, T, missing, size):
     """A mixture of Poisson distributions."""
     rates = size * rng.uniform(0.2, 2, (K + 1, D))
@@ -167,6 +170,10 @@ def counts(rng, N, D, K, T, missing, size):
     case.arguments[:3] = Y, rates, log_rates
     case.arguments[SUMS] = np.zeros((1, K + K * D))
     case.constants |= {"COVARIANCE": 3, "MISSING": missing}
+    if size > 1000:  # in float32 the log joint would be noise
+        case.constants |= {"LARGE": 1}
+        case.arguments[1] = rates.astype(np.float32).astype(float)
+        case.exact = LOG_JOINT
     return case
 
 
@@ -299,7 +306,8 @@ CASES = {
             (100, 5, 4, 0, 2.0, 1),
         )
     ]
-    + [(counts, a) for a in ((1, 1, 1, 1.0, 0, 1), (37, 20, 5, 2.0, 0, 5), (100, 17, 9, 1.0, 1, 10))],
+    + [(counts, a) for a in ((1, 1, 1, 1.0, 0, 1), (37, 20, 5, 2.0, 0, 5), (100, 17, 9, 1.0, 1, 10))]
+    + [(counts, a) for a in ((37, 5, 3, 1.0, 0, 10**7), (20, 17, 2, 2.0, 1, 10**5))],
 }
 
 SPILLED = [  # more states than local memory holds on a GPU, in float32, too

@@ -6,6 +6,7 @@ import logging
 
 import numpy as np
 import pytest
+from scipy.stats import poisson
 
 import gem
 from benchmarks.accuracy import DENSITY_ASKED, density_errors, near_singular
@@ -222,3 +223,22 @@ def test_a_shift_that_is_none_is_refused(shift):
         Reading.stored("run.h5", {"dtype": "float32", "shape": [9, 2], "shift": shift}, movable=True)
     with pytest.raises(RunFileError, match="its shift of the data"):
         Reading.stored("run.h5", {"dtype": "float32", "shape": [9, 2], "shift": [1.0, 2.0]}, movable=False)
+
+
+@pytest.mark.parametrize(("rate", "ratio"), [(1e4, 1.01), (1e7, 1.01), (1e7, 3.0), (3e7, 1.001)])
+def test_evidence_of_large_counts_in_float32(rate, ratio, backend):
+    """The terms of log Poisson(y; λ) are as large as y: in float32 their difference would be off by nats."""
+    rng = np.random.default_rng(0)
+    lam = rate * np.array([[1.0, 1.0], [ratio, ratio]]) * rng.uniform(0.5, 1.0, 2)
+    Y = rng.poisson(lam[rng.integers(2, size=200)]).astype(np.float32).astype(np.float64)
+    params = {"pi": np.array([0.3, 0.7]), "lam": lam}
+    joint = np.log(params["pi"]) + poisson.logpmf(Y[:, None], lam).sum(axis=2)
+    right = np.logaddexp.reduce(joint, axis=1)
+    found = gem.posterior(MoP(2, 2), params, Y, backend=backend, dtype="float32")
+    np.testing.assert_allclose(found.log_evidence, right, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(found.mean, np.exp(joint - right[:, None]), rtol=0, atol=1e-4)
+    assert found.log_evidence.dtype == np.float64
+    new, info = gem.em_step(MoP(2, 2), params, Y, backend=backend, dtype="float32")
+    exact, reference = gem.em_step(MoP(2, 2), params, Y, backend="numpy", dtype="float64")
+    np.testing.assert_allclose(new["lam"], exact["lam"], rtol=1e-6)
+    assert abs(info.free_energy - reference.free_energy) < 1e-2

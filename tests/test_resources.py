@@ -182,7 +182,7 @@ def test_what_a_kernel_has_variants_of():
     assert {v.get("fragment", FRAGMENTS["causes"][0]) for v in variants("causes")} == set(FRAGMENTS["causes"])
     for name, sizes in EXAMPLES.items():
         assert all(set(v) <= {*sizes, "fragment"} for v in variants(name)), name
-    flags = {"ANNEAL", "MISSING", "MASKED", "STORE", "STATS", "RECONSTRUCT", "MOVE", "COSINE"}
+    flags = {"ANNEAL", "MISSING", "MASKED", "STORE", "STATS", "RECONSTRUCT", "MOVE", "COSINE", "LARGE"}
     for name, sizes in EXAMPLES.items():  # every flag is compiled on and off
         for flag in flags & set(sizes):
             assert {v.get(flag, sizes[flag]) for v in variants(name)} == {0, 1}, (name, flag)

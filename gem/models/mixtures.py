@@ -38,6 +38,7 @@ KERNEL_CODE = {
     "full": 1,
     "poisson": 3,
 }  # a spherical model runs as a diagonal one
+LARGE = 1000.0  # rates from which on float32 would round the log joint of counts by more than 10⁻⁴
 SPREAD = {"diag": "var", "spherical": "var", "tied": "cov", "full": "cov"}
 CHOLESKY_RESOLUTION = 100 * float(np.finfo(np.float64).eps)  # times D: what rounding takes of an eigenvalue, and room
 FLOOR = 1e-6  # of variances, and of rates
@@ -144,13 +145,16 @@ class Mixture(Model):
         code = KERNEL_CODE[self.component]
         sizes: dict[str, Any] = {"D": self.D, "K": self.K, "COVARIANCE": code, "MISSING": int(self.missing)}
         sizes |= {"COMMON": 1} if self.common else {}
+        large = backend.dtype == np.float32 and self.largest(params) > LARGE
+        sizes |= {"LARGE": 1} if large else {}
+        fine = backend.acc if large else None
         return Tables(
             backend=backend,
             weights=Weights(backend),
             centres=backend.to_device(params[self.centre]),
             mu=backend.to_device(mu),
-            precision=backend.to_device(precision),
-            log_weight=backend.to_device(log_pi + constant),
+            precision=backend.to_device(precision, fine),
+            log_weight=backend.to_device(log_pi + constant, fine),
             beta=1 / step.T,
             shift=backend.to_device(self._shift(log_pi, step)),
             kernel=backend.kernel("mixture", STORE=0, **sizes),
@@ -161,6 +165,10 @@ class Mixture(Model):
     def _least(self, params: Params) -> float:
         """What no variance is smaller than, as far as the parameters tell."""
         return self.reg
+
+    def largest(self, params: Params) -> float:
+        """How large the terms are of which the log joint is a difference; 0 where it is none."""
+        return 0.0
 
     def _shift(self, log_pi: np.ndarray, step: Step) -> np.ndarray:
         """What the annealed log joint needs added, (K,), where the prior is not annealed."""
@@ -622,6 +630,9 @@ class MoP(Mixture):
     def _start(self, centres: np.ndarray, var: np.ndarray, data: Moments) -> Params:
         return {"lam": np.maximum((centres + data.mean) / 2, self.reg)}  # a count of 0 is no rate of 0
 
+    def largest(self, params: Params) -> float:
+        return float(np.sqrt((params["lam"].max(axis=0) ** 2).sum()))  # their rounding adds up by squares
+
     def _draw(self, params: Params, k: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return rng.poisson(params["lam"][k]).astype(np.float64)
 
@@ -637,6 +648,8 @@ class MoP(Mixture):
     def _coefficients(self, params: Params) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         lam = params["lam"]
         reference = lam.mean(axis=0)
+        exact = reference.astype(np.float32).astype(np.float64)  # as the device has it: what is relative to it fits
+        reference = np.where(reference > 1, exact, reference)
         more = lam - reference
         rates, log_ratio = np.concatenate([lam, reference[None]]), np.log(lam / reference)
         if self.missing:
