@@ -13,6 +13,7 @@ from benchmarks.accuracy import DENSITY_ASKED, density_errors, near_singular
 from gem.data import ArraySource, Reading, Shard, Survey
 from gem.errors import DataError, RunFileError
 from gem.models import BSC, MoG, MoP
+from gem.models.base import moments
 from gem.parallel import communicator
 from gem.store import read_run
 
@@ -242,3 +243,11 @@ def test_evidence_of_large_counts_in_float32(rate, ratio, backend):
     exact, reference = gem.em_step(MoP(2, 2), params, Y, backend="numpy", dtype="float64")
     np.testing.assert_allclose(new["lam"], exact["lam"], rtol=1e-6)
     assert abs(info.free_energy - reference.free_energy) < 1e-2
+
+
+def test_moments_of_far_data_whose_first_row_is_not_there():
+    Y = stamps()
+    Y[:200, 0] = np.nan
+    found = moments(Shard(ArraySource(Y), 0, 1000, "float64", 64), communicator(None), missing=True)
+    np.testing.assert_allclose(found.var, np.nanvar(Y - 1.7e9, axis=0), rtol=1e-9)
+    np.testing.assert_allclose(found.mean - 1.7e9, np.nanmean(Y - 1.7e9, axis=0), atol=1e-5)

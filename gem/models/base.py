@@ -404,8 +404,20 @@ def whole_shard(
     return shard
 
 
+def _first_row(shard: Shard, comm: Communicator) -> np.ndarray:
+    """The first number of each column that is there, over all ranks, (D,); NaN if none is."""
+    found = np.full(shard.D, np.nan)
+    for _, Y in shard.batches():
+        first = Y[np.argmax(np.isfinite(Y), axis=0), np.arange(shard.D)]
+        found = np.where(np.isnan(found), first, found)
+        if not np.isnan(found).any():
+            break
+    ranks = np.array(comm.allgather(found))
+    return np.asarray(ranks[np.argmin(np.isnan(ranks), axis=0), np.arange(shard.D)])
+
+
 def moments(shard: Shard, comm: Communicator, missing: bool = False) -> Moments:
-    """Mean and variance in one pass, about the first row so that a large mean costs no digits.
+    """Mean and variance in one pass, about the first numbers so that a large mean costs no digits.
 
     Raises
     ------
@@ -413,7 +425,8 @@ def moments(shard: Shard, comm: Communicator, missing: bool = False) -> Moments:
         If the data hold Inf, or NaN that does not mark `missing` entries, a dimension is never observed, or its squares
         are no numbers any more.
     """
-    first = np.asarray(comm.bcast(next(iter(shard.batches()))[1][0]), dtype=np.float64)
+    first = _first_row(shard, comm) if missing else comm.bcast(next(iter(shard.batches()))[1][0])
+    first = np.asarray(first, dtype=np.float64)
     check_finite(first[None], missing=missing)
     reference = np.nan_to_num(first)
     buffer = np.zeros((3, shard.D))
