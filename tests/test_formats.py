@@ -317,7 +317,7 @@ def test_packed_zarr_is_unpacked(tmp_path, version):
 # ------------------------------------------------------------------------------------------------ pictures
 
 STACK = np.random.default_rng(1).normal(size=(5, 24, 20))  # every picture has pixels of its own
-SQUARES = np.random.default_rng(2).normal(size=(5, 20, 20))
+SQUARES = np.random.default_rng(2).normal(size=(7, 20, 20))
 COUNTS = np.random.default_rng(3).integers(0, 2**16, (5, 24, 20)).astype("u2")
 BYTES = (COUNTS >> 8).astype("u1")
 RAW = {"patch": 6, "count": 3000, "whitening": False}
@@ -371,7 +371,7 @@ STACKS = {  # name → what writes it, and the pictures (n, h, w)
     "matlab73.mat": (lambda p: hdf5_stack(p, MATLAB_class=np.bytes_("double")), STACK),
     "IMAGES.mat": (lambda p: mat(p, IMAGES=np.moveaxis(SQUARES, 0, -1)), SQUARES),
     "oblong.mat": (lambda p: mat(p, I=np.moveaxis(STACK, 0, -1)), STACK),
-    "columns.mat": (lambda p: mat(p, I=SQUARES.reshape(5, -1).T), np.swapaxes(SQUARES, 1, 2)),
+    "columns.mat": (lambda p: mat(p, I=SQUARES.reshape(7, -1).T), np.swapaxes(SQUARES, 1, 2)),
     "fourth_axis.mat": (lambda p: mat(p, I=np.moveaxis(BYTES, 0, -1)[:, :, None]), BYTES / 255),
     "stack.zarr": (lambda p: zarr_array(p, chunks=(2, 10, 10), array=STACK), STACK),
     "cube.fits": (lambda p: fits.PrimaryHDU(STACK).writeto(p), STACK),
@@ -807,7 +807,7 @@ def test_the_command_line_tells_tables_from_pictures(tmp_path, capsys):
     assert "--patch 16" in capsys.readouterr().err
     assert cli.main(["fit", "bsc", *images, "--patch", "6", "--count", "300"]) == 0
     told = capsys.readouterr().err
-    assert "5 pictures of 20 x 20 (the last axis counts them)" in told
+    assert "7 pictures of 20 x 20 (the last axis counts them)" in told
     assert "on 300 data points" in told
     assert cli.main(["fit", "mca", *images, "--patch", "6", "--count", "300"]) == 0  # on and off channels
     assert gem.store.read_run(tmp_path / "run.h5").config["shape"] == [300, 72]

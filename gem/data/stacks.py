@@ -150,11 +150,7 @@ class Stack(Pictures):
 def columns_of_squares(shape: tuple[int, ...], patch: int) -> bool:
     """Whether each column is a square picture, as in the 262144 x 10 of IMAGES.mat: too thin to be one picture."""
     return (
-        len(shape) == 2
-        and shape[1] < patch
-        and isqrt(shape[0]) ** 2 == shape[0]
-        and isqrt(shape[0]) >= patch
-        and shape[1] < isqrt(shape[0])
+        len(shape) == 2 and isqrt(shape[0]) ** 2 == shape[0] and isqrt(shape[0]) >= patch and shape[1] < isqrt(shape[0])
     )
 
 
