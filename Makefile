@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV   := .venv
 RUN    := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-oldest test-newest lint clean
 
 demo: $(VENV)/.ready
 	$(RUN)/python -m examples.photographs --output run.h5
@@ -18,6 +18,10 @@ test: $(VENV)/.ready lint
 	GEM_REQUIRE=$(REQUIRE) $(RUN)/python -m pytest -n auto --dist worksteal
 	GEM_REQUIRE=$(REQUIRE) $(RUN)/mpiexec -n 2 $(RUN)/python -m pytest
 	GEM_REQUIRE=$(REQUIRE) $(RUN)/mpiexec -n 3 $(RUN)/python -m pytest -k "not opencl"
+
+# With the oldest packages that setup.cfg allows, and with the newest: each in an environment of its own.
+test-oldest test-newest:
+	.ci/dependencies $(@:test-%=%) -n auto --dist worksteal
 
 lint: $(VENV)/.ready
 	$(RUN)/ruff check .
