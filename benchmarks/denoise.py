@@ -1,8 +1,9 @@
 """Denoising by a model of the noisy picture's own patches, beside non-local means and wavelets of scikit-image.
 
-    python -m benchmarks.denoise [--models gsc mog bsc sc] [--sigma 25] [--backend auto]
+    python -m benchmarks.denoise [--models auto gsc bsc sc] [--sigma 25] [--side 256] [--backend auto]
 
-Grey 256 × 256 crops from the middle of scikit-learn's china.jpg and flower.jpg with Gaussian noise of σ = 25 grey
+Grey crops, 256 × 256 unless said, from the middle
+of scikit-learn's china.jpg and flower.jpg with Gaussian noise of σ = 25 grey
 levels; PSNR in dB, and seconds. Non-local means is given σ, and the best of its settings for each picture by the
 PSNR itself: fast mode or not, h from 0.6 σ to 1.15 σ, three pairs of patch size and distance. BayesShrink likewise:
 four wavelets, soft thresholds. The models are given σ and run with their defaults.
@@ -17,7 +18,7 @@ from itertools import product
 
 import numpy as np
 
-from gem.restore import psnr, restore
+from gem.restore import estimate_sigma, psnr, restore
 
 SIDE = 256
 H_FACTORS = (0.6, 0.7, 0.8, 0.9, 1.0, 1.15)
@@ -25,14 +26,14 @@ WINDOWS = ((5, 6), (5, 11), (7, 11))  # patch size and distance
 WAVELETS = ("db1", "db2", "db4", "sym4")
 
 
-def pictures() -> Iterator[tuple[str, np.ndarray]]:
+def pictures(side: int = SIDE) -> Iterator[tuple[str, np.ndarray]]:
     """The crops in grey levels of 0 to 255, by ITU-R 601 luma."""
     from sklearn.datasets import load_sample_images
 
     for name, image in zip(("china", "flower"), load_sample_images().images, strict=True):
         grey = np.rint(image @ [0.299, 0.587, 0.114])
-        top, left = ((n - SIDE) // 2 for n in grey.shape)
-        yield name, grey[top : top + SIDE, left : left + SIDE]
+        top, left = ((n - side) // 2 for n in grey.shape)
+        yield name, grey[top : top + side, left : left + side]
 
 
 def best(runs: dict[str, Callable[[], np.ndarray]], clean: np.ndarray) -> tuple[str, float, float]:
@@ -69,13 +70,14 @@ def peers(noisy: np.ndarray, sigma: float) -> dict[str, dict[str, Callable[[], n
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["gsc", "mog", "bsc", "sc"])
+    parser.add_argument("--models", nargs="+", default=["auto", "gsc", "bsc", "sc"])
     parser.add_argument("--sigma", type=float, default=25.0)
+    parser.add_argument("--side", type=int, default=SIDE)
     parser.add_argument("--backend", default="auto")
     args = parser.parse_args()
-    for name, clean in pictures():
+    for name, clean in pictures(args.side):
         noisy = clean + args.sigma * np.random.default_rng(0).standard_normal(clean.shape)
-        print(f"{name}: noisy {psnr(noisy, clean):.2f} dB")
+        print(f"{name}: noisy {psnr(noisy, clean):.2f} dB, sigma looks like {estimate_sigma(noisy):.1f}", flush=True)
         reference = -np.inf
         for method, runs in peers(noisy, args.sigma).items():
             settings, ratio, seconds = best(runs, clean)

@@ -167,27 +167,36 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_restoring(commands: Any) -> None:
     """gem denoise and gem inpaint."""
-    denoise = commands.add_parser("denoise", help="take noise of known strength from a picture")
-    denoise.add_argument("--sigma", type=float, default=25.0, help="the noise, in grey levels of 255 (default: 25)")
-    denoise.add_argument("--add-noise", action="store_true", help="IMAGE is clean: add the noise first")
+    denoise = commands.add_parser("denoise", help="take the noise from a picture")
+    denoise.add_argument("--add-noise", action="store_true", help="IMAGE is clean: add noise first (default: 25)")
     inpaint = commands.add_parser("inpaint", help="fill the gaps of a picture")
-    inpaint.add_argument("--sigma", type=float, default=0.0, help="noise, in grey levels of 255 (default: none)")
+    for command, usual, instead in ((denoise, "auto", "estimated"), (inpaint, 0.0, "none")):
+        command.add_argument(
+            "--sigma",
+            type=_word_or_number,
+            default=usual,
+            help="the noise: auto, or a number in grey levels of 255 (white of an image of 8 or 16 bits is 255), "
+            f"in its own units of .npy and of floats (default: {instead})",
+        )
+        command.add_argument("--sigma-unit", choices=("grey", "own"), default="grey", help="own: in the file's units")
     gaps = inpaint.add_mutually_exclusive_group()
     gaps.add_argument("--mask", metavar="PATH", help="picture whose pixels are not black where IMAGE has gaps")
     gaps.add_argument("--missing", type=float, metavar="FRACTION", help="IMAGE is whole: lose so much of it, at random")
     for command in (denoise, inpaint):
-        command.add_argument("image", metavar="IMAGE", help="an image, or .npy of grey levels 0 to 255, NaN in gaps")
-        command.add_argument("--model", default="gsc", help="bsc, mog, gsc, ... (default: %(default)s)")
+        command.add_argument("image", metavar="IMAGE", help="an image, or .npy in any units, NaN in gaps")
+        command.add_argument("--model", default="auto", help="bsc, mog, gsc, ... (default: mog; gsc to fill gaps)")
         command.add_argument("--clean", metavar="PATH", help="the true picture, for the PSNR")
-        command.add_argument("-o", "--output", help="picture or .npy (default: IMAGE's name with -restored.png)")
+        command.add_argument(
+            "-o", "--output", help="picture or .npy (default: IMAGE's name with -restored, .png if that holds it)"
+        )
         for name in ("H", "Hprime", "gamma", "K"):
             command.add_argument(f"--{name}", type=int, metavar=name)
         command.add_argument(
             "--values", type=_numbers, metavar="V,V,...", help="of dsc, as --values=-1,0,1 (default: -2,-1,0,1,2)"
         )
-        command.add_argument("--patch", type=int, default=6, help="side of the patches (default: %(default)s)")
+        command.add_argument("--patch", type=int, help="side of the patches (default: 6, for much noise 8)")
         command.add_argument("--stride", type=int, default=1, help="pixels between patches (default: %(default)s)")
-        command.add_argument("--steps", type=int, default=30, help="EM steps (default: %(default)s)")
+        command.add_argument("--steps", type=int, default=20, help="EM steps (default: %(default)s)")
         command.add_argument("--backend", help='"numpy", "auto", ... (default: $GEM_BACKEND, else auto)')
         command.add_argument("--seed", type=int, default=0)
         command.add_argument(
@@ -346,7 +355,7 @@ def _show(args: argparse.Namespace, comm: Communicator) -> int:
 def _restore(args: argparse.Namespace, comm: Communicator) -> int:
     if launched():
         raise ConfigError("pictures are restored by one process: start it without mpiexec, or with GEM_MPI=0")
-    from gem.restore import restore_file
+    from gem.restore.command import restore_file
 
     restore_file(args)
     return 0

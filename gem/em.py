@@ -142,6 +142,7 @@ def posterior(
     batch: int | None = None,
     top: int = 0,
     reconstruct: bool = False,
+    impute: bool = False,
 ) -> Posterior:
     """The (truncated, annealed) posterior of every data point of this rank.
 
@@ -150,23 +151,27 @@ def posterior(
     top : int
         How many of the most probable states to list (they are enumerated on the host, point by point).
     reconstruct : bool
-        Whether to give E[y] as well: the denoised data, and what is missing.
+        Whether to give E[y] as well: the data smoothed, observed entries too, and what is missing filled in.
+    impute : bool
+        Whether to give E[y] of what is missing only: observed entries are as the backend read them.
 
     Returns
     -------
     Posterior
         `log_evidence` (N,), `candidates` (N, H'), `mean` (N, H) ⟨s⟩ and `product` (N, H) as host arrays, and with
-        `top` `states`, `probabilities` and `map_state`, with `reconstruct` `reconstruction` (N, D); for a mixture
-        `mean` (N, K) holds the responsibilities and `candidates` is None. Other arguments and errors as in `em_step`;
-        what is not finite is never returned, but raises `DataError`. Codes of SC that were not found within its
-        iterations are told by a warning of the logger "gem".
+        `top` `states`, `probabilities` and `map_state`, with `reconstruct` or `impute` `reconstruction` (N, D); for a
+        mixture `mean` (N, K) holds the responsibilities and `candidates` is None. Other arguments and errors
+        as in `em_step`; what is not finite is never returned, but raises `DataError`. Codes of SC that were not found
+        within its iterations are told by a warning of the logger "gem".
     """
     group = communicator(comm)
     with group.guard():
         top = whole_number("top", top, 0)
 
         def infer_all(batches: Batches, chosen: Backend, reading: Reading) -> Posterior:
-            return _infer_all(model, params, batches, chosen, reading, T, anneal_prior, top, reconstruct)
+            return _infer_all(
+                model, params, batches, chosen, reading, T, anneal_prior, top, reconstruct or impute, impute
+            )
 
         return _on_data(model, data, backend, dtype, group, batch, infer_all)
 
@@ -181,6 +186,7 @@ def _infer_all(
     anneal_prior: bool,
     top: int,
     reconstruct: bool,
+    impute: bool,
 ) -> Posterior:
     """The posterior of every data point, as `posterior` gives it."""
     checked = inward(model, model.check(params), reading)
@@ -204,6 +210,9 @@ def _infer_all(
             )
         }
         _check_finite(host, model, chosen, Y, start)
+        if impute:
+            seen = chosen.to_host(Y)
+            host["reconstruction"] = np.where(np.isnan(seen), host["reconstruction"], seen)
         if reading.shift is not None and host["reconstruction"] is not None:
             host["reconstruction"] = host["reconstruction"] + reading.shift
         told = Posterior(log_evidence, **host)

@@ -17,9 +17,22 @@ from numpy.lib.stride_tricks import sliding_window_view
 
 from gem.errors import ConfigError, DataError
 from gem.extras import install_hint
+from gem.picture_files import load_picture, save_picture
 
 if TYPE_CHECKING:
     from PIL import Image
+
+__all__ = [
+    "ImageFile",
+    "Patches",
+    "Pictures",
+    "Whitening",
+    "find_images",
+    "learn_whitening",
+    "load_grey",
+    "load_picture",
+    "save_picture",
+]
 
 LOG = logging.getLogger(__name__)
 # Which files of a folder are taken for pictures; what they are their first bytes say.
@@ -110,59 +123,6 @@ def load_grey(path: str | os.PathLike[str], frame: int = 0) -> np.ndarray:
             "save it as an 8- or 16-bit image"
         )
     return grey
-
-
-def load_picture(path: str | os.PathLike[str]) -> np.ndarray:
-    """A picture to be restored: an image's pixels, upright, or the array of a .npy file, where NaN is a gap.
-
-    Returns
-    -------
-    (height, width) or (height, width, 3) float64 array; an image's in grey levels of 0 to 255.
-
-    Raises
-    ------
-    ConfigError
-        Pillow is not installed.
-    DataError
-        The file is not a readable image or array.
-    """
-    if Path(path).suffix.lower() == ".npy":
-        try:
-            return np.asarray(np.load(path), dtype=np.float64)
-        except (OSError, ValueError) as error:
-            raise DataError(f"cannot read {path} as an array of numbers: {error}") from error
-    with _opened(Path(path)) as image:
-        colour = image.mode in ("RGB", "RGBA", "P", "CMYK", "YCbCr")
-        if colour:
-            from PIL import ImageOps
-
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"), dtype=np.float64)
-    return 255 * load_grey(path)
-
-
-def save_picture(path: str | os.PathLike[str], picture: np.ndarray) -> None:
-    """Write grey levels of 0 to 255: as they are to a .npy file, rounded to 8 bits to any other.
-
-    Raises
-    ------
-    ConfigError
-        Pillow is not installed, or does not know the suffix.
-    DataError
-        The file cannot be written.
-    """
-    try:
-        if Path(path).suffix.lower() == ".npy":
-            np.save(path, picture)
-            return
-        from PIL import Image
-
-        Image.fromarray(np.clip(np.rint(picture), 0, 255).astype(np.uint8)).save(path)
-    except ImportError as error:
-        raise ConfigError(f"writing images needs Pillow: {install_hint('images')}") from error
-    except ValueError as error:
-        raise ConfigError(f"{path}: {error}; name a .png or a .npy file") from error
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error}") from error
 
 
 class Pictures(ABC):

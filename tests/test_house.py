@@ -25,7 +25,8 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"gem.kernels"},
     {"gem.errors", "gem.extras", "gem.checks", "gem._version", "gem.states", "gem.annealing", "gem.parallel",
-     "gem.philox", "gem.statistics", "gem.data", "gem.images", "gem.store", "gem.progress", "gem.notes",
+     "gem.philox", "gem.statistics", "gem.data", "gem.images", "gem.picture_files", "gem.png16",
+     "gem.store", "gem.progress", "gem.notes",
      "gem.trace", "gem.launch", "gem.cores", "gem.leaving", "gem.termination"},
     {"gem.backends"},
     {"gem.models"},
