@@ -624,8 +624,23 @@ def _append(dataset: Any, rows: Sequence[Any], end: int) -> None:
 def _remove_stale(path: Path) -> None:
     """Remove what a killed process left in the middle of a checkpoint."""
     for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        if _alive(stale.suffixes[-2][1:]):
+            continue  # of a process that begins the same file right now: one of the two is told
         with suppress(OSError):  # what keeps us from it keeps us from writing too, and is reported there
             stale.unlink()
+
+
+def _alive(process: str) -> bool:
+    """Whether another process of this host has that number."""
+    if not process.isdigit() or int(process) == os.getpid():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 def _sync_folder(folder: Path) -> None:

@@ -295,10 +295,12 @@ def test_killed_at_any_moment_the_file_is_whole(tmp_path):
 
 def test_only_our_own_temporaries_are_removed(tmp_path):
     create(tmp_path / "run[1].h5")
-    for name in (".run[1].h5.123.tmp", ".run1.h5.123.tmp", ".run[1].h5.tmp"):
+    alive = f".run[1].h5.{os.getppid()}.tmp"  # of a process that begins this file just now
+    (tmp_path / alive).write_bytes(b"half a checkpoint")
+    for name in (".run[1].h5.4194305.tmp", ".run1.h5.4194305.tmp", ".run[1].h5.tmp"):
         (tmp_path / name).write_bytes(b"half a checkpoint")
     RunFile.open(tmp_path / "run[1].h5")
-    assert {file.name for file in temporaries(tmp_path)} == {".run1.h5.123.tmp", ".run[1].h5.tmp"}
+    assert {file.name for file in temporaries(tmp_path)} == {".run1.h5.4194305.tmp", ".run[1].h5.tmp", alive}
 
 
 # No space
