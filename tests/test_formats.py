@@ -5,9 +5,11 @@ Files are made by the libraries that own the format; docs/data.md names the test
 
 from __future__ import annotations
 
+import decimal
 import io
 import json
 import logging
+import os
 import sys
 import zipfile
 from types import SimpleNamespace
@@ -107,12 +109,13 @@ TABLES = {  # name of the file → what writes it, and :NAME
     "records.npy": (lambda p: npy(p, np.asarray(RECORDS)), ""),
     "zipped.bin": (lambda p: npz(p, Y=Y, labels=np.arange(N)), ""),
     "named.npz": (lambda p: npz(p, Y=Y, other=Y + 1), ":Y"),
+    "slash.npz": (lambda p: npz(p, **{"deep/Y": Y, "other": Y + 1}), ":/deep/Y"),
     "records.npz": (lambda p: npz(p, table=np.asarray(RECORDS)), ":table"),
     "recording.nwb": (hdf5, ""),
     "userblock.mat": (lambda p: hdf5(p, 512), ":/x"),
     "block.he5": (lambda p: hdf5(p, 2048), ":x"),
     "v5.mat": (lambda p: mat(p, Y=Y, n=3.0, label=np.arange(N), text="words"), ""),
-    "several.mat": (lambda p: mat(p, compressed=True, Y=Y, other=Y + 1), ":Y"),
+    "several.mat": (lambda p: mat(p, compressed=True, Y=Y, other=Y + 1), ":/Y"),
     "v4.MAT": (lambda p: mat(p, version="4", Y=Y), ""),
     "sparse.mat": (lambda p: mat(p, S=scipy.sparse.csc_matrix(Y)), ""),
     "struct.dat": (lambda p: mat(p, s={"deep": {"Y": Y}, "who": "me"}), ":s.deep.Y"),
@@ -179,6 +182,38 @@ def test_nulls_are_gaps(tmp_path):
     np.testing.assert_array_equal(read(mixed), [[1, 1], [2, 0]])
     for frame in (nullable, nullable.astype({"i": "int64[pyarrow]", "b": "bool[pyarrow]"})):
         np.testing.assert_array_equal(read(frame), expected)
+
+
+def test_decimals_are_numbers(tmp_path):
+    """As the float that is nearest, which pyarrow's own cast misses by a digit in some."""
+    cents = np.random.default_rng(1).integers(-(10**9), 10**9, 300)
+    exact = [decimal.Decimal(int(cent)) / 100 for cent in cents]
+    column = pyarrow.array([*exact, None], pyarrow.decimal128(18, 2))
+    expected = np.array([*map(float, exact), np.nan])[:, None]
+    table = pyarrow.table({"price": column})
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    pyarrow.feather.write_feather(table, tmp_path / "x.feather")
+    of_arrow = pandas.DataFrame({"price": pandas.Series([*exact, None], dtype=pandas.ArrowDtype(column.type))})
+    for data in (table, tmp_path / "x.parquet", tmp_path / "x.feather", of_arrow, polars.DataFrame({"p": column})):
+        np.testing.assert_array_equal(read(data), expected)
+
+
+def test_paths_are_what_python_takes_for_paths(tmp_path, monkeypatch):
+    npy(tmp_path / "x.npy")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for path in ("~/x.npy", os.fsencode(tmp_path / "x.npy"), [tmp_path / "x.npy"]):
+        with open_data(path) as source:
+            assert source.spec == {"data": str(tmp_path / "x.npy")}
+            np.testing.assert_array_equal(source.read(0, N), Y)
+
+
+def test_complex_matrices_of_matlab_are_refused(tmp_path):
+    """SciPy leaves their imaginary parts out when it is asked for MATLAB's types."""
+    mat(tmp_path / "x.mat", X=Y + 1j, S={"Z": Y * 1j, "R": Y}, P=np.ones((20, 20, 3)) * 1j)
+    for name, options in {"X": {}, "S.Z": {}, "P": {"patch": 4}}.items():
+        with pytest.raises(DataError, match=rf"x\.mat:{name} holds complex numbers.*real\({name}\)"):
+            open_data(f"{tmp_path / 'x.mat'}:{name}", **options)
+    np.testing.assert_array_equal(read(f"{tmp_path / 'x.mat'}:S.R"), Y)
 
 
 def test_parts_are_one_table(tmp_path):

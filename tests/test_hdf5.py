@@ -166,6 +166,30 @@ def test_packed_numbers_are_unpacked(tmp_path, stored, attributes, meant):
     np.testing.assert_allclose(values, meant, rtol=1e-15)
 
 
+def test_time_series_of_nwb_are_in_their_unit(tmp_path):
+    stored = np.arange(12, dtype="i2").reshape(4, 3) - 5
+    with h5py.File(tmp_path / "x.nwb", "w") as file:
+        series = file.create_group("acquisition/series")
+        series.attrs["neurodata_type"] = "ElectricalSeries"
+        series["data"] = stored
+        series["data"].attrs.update({"conversion": 1.0, "offset": 0.0, "resolution": -1.0, "unit": "volts"})
+        elsewhere = file.create_dataset("elsewhere/data", data=stored)
+        elsewhere.attrs["conversion"] = 2.0
+    named = tmp_path / "x.nwb", "acquisition/series/data"
+    assert read(*named).dtype == np.int16
+    for factors in ([1, 1, 1], [1, 2, 0.5]):
+        with h5py.File(tmp_path / "x.nwb", "r+") as file:
+            file["acquisition/series/data"].attrs.update({"conversion": 1e-6, "offset": 0.25})
+            file["acquisition/series"].pop("channel_conversion", None)
+            file["acquisition/series/channel_conversion"] = np.array(factors, "f4")
+        np.testing.assert_allclose(read(*named), stored * (1e-6 * np.array(factors)) + 0.25, rtol=1e-15)
+    with h5py.File(tmp_path / "x.nwb", "r+") as file:
+        del file["acquisition/series/channel_conversion"]
+        file["acquisition/series/channel_conversion"] = [1.0, 2.0]
+    refused(named[0], "channel_conversion", "multiply", dataset=named[1])
+    np.testing.assert_array_equal(read(named[0], "elsewhere/data"), stored)
+
+
 @pytest.mark.parametrize("attributes", [{"scale_factor": 0.0}, {"add_offset": [1.0, 2.0]}, {"scale_factor": "much"}])
 def test_factors_that_cannot_be_meant_are_refused(tmp_path, attributes):
     refused(one(tmp_path / "x.nc", attributes=attributes), *attributes)

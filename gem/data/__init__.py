@@ -71,7 +71,7 @@ def open_data(data: Any, **options: Any) -> Source:
         return open_data(data[0], **options)
 
     paths = data if isinstance(data, (list, tuple)) else [data]
-    if all(isinstance(path, (str, os.PathLike)) for path in paths):
+    if all(isinstance(path, (str, bytes, os.PathLike)) for path in paths):
         return _open_paths([os.fsdecode(path) for path in paths], options)
     if not options:
         return data if isinstance(data, Source) else open_object(data)

@@ -42,6 +42,7 @@ class Packing:
     limits : the attribute that gives these.
     dtype : of the decoded numbers, wide enough that no digit is lost: float64, or, where nothing is scaled, float32
         for integers of at most 16 bits and the stored type for floats.
+    columns : (D,), by which each column is multiplied besides; None: by 1.
     """
 
     stored: np.dtype
@@ -52,6 +53,7 @@ class Packing:
     high: Any
     limits: str
     dtype: np.dtype
+    columns: np.ndarray | None = None
 
     def decode(self, values: np.ndarray) -> np.ndarray:
         """Stored numbers → numbers in `dtype`, a new array."""
@@ -66,7 +68,9 @@ class Packing:
         if self.high is not None:
             gap |= values > self.high
         decoded = values.astype(self.dtype)
-        if (self.scale, self.offset) != (1, 0):
+        if self.columns is not None:
+            decoded = decoded * (self.scale * self.columns) + self.offset
+        elif (self.scale, self.offset) != (1, 0):
             decoded = decoded * self.scale + self.offset
         decoded[gap] = np.nan
         return decoded
@@ -82,7 +86,9 @@ class Packing:
         return f"{'-inf' if self.low is None else self.low} to {'inf' if self.high is None else self.high}"
 
 
-def packing(attributes: Mapping[str, Any], dtype: np.dtype, name: str, fill: Any = None) -> Packing | None:
+def packing(
+    attributes: Mapping[str, Any], dtype: np.dtype, name: str, fill: Any = None, columns: Any = None
+) -> Packing | None:
     """What the attributes of a dataset make of its numbers; None if they are meant as they are stored.
 
     Parameters
@@ -91,6 +97,7 @@ def packing(attributes: Mapping[str, Any], dtype: np.dtype, name: str, fill: Any
     dtype : as stored.
     name : of the dataset, for messages.
     fill : what netCDF-4 puts where nothing was written, if it is a netCDF-4 file; `_FillValue` goes before it.
+    columns : as of Packing.
 
     Raises
     ------
@@ -107,10 +114,10 @@ def packing(attributes: Mapping[str, Any], dtype: np.dtype, name: str, fill: Any
         gaps.append(("the fill value of netCDF", np.asarray(fill, dtype.newbyteorder("=")).astype(stored)[()]))
     gaps = [gap for i, gap in enumerate(gaps) if gap[1] not in [value for _, value in gaps[:i]]]
     low, high, limits = _limits(attributes, stored, scale, offset)
-    scaled = (scale, offset) != (1, 0)
+    scaled = (scale, offset) != (1, 0) or columns is not None
     if not (scaled or gaps or low is not None or high is not None or stored != dtype.newbyteorder("=")):
         return None
-    return Packing(stored, scale, offset, tuple(gaps), low, high, limits, _decoded_type(stored, scaled))
+    return Packing(stored, scale, offset, tuple(gaps), low, high, limits, _decoded_type(stored, scaled), columns)
 
 
 def _signed(attributes: Mapping[str, Any], dtype: np.dtype) -> np.dtype:

@@ -89,6 +89,7 @@ def to_numpy(table: Any, dtype: np.dtype, D: int, name: str) -> np.ndarray:
 
 def _chosen(schema: Any, name: str, names: list[str] | None, pick: str) -> list[str]:
     """The columns that are numbers: all of them, but those that pandas stored as its index."""
+    names = names and [n if n in schema.names else n.strip("/") for n in names]
     if names is not None and (unknown := [n for n in names if n not in schema.names]):
         raise DataError(f"{name} has no column {', '.join(unknown[:10])}; there are {', '.join(schema.names[:10])}")
     if not schema.names:
@@ -121,6 +122,8 @@ def _numpy_type(kind: Any) -> Any:
     inner = kind.value_type if _is_list(kind) else kind
     if types.is_integer(inner) or types.is_floating(inner) or types.is_boolean(inner):
         return np.dtype(inner.to_pandas_dtype())
+    if types.is_decimal(inner):
+        return np.dtype(np.float64)
     return _Other(str(kind))
 
 
@@ -185,6 +188,8 @@ def _flat(column: Any, dtype: np.dtype) -> np.ndarray:
     if valid is not None:
         filler = False if types.is_boolean(column.type) else 0
         column = column.fill_null(filler)
+    if types.is_decimal(column.type):  # by way of text: pyarrow's own cast is off by a last digit in one of eight
+        column = column.cast("string").cast("float64")
     numbers = np.array(column.to_numpy(zero_copy_only=False), dtype=dtype)
     if valid is not None:
         numbers[~valid] = np.nan

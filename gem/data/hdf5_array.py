@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from threading import Lock
 from typing import Any
 
@@ -55,7 +56,8 @@ class HDF5Array:
             shape = (dataset.shape or ()) + dataset.dtype.shape
             self._packing = None
             if stored.kind in "uif":
-                self._packing = packing(dataset.attrs, stored, self.name, _netcdf_fill(dataset, stored))
+                attributes, columns = _units(dataset, self.name)
+                self._packing = packing(attributes, stored, self.name, _netcdf_fill(dataset, stored), columns)
             self._dataset = dataset
             self._slabs = Slabs(dataset, self.name) if dataset.shape else None
         self.turned = bool(why)
@@ -66,6 +68,8 @@ class HDF5Array:
             log.info(f"{self.name}: {why}: read as {' × '.join(map(str, self.shape))}")
         if self._packing and (self._packing.scale, self._packing.offset) != (1, 0):
             log.info(f"{self.name}: unpacked, stored values × {self._packing.scale:g} + {self._packing.offset:g}")
+        if self._packing and self._packing.columns is not None:
+            log.info(f"{self.name}: each column has a factor of its own, in channel_conversion")
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """The entries [start, stop) of the first axis, as `dtype`."""
@@ -98,6 +102,28 @@ class HDF5Array:
                 self._slabs.close()
             if self._close is not None:
                 self._close.close()
+
+
+def _units(dataset: Any, name: str) -> tuple[Mapping[str, Any], np.ndarray | None]:
+    """The attributes of a dataset, and factors of its columns; those of a time series of NWB in terms of CF.
+
+    There the unit is that of stored · conversion · channel_conversion + offset (NWB 2, TimeSeries, ElectricalSeries).
+    """
+    attributes, group = dataset.attrs, dataset.parent
+    if "conversion" not in attributes or "neurodata_type" not in group.attrs:
+        return attributes, None
+    attributes = {"scale_factor": attributes["conversion"], "add_offset": attributes.get("offset", 0.0)}
+    if "channel_conversion" not in group:
+        return attributes, None
+    factors = np.asarray(group["channel_conversion"][()], dtype=np.float64)
+    if np.all(factors == 1):
+        return attributes, None
+    if factors.shape != dataset.shape[1:]:
+        raise DataError(
+            f"{name} has shape {dataset.shape}, its channel_conversion {factors.shape}: a factor for each column is "
+            "needed; multiply the values yourself and save them without it"
+        )
+    return attributes, factors
 
 
 def _netcdf_fill(dataset: Any, dtype: np.dtype) -> Any:

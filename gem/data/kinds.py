@@ -104,6 +104,8 @@ def split_name(given: str) -> tuple[str, str | None]:
     """
     if not given or "\0" in given:
         raise DataError(f"{given!r} is no path: name a file or a folder")
+    if given.startswith("~") and not os.path.exists(given):
+        given = os.path.expanduser(given)  # the home folder, where no shell has put it
     path = os.path.abspath(given)
     if os.path.exists(path):
         return path, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ def open_table(path: str, name: str | None) -> Source:
     DataError
         None of that name, several to choose from, or no real matrix.
     """
-    forms = _forms(path)
+    forms, name = _forms(path), name and name.strip("/")
     if name is None:
         name = only_table(path, None, {n: form for n, form in forms.items() if min(form[0], default=0) > 1} or forms)
     matrix, full = _load(path, name, forms), f"{path}:{name}"
@@ -36,7 +37,7 @@ def open_table(path: str, name: str | None) -> Source:
 
 def open_stack(path: str, name: str | None, patch: int) -> Stack:
     """An array of pictures: MATLAB's, whose last axis counts them."""
-    forms = _forms(path)
+    forms, name = _forms(path), name and name.strip("/")
     name = choose_stack(path, forms, patch, last=True) if name is None else name
     array = _load(path, name, forms)
     if hasattr(array, "toarray"):
@@ -76,9 +77,24 @@ def _load(path: str, name: str, forms: dict[str, Form]) -> Any:
             f"Y = cell2mat({name}) or table2array({name}), then save('OUT.mat', 'Y')"
         )
     io = library("scipy.io", "scipy", f"reading {path}, a MATLAB file,")
+    variables = name.split(".")[:1]
+    with reading(path), warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        value = _within(io.loadmat(path, variable_names=variables, mat_dtype=True), name)
+        if any(warning.category.__name__ == "ComplexWarning" for warning in told):  # SciPy leaves imaginary parts out
+            value = _within(io.loadmat(path, variable_names=variables), name)
+    if np.iscomplexobj(value):
+        raise DataError(
+            f"{path}:{name} holds complex numbers, which are not supported: in MATLAB, Y = [real({name}), "
+            f"imag({name})] puts the parts side by side, then save('OUT.mat', 'Y')"
+        )
+    return value
+
+
+def _within(variables: dict[str, Any], name: str) -> Any:
+    """The variable NAME, or the field NAME.FIELD of a structure."""
     variable, *fields = name.split(".")
-    with reading(path):
-        value = io.loadmat(path, variable_names=[variable], mat_dtype=True)[variable]
-        for field in fields:
-            value = value[field][0, 0]
+    value = variables[variable]
+    for field in fields:
+        value = value[field][0, 0]
     return value

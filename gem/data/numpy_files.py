@@ -91,6 +91,8 @@ class NpzSource(_LaidOut):
         self._lock = Lock()  # there is one place in the stream
         with reading(path), zipfile.ZipFile(path) as archive:
             arrays = _npz_arrays(archive)
+            if array not in arrays and array is not None:
+                array = array.strip("/")  # as of HDF5
             if array is None or array not in arrays:
                 forms = {name: _plain_form(shape, dtype) for name, (_, (shape, _, dtype), _) in arrays.items()}
                 array = only_table(path, array, forms)
@@ -147,6 +149,8 @@ def open_npz_stack(path: str, name: str | None, patch: int) -> Stack:
     with reading(path), np.load(path, allow_pickle=False) as archive:
         with zipfile.ZipFile(path) as members:
             headers = {member: header for member, (_, header, _) in _npz_arrays(members).items()}
+        if name not in headers and name is not None:
+            name = name.strip("/")
         if name is None or name not in headers:
             forms = {member: (shape, dtype) for member, (shape, _, dtype) in headers.items()}
             name = choose_stack(path, forms, patch) if name is None else only_table(path, name, forms)

@@ -218,6 +218,7 @@ def _pandas(frame: Any) -> Source:
     columns = []
     for _, column in frame.items():
         gaps = not isinstance(column.dtype, np.dtype) and bool(column.isna().any())
+        gaps |= str(column.dtype).startswith("decimal")
         columns.append(np.asarray(column.to_numpy(dtype=np.float64, na_value=np.nan) if gaps else column.to_numpy()))
     return ArraySource(np.stack(columns, axis=1))
 
@@ -228,6 +229,8 @@ def _is_pandas_number(kind: Any) -> bool:
     inner = getattr(kind, "subtype", None)  # of a sparse column
     if isinstance(inner, np.dtype):
         return inner.kind in NUMERIC
+    if str(kind).startswith("decimal"):  # of Arrow
+        return True
     letter = getattr(kind, "kind", "O")
     return letter in NUMERIC and bool(getattr(kind, "_is_numeric", False) or getattr(kind, "_is_boolean", False))
 
@@ -244,8 +247,8 @@ def _polars(frame: Any) -> Source:
         raise _other_columns("Y.select(polars.selectors.numeric() | polars.selectors.boolean())", other)
     columns = []
     for series in frame.iter_columns():
-        gaps, decimal = series.null_count() > 0, str(series.dtype).startswith("Decimal")
-        column = series.cast(_polars_float(series)) if gaps or decimal else series
+        unknown = str(series.dtype).startswith(("Decimal", "Int128", "UInt128"))  # to NumPy
+        column = series.cast(_polars_float(series)) if series.null_count() or unknown else series
         columns.append(np.asarray(column.to_numpy()))
     return ArraySource(np.stack(columns, axis=1) if columns else np.empty((frame.height, 0)))
 

@@ -69,6 +69,8 @@ def check_form(shape: tuple[int, ...], dtype: np.dtype, name: str) -> None:
         )
     elif len(shape) == 1:
         problem = "data is (N, D), a row per data point: Y[:, None] makes N points with D = 1 of it"
+    elif not shape:
+        problem = "data is (N, D), a row per data point, not a single number"
     elif len(shape) != 2:
         problem = "data is (N, D), a row per data point: Y.reshape(len(Y), -1) flattens each point" + (
             PATCHES if len(shape) > 2 else ""
@@ -111,6 +113,9 @@ def only_table(path: str, asked: str | None, tables: dict[str, Form], dims: tupl
     kind = " or ".join(f"{n}-D" for n in dims)
     stacks = [name for name, (shape, dtype) in tables.items() if len(shape) > 2 and dtype.kind in NUMERIC]
     hint = f"; {listed(path, stacks, tables)} is no table{PATCHES}" if stacks and not usable else ""
+    lines = [name for name, (shape, dtype) in tables.items() if len(shape) == 1 and dtype.kind in NUMERIC]
+    if lines and not (usable or stacks):
+        hint = f"; {listed(path, lines, tables)}: a single column has to be saved with two axes, Y[:, None]"
     raise DataError(
         f"{path} {problem}; name one of its {kind} numeric datasets: {listed(path, usable, tables) or 'none'}{hint}"
     )
