@@ -154,22 +154,23 @@ def work(about: dict[str, Any]) -> None:
     with np.load("params.npz") as file:
         params = dict(file)
     Y = np.load("Y.npy", mmap_mode="r")[: about["N"]]
-    anneal = gem.Annealing(steps=about["steps"] + WARM_UP, Ncut=0.5)
+    anneal = gem.Annealing(steps=WARM_UP + about["steps"] + 1, Ncut=0.5)  # the last one ends with an E-step more
     options = {"backend": about["backend"], "dtype": about["dtype"], "comm": "world", "trace": "trace.json"}
     gem.EM(BSC(about["D"], about["H"]), Y, anneal, params=params, **options).run()
 
 
 def split(spans: Sequence[Record]) -> tuple[float, list[dict[str, float]]]:
-    """Median seconds of a step, and of its parts on each rank.
+    """Median seconds of a step, and of its parts on each rank; the last step of a run, which has its F to tell, is not one.
 
     A collective lasts, on every rank, from the moment the last rank has come to it; before that, ranks wait.
     """
     durations: dict[str, np.ndarray] = {}
     starts: dict[str, np.ndarray] = {}
     ranks = sorted({span["pid"] for span in spans})
+    last = sum(span["name"] == "EM step" and span["pid"] == ranks[0] for span in spans) - 1
     for name in ("EM step", "E-step", "selection", "reduction", "M-step"):
         rows = [[(s["ts"], s["dur"]) for s in spans if s["name"] == name and s["pid"] == rank] for rank in ranks]
-        table = np.array(rows)[:, WARM_UP:] / 1e6  # (ranks, steps, 2)
+        table = np.array([row[WARM_UP:last] for row in rows]) / 1e6  # (ranks, steps, 2)
         starts[name], durations[name] = table[..., 0], table[..., 1]
     waits = {name: starts[name].max(axis=0) - starts[name] for name in ("selection", "reduction")}
     parts = {

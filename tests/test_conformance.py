@@ -174,9 +174,9 @@ def test_free_energy_never_falls(make, backend, world):
 def test_the_truth_is_a_fixed_point_of_much_data(make_countable, backend, world):
     model = make_countable(True)
     params = truth(model)
-    Y, _ = model.generate_data(params, 80_000, seed=4)
+    Y, _ = model.generate_data(params, 40_000, seed=4)
     new = params
-    for _ in range(3):
+    for _ in range(2):
         new, _ = gem.em_step(model, new, Y, backend=backend, dtype="float64", comm=world)
     for name, value in params.items():
         np.testing.assert_allclose(new[name], value, atol=0.05 * max(1, np.abs(value).max()), err_msg=name)
