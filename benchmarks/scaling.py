@@ -160,7 +160,7 @@ def work(about: dict[str, Any]) -> None:
 
 
 def split(spans: Sequence[Record]) -> tuple[float, list[dict[str, float]]]:
-    """Median seconds of a step, and of its parts on each rank; the last step of a run, which has its F to tell, is not one.
+    """Median seconds of a step, and of its parts on each rank; not of the last step, which has its F to tell.
 
     A collective lasts, on every rank, from the moment the last rank has come to it; before that, ranks wait.
     """
