@@ -14,7 +14,7 @@ import numpy as np
 from gem.annealing import NOISE, Annealing
 from gem.backends import select
 from gem.backends._traced import Traced
-from gem.data import Reading, Shard, Source, Survey, fingerprint, from_spec, holds, open_data
+from gem.data import Reading, Shard, Source, Survey, fingerprint, from_spec, holds, open_data, same_data
 from gem.data.shard import telling_gaps
 from gem.em import Info, check_options, closing, inward, local_shard, named_type, open_for, run_step, settled
 from gem.errors import ConfigError, RunFileError
@@ -201,7 +201,7 @@ class EM:
                 raise RunFileError(
                     f"{path}: the run was on data of shape {config['shape']}, these are {list(source.shape)}"
                 )
-            if not np.allclose(fingerprint(source), config["fingerprint"], rtol=1e-3, atol=1e-6, equal_nan=True):
+            if not same_data(fingerprint(source), config["fingerprint"]):
                 raise RunFileError(f"{path}: the data have changed since the run began: it would not be the same run")
             own = config["ranks"][group.rank % len(config["ranks"])]
             em = cls(

@@ -15,7 +15,7 @@ from gem.data.objects import open_object, open_object_stack
 from gem.data.parts import PartsSource
 from gem.data.pictures import IMAGE_OPTIONS, PATCH, ImageSource
 from gem.data.precision import Reading, Survey, holds
-from gem.data.shard import Shard, check_finite, fingerprint
+from gem.data.shard import Shard, check_finite, fingerprint, same_data
 from gem.data.source import ArraySource, Source, Spec
 from gem.data.stacks import NotPicturesError
 from gem.data.tables import open_table
@@ -38,6 +38,7 @@ __all__ = [
     "from_spec",
     "holds",
     "open_data",
+    "same_data",
 ]
 
 

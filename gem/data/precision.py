@@ -16,7 +16,10 @@ LOSS = 0.01  # of a column's spread: more than this the step between two neighbo
 SAMPLED = 64  # every so many rows give a lower bound of the spread
 CHUNK = 1 << 18  # bytes looked at while they are in the cache
 BLOCK = 16 << 20  # bytes read at once
-LARGE, SMALL = 1e18, 1e-18  # what is beyond has squares that float32 cannot hold
+BODY = (0.05, 0.95)  # the quantiles between which a column's body is: a few outliers do not hide its spread
+WITHIN = 3.0  # standard deviations, at most, that are between these of what has no outliers
+KEPT, KEPT_BYTES = 256, 8 << 20  # rows that tell these quantiles, and the bytes that they may take
+LARGE, SMALL = 1e18, 1e-14  # what is beyond has squares, or a floor of variances, that float32 cannot hold
 CONSTANT = 2.0**-48  # a spread below this part of the largest value is the rounding of a constant in float64
 SHOWN = 3  # columns that a message names
 
@@ -77,8 +80,38 @@ def less(block: np.ndarray, shift: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
+class _Body:
+    """The columns without their outliers, of a sample: the middle, the spread and the largest absolute value, (D,)."""
+
+    middle: np.ndarray
+    sd: np.ndarray
+    largest: np.ndarray
+
+    @classmethod
+    def of(cls, rows: np.ndarray) -> _Body:
+        if rows.dtype.kind == "b":
+            rows = rows.astype(np.uint8)
+        ordered = np.sort(rows, axis=0)  # NaN last
+        last = np.maximum(np.count_nonzero(np.isfinite(rows), axis=0) - 1, 0)
+        low, middle, high = (
+            np.take_along_axis(ordered, np.rint(share * last).astype(int)[None], axis=0)[0]
+            for share in (BODY[0], 0.5, BODY[1])
+        )
+        largest = _size(low, high)
+        sd = np.nan_to_num(_extent(low, high), nan=0, posinf=0) / WITHIN
+        return cls(middle.astype(np.float64), np.where(sd > CONSTANT * largest, sd, 0), largest)
+
+    def coarse(self, dtype: str) -> np.ndarray:
+        """Whether the step of `dtype` is too long beside the spread."""
+        return (self.sd > 0) & (_step(dtype, self.largest) > LOSS * self.sd)
+
+
+@dataclass(frozen=True)
 class _Columns:
-    """What was measured of some columns, over all ranks: the arrays have an entry for each of `at`."""
+    """What was measured of some columns, over all ranks: the arrays have an entry for each of `at`.
+
+    Mean, spread and largest value are those of a column's body where this has the more to lose.
+    """
 
     at: np.ndarray
     mean: np.ndarray
@@ -107,6 +140,10 @@ class Survey(Source):
         self._reference = np.zeros(D)
         self._sums = np.zeros((3, D))  # of sampled rows: how many, their sum and squares about the reference
         self._fractions = np.zeros(D, dtype=bool)
+        N = source.shape[0]
+        kept = np.linspace(0, max(N - 1, 0), min(N, max(16, min(KEPT, KEPT_BYTES // (8 * D))))).astype(np.int64)
+        self._keep = kept[(start <= kept) & (kept < stop)]  # of all rows, however many ranks share them
+        self._kept: list[np.ndarray] = []
 
     @property
     def complete(self) -> bool:
@@ -118,7 +155,8 @@ class Survey(Source):
         with self._lock:
             if start <= self._place < min(stop, self.stop):
                 self._see(rows[self._place - start : self.stop - start])
-                self._place = min(stop, self.stop)
+                seen, self._place = self._place, min(stop, self.stop)
+                self._kept.append(rows[self._keep[(seen <= self._keep) & (self._keep < self._place)] - start])
         return rows
 
     def close(self) -> None:
@@ -164,7 +202,12 @@ class Survey(Source):
             least = np.fmax(extent**2 / 2, sum(r[2] for r in found))
         return low, high, np.sqrt(np.maximum(np.nan_to_num(least, nan=0), 0) / N), np.any([r[3] for r in found], axis=0)
 
-    def _measure(self, at: np.ndarray, low: np.ndarray, high: np.ndarray, comm: Communicator) -> _Columns:
+    def _body(self, comm: Communicator) -> _Body:
+        return _Body.of(np.concatenate([rows for rank in comm.allgather(self._kept) for rows in rank]))
+
+    def _measure(
+        self, dtype: str, at: np.ndarray, low: np.ndarray, high: np.ndarray, body: _Body, comm: Communicator
+    ) -> _Columns:
         """One more pass over the data, for the columns `at`; none without any."""
         low, high = low[at], high[at]
         reference = np.rint(low.astype(np.float64)) if self.dtype.kind in "iu" else low.astype(np.float64)
@@ -185,11 +228,13 @@ class Survey(Source):
         with np.errstate(over="ignore", invalid="ignore"):
             sd = np.sqrt(np.maximum(second / np.maximum(n, 1) - moved**2, 0))
         noise = CONSTANT * largest if self.dtype.kind == "f" and self.dtype.itemsize <= 8 else 0
+        hidden = body.coarse(dtype)[at] & ~(_step(dtype, largest) > LOSS * sd)
+        sd = np.where(hidden, body.sd[at], np.where(sd > noise, np.nan_to_num(sd, nan=np.inf), 0))
         return _Columns(
             at=at,
-            mean=reference + moved,
-            sd=np.where(sd > noise, np.nan_to_num(sd, nan=np.inf), 0),
-            largest=largest,
+            mean=np.where(hidden, body.middle[at], reference + moved),
+            sd=sd,
+            largest=np.where(hidden, body.largest[at], largest),
             low=low,
             high=high,
             whole=fractions == 0,
@@ -213,8 +258,10 @@ class Survey(Source):
             return Reading("float32" if asked == "auto" else asked)
         low, high, least, fractions = self._gathered(comm)
         dtype = "float32" if asked == "auto" else asked
-        suspects = _suspects(dtype, low, high, least, fractions, self.dtype)
-        columns = self._measure(suspects, low, high, comm)
+        body = self._body(comm)
+        suspects = _suspects(dtype, low, high, least, fractions, self.dtype, body)
+        columns = self._measure(dtype, suspects, low, high, body, comm)
+        self._refuse_unheld(columns)
         worst = _lost(dtype, columns, self.dtype)
         shift, kept = None, True
         if worst.any():
@@ -241,10 +288,20 @@ class Survey(Source):
             shift, kept = _shift("float64", columns, worst, self.dtype, self.shape[1])
             if kept:
                 return Reading("float64", shift, (*notes, _told_shift("float64", columns, worst, shift)))
-        told = _told("float64", columns, worst)
-        if _coarse("float64", columns)[worst].any():
+        return Reading("float64", None, (*notes, _told("float64", columns, worst)))
+
+    def _refuse_unheld(self, columns: _Columns) -> None:
+        """Even shifted, data have their centres as float64, which may tell no two of them apart.
+
+        Raises
+        ------
+        DataError
+            If that is so of data in a wider type: integers of 64 bits, extended floats.
+        """
+        unheld = columns.altered["float64"] & _coarse("float64", columns)
+        if unheld.any():
+            told = _told("float64", columns, unheld)
             raise DataError(f"{self.name}: {told}: subtract a constant from that column in its own type first")
-        return Reading("float64", None, (*notes, told))
 
 
 def _rounded(rows: np.ndarray, dtype: str) -> np.ndarray:
@@ -277,12 +334,18 @@ def _whole_limit(dtype: str) -> float:
 
 
 def _suspects(
-    dtype: str, low: np.ndarray, high: np.ndarray, least: np.ndarray, fractions: np.ndarray, stored: np.dtype
+    dtype: str,
+    low: np.ndarray,
+    high: np.ndarray,
+    least: np.ndarray,
+    fractions: np.ndarray,
+    stored: np.dtype,
+    body: _Body,
 ) -> np.ndarray:
     """Columns that have to be measured: their spread may be small, or they may be large whole numbers."""
     extent = _extent(low, high)
     size = _size(low, high)
-    coarse = _step(dtype, size) > LOSS * least
+    coarse = (_step(dtype, size) > LOSS * least) | body.coarse(dtype)
     whole = (size >= _whole_limit(dtype)) & ~fractions & ((stored.kind in "iu") | (size < _whole_limit("float64")))
     return np.flatnonzero((coarse | whole) & (extent > 0) & np.isfinite(size))
 
@@ -313,7 +376,7 @@ def _shift(dtype: str, c: _Columns, which: np.ndarray, stored: np.dtype, D: int)
 def _beyond_squares(low: np.ndarray, high: np.ndarray) -> str | None:
     """What is said where float32 holds the numbers, but not their squares."""
     size, extent = _size(low, high), _extent(low, high)
-    for bad, what in ((size > LARGE, "large"), ((extent > 0) & (extent < SMALL), "close")):
+    for bad, what in ((size > LARGE, "large"), ((extent > CONSTANT * size) & (extent < SMALL), "close")):
         found = np.flatnonzero(bad & np.isfinite(size))
         if len(found):
             d = found[0]

@@ -16,6 +16,8 @@ from gem.data.source import Source
 from gem.errors import ConfigError, DataError
 
 MARKED = "give the model missing=True for NaN that marks gaps"
+PRINTED = 16  # rows of each part that a fingerprint is taken of
+ALIKE, ROUNDING = 1e-3, 1e-12  # how far sums may differ, and deviations beside them
 BLOCK = 16 * 2**20  # bytes read at once: long enough to stream from disk, short enough to hold a few
 
 
@@ -126,13 +128,31 @@ class Shard:
 
 
 def fingerprint(source: Source) -> list[float]:
-    """Absolute sums of the first, middle and last rows: they tell changed data from those a run began with.
+    """Absolute sums of the first, middle and last rows, and of their deviations from the mean of these rows: they tell
+    changed data from those a run began with, also where the data are far from 0 or have gaps.
 
     Sums, not a hash: whitened patches may differ by rounding from machine to machine.
     """
     N = source.shape[0]
-    parts = (source.read(start, min(N, start + 16)) for start in (0, N // 2, max(0, N - 16)))
-    return [float(np.abs(rows.astype(np.float64)).sum()) for rows in parts]
+    parts = [source.read(start, min(N, start + PRINTED)) for start in (0, N // 2, max(0, N - PRINTED))]
+    return [float(np.abs(rows.astype(np.float64)).sum()) for rows in parts] + [_deviations(rows) for rows in parts]
+
+
+def _deviations(rows: np.ndarray) -> float:
+    """Σ |y − mean of its column|, of what is there."""
+    with np.errstate(invalid="ignore", over="ignore"):  # Inf is refused elsewhere
+        y = less(rows, np.nan_to_num(rows[0].astype(np.float64))).astype(np.float64)
+        seen = np.isfinite(y)
+        mean = np.where(seen, y, 0).sum(axis=0) / np.maximum(seen.sum(axis=0), 1)
+        return float(np.abs(np.where(seen, y - mean, 0)).sum())
+
+
+def same_data(now: list[float], then: list[float]) -> bool:
+    """Whether two fingerprints can be of the same data; that of an old run file has no deviations."""
+    count = min(len(now), len(then))
+    a, b = np.array(now[:count]), np.array(then[:count])
+    rounding = ROUNDING * np.tile(np.nan_to_num(b[:3]), count // 3)
+    return bool(np.all((np.abs(a - b) <= ALIKE * np.abs(b) + rounding) | (np.isnan(a) & np.isnan(b))))
 
 
 def check_finite(Y: np.ndarray, first_row: int = 0, name: str = "data", missing: bool = False) -> None:

@@ -43,6 +43,7 @@ SPREAD = {"diag": "var", "spherical": "var", "tied": "cov", "full": "cov"}
 CHOLESKY_RESOLUTION = 100 * float(np.finfo(np.float64).eps)  # times D: what rounding takes of an eigenvalue, and room
 FLOOR = 1e-6  # of variances, and of rates
 EMPTY = 1e-3  # of a data point: a component that has less explains nothing
+ROUNDED = 2.0**-48  # a spread below this part of the mean is the rounding of a constant in float64
 UNMOVED = 1e-10  # and one that has less stays where it is: what it has may be rounding
 WORTHWHILE = 0.01  # of a component's weight: a smaller part would take long to grow
 
@@ -509,7 +510,7 @@ class MoG(Mixture):
         within = squares.reshape(-1, self.D).sum(axis=0) - counts @ moved**2
         mean = counts @ mu / counts.sum()
         var = (np.maximum(within, 0) + counts @ (mu - mean) ** 2) / counts.sum()
-        return np.where(np.sqrt(var) > resolution * np.abs(mean), var, 0)
+        return np.where(np.sqrt(var) > max(resolution, ROUNDED) * np.abs(mean), var, 0)
 
     def _floors(self, var: np.ndarray) -> np.ndarray:
         """The floor of the variance of each dimension, (D,), in which the data have variance `var`."""
