@@ -32,6 +32,16 @@ TURNS: dict[int, Any] = {  # the TIFF tag Orientation: rows and columns as they 
 }
 
 
+COLOUR_SPACES = {  # of the tag PhotometricInterpretation: samples that are neither grey nor RGB
+    3: "a palette",
+    5: "CMYK",
+    6: "YCbCr",
+    8: "CIELab",
+    9: "ICCLab",
+    10: "ITULab",
+}
+
+
 @dataclass(frozen=True, eq=False)
 class Picture:
     """A picture in the units of its file.
@@ -91,6 +101,8 @@ def read_picture(path: str | os.PathLike[str]) -> Picture:
     try:
         if head.startswith(TIFF_SIGNATURES):
             return _from_tiff(path)
+        if head.startswith(b"SIMPLE  ="):
+            return _from_fits(path)
         if png16.is_deep(head):
             return _deep_png(path)
         return _from_pillow(path)
@@ -176,6 +188,20 @@ def _deep_png(path: Path) -> Picture:
     return _with_alpha(samples, samples.shape[-1] in (2, 4), 65535.0)
 
 
+def _from_fits(path: Path) -> Picture:
+    """By astropy: Pillow leaves out scale, offset and gaps, and misreads 16 bits."""
+    from gem.data.fits import read_image  # which imports this module
+
+    samples = read_image(str(path))
+    if samples.ndim != 2:
+        raise DataError(
+            f"{path} holds an image of shape {samples.shape}, not (height, width): numpy.save('OUT.npy', "
+            f"astropy.io.fits.getdata({str(path)!r})[0]) saves the first of several pictures"
+        )
+    white = float(np.iinfo(samples.dtype).max) if samples.dtype in (np.uint8, np.uint16) else None
+    return Picture(samples.astype(np.float64), samples.dtype, white)
+
+
 def _from_tiff(path: Path) -> Picture:
     """By tifffile where samples have more than 8 bits; by Pillow otherwise, which knows palettes and colour spaces."""
     try:
@@ -198,6 +224,7 @@ def _from_tiff(path: Path) -> Picture:
             raise DataError(f"{path} holds {samples.shape} samples ({page.axes}), which is no picture of one plane")
         if samples.dtype.kind not in "uif":
             raise DataError(f"{path} holds {samples.dtype}: a picture has real numbers")
+        samples = _black_is_zero(samples, page, path)
         orientation = page.tags.get(274)
         samples = TURNS.get(orientation.value if orientation else 1, lambda a: a)(samples)
         clear = samples.ndim == 3 and any(int(kind) in TRANSPARENT for kind in page.extrasamples)
@@ -206,6 +233,25 @@ def _from_tiff(path: Path) -> Picture:
     samples = samples.astype(samples.dtype.newbyteorder("="))
     white = 65535.0 if samples.dtype == np.uint16 else None
     return _with_alpha(samples, clear, white, extras=extras)
+
+
+def _black_is_zero(samples: np.ndarray, page: Any, path: Path) -> np.ndarray:
+    """Grey or RGB samples; unsigned ones that count from white are turned round, as they are written again from black.
+
+    Raises
+    ------
+    DataError
+        If they are colours of another kind.
+    """
+    kind = int(page.photometric)
+    if kind in COLOUR_SPACES:
+        raise DataError(f"{path} has {page.bitspersample} bits of {COLOUR_SPACES[kind]}: convert it to RGB or grey")
+    if kind != 0 or samples.dtype.kind != "u":
+        return samples
+    turned = 2**page.bitspersample - 1 - samples
+    if samples.ndim == 3 and page.extrasamples:  # opacity and the like count from zero
+        turned[..., -len(page.extrasamples) :] = samples[..., -len(page.extrasamples) :]
+    return turned.astype(samples.dtype)
 
 
 def _deep_tiff_by_pillow(path: Path) -> Picture:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
+from astropy.io import fits
 
 import gem
 from gem.cli import main
@@ -133,6 +135,7 @@ HOLE = np.pad(np.full((20, 20), np.nan), 4, constant_values=5.0)
         (np.ones((12, 12)), "gsc", {"sigma": np.nan}, "must not be negative"),
         (np.ones((12, 12)), "gsc", {"sigma": 0.0}, "nothing to restore"),
         (np.ones((5, 12)), "gsc", {"sigma": 1.0, "patch": 6}, "12 x 5 pixels"),
+        (np.ones((5, 9, 11)), "gsc", {"sigma": 1.0}, r"of a stack give one picture, Y\[i\]"),
         (np.ones(12), "gsc", {"sigma": 1.0}, "a picture is an array"),
         (np.full((12, 12), np.inf), "gsc", {"sigma": 1.0}, "Inf"),
         (np.ones((12, 12)), "gcs", {"sigma": 1.0}, "unknown model"),
@@ -320,6 +323,42 @@ def test_palettes_bits_turned_pictures_and_arrays(tmp_path, monkeypatch):
 
 
 @pytest.mark.serial
+def test_pictures_of_fits_are_what_astropy_reads(tmp_path):
+    """Scaled, unsigned, with gaps, and in an extension; Pillow reads other numbers there."""
+    samples = np.random.default_rng(0).integers(0, 60000, (9, 11)).astype("u2")
+    scaled = fits.PrimaryHDU((samples * 0.5 + 10).astype("f4"))
+    scaled.scale("int16", bscale=0.5, bzero=16000)
+    gaps = fits.PrimaryHDU((samples // 2).astype("i2"))
+    gaps.header["BLANK"] = int(samples[3, 4] // 2)
+    below = fits.HDUList([fits.PrimaryHDU(), fits.ImageHDU(samples.astype("f8"))])
+    for name, unit in {"u2": fits.PrimaryHDU(samples), "scaled": scaled, "gaps": gaps, "below": below}.items():
+        unit.writeto(tmp_path / f"{name}.fits")
+        meant = fits.getdata(tmp_path / f"{name}.fits")
+        np.testing.assert_array_equal(read_picture(tmp_path / f"{name}.fits").values, meant)
+    assert np.isnan(read_picture(tmp_path / "gaps.fits").values[3, 4])
+    given = read_picture(tmp_path / "u2.fits")
+    assert (given.dtype, given.white) == (np.uint16, 65535)
+    write_picture(tmp_path / "u2.png", given)
+    np.testing.assert_array_equal(read_picture(tmp_path / "u2.png").values, samples)
+    fits.writeto(tmp_path / "cube.fits", np.zeros((3, 9, 11)))
+    with pytest.raises(gem.DataError, match=r"shape \(3, 9, 11\), not \(height, width\).*getdata"):
+        read_picture(tmp_path / "cube.fits")
+
+
+def test_tiffs_that_count_from_white(tmp_path):
+    samples = np.random.default_rng(0).integers(0, 60000, (9, 11)).astype("u2")
+    tifffile.imwrite(tmp_path / "x.tif", samples, photometric="miniswhite")
+    given = read_picture(tmp_path / "x.tif")
+    np.testing.assert_array_equal(given.values, 65535.0 - samples)
+    write_picture(tmp_path / "again.tif", given)
+    with tifffile.TiffFile(tmp_path / "again.tif") as file:
+        assert file.pages[0].photometric == 1
+    np.testing.assert_array_equal(read_picture(tmp_path / "again.tif").values, given.values)
+    tifffile.imwrite(tmp_path / "x.tif", np.stack([samples] * 4, -1), photometric="separated")
+    with pytest.raises(gem.DataError, match="16 bits of CMYK: convert it"):
+        read_picture(tmp_path / "x.tif")
+
+
 def test_what_a_file_cannot_hold_is_told_or_refused(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     write_picture("a.jpg", Picture(COLOUR.astype(float), np.dtype(np.uint16), 65535.0, ALPHA.astype(np.uint16)))

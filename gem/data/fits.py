@@ -47,14 +47,30 @@ def open_stack(path: str, name: str | None, patch: int) -> Stack:
     DataError
         No picture, several to choose from, or a table: with the line that makes an array of it.
     """
+    file, array, title = _open(path, name)
+    try:
+        return Stack(array, title, patch, close=file.close)
+    except BaseException:
+        file.close()
+        raise
+
+
+def read_image(path: str) -> np.ndarray:
+    """The whole image of the only unit that has one, of any number of axes; raises as `open_stack`."""
+    file, array, _ = _open(path, None)
+    with file, reading(path):
+        return array[()]
+
+
+def _open(path: str, name: str | None) -> tuple[Any, _Unit, str]:
+    """The open file, the image that is meant, and what messages call it."""
     fits = library("astropy.io.fits", "astropy", f"reading {path}, a FITS file,")
     with reading(path):
         file = fits.open(path, memmap=False, lazy_load_hdus=False)
     try:
         with reading(path):
             unit, title = _choose(fits, file, path, name)
-            array = _Unit(unit, title)
-        return Stack(array, title, patch, close=file.close)
+            return file, _Unit(unit, title), title
     except BaseException:
         file.close()
         raise

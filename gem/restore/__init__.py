@@ -197,6 +197,11 @@ def as_planes(picture: np.ndarray) -> np.ndarray:
             f"a picture is an array (height, width) or (height, width, channels) of numbers, not {planes.shape} "
             f"of {planes.dtype}"
         )
+    if planes.ndim == 3 and planes.shape[2] > max(4, min(planes.shape[:2])):
+        raise DataError(
+            f"an array of shape {planes.shape} is no picture (height, width, channels): of a stack give one picture, "
+            "Y[i]; np.moveaxis(Y, 0, -1) puts channels last"
+        )
     planes = planes.astype(np.float64)
     planes = planes[None] if planes.ndim == 2 else np.moveaxis(planes, -1, 0)
     if np.isinf(planes).any() or np.isnan(planes).all(axis=(1, 2)).any():
