@@ -1,19 +1,21 @@
-"""Annealing: the value of each control parameter at each step of a run."""
+"""Annealing: the value of each control parameter at each step of a run, and when the run may end before its last."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Any
 
 import numpy as np
 
-from gem.checks import whole_number, yes_or_no
+from gem.checks import number, whole_number, yes_or_no
 from gem.errors import ConfigError
 
 Schedule = float | Sequence[tuple[float, float]]
 
 DEFAULTS = {"T": 1.0, "Ncut": 0.0}
 NOISE = "_noise"  # ends the names of all others; 0 by default
+WINDOW = 5  # steps over which F must stand still
 
 
 class Annealing:
@@ -28,6 +30,10 @@ class Annealing:
         posterior", says what that costs).
     reseed : bool
         Whether latents that explain less than one data point begin anew beside the most active one.
+    until : float, optional
+        End the run before its last step once it has settled: over the last WINDOW = 5 steps F / N has changed by less
+        than `until` times its size (of at least 1 nat), while T was 1 and no schedule moved, nor will until the end.
+        Without it all steps are done.
     **schedules : number or list of (position, value)
         A position is a step if it is an int, a fraction of the run (0 the first step, 1 the last) if it is a
         float. Known names: T (temperature, ≥ 1), Ncut (data selection, 0 to 1), and the name of a model's parameter
@@ -45,7 +51,15 @@ class Annealing:
     (3.0, 1.0)
     """
 
-    def __init__(self, steps: int, *, anneal_prior: bool = False, reseed: bool = False, **schedules: Schedule):
+    def __init__(
+        self,
+        steps: int,
+        *,
+        anneal_prior: bool = False,
+        reseed: bool = False,
+        until: float | None = None,
+        **schedules: Schedule,
+    ):
         unknown = sorted(name for name in schedules if name not in DEFAULTS and not name.endswith(NOISE))
         if unknown:
             raise ConfigError(
@@ -54,8 +68,11 @@ class Annealing:
             )
         self.steps = whole_number("steps", steps)
         self.anneal_prior, self.reseed = yes_or_no("anneal_prior", anneal_prior), yes_or_no("reseed", reseed)
+        above_0 = "a number above 0, such as 1e-6, or None"
+        self.until = None if until is None else number("until", until, above_0, low=0.0, inside=True)
         self._schedules = {name: _points(name, s) for name, s in {**DEFAULTS, **schedules}.items()}
         self._curves = {name: self._curve(name, points) for name, points in self._schedules.items()}
+        self._rest = max(self._at_rest(name) for name in self._curves)
 
     def _curve(self, name: str, points: list[tuple[int | float, float]]) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values of the breakpoints."""
@@ -70,6 +87,30 @@ class Annealing:
         if not np.all((values >= low) & (values <= high) & np.isfinite(values)):
             raise ConfigError(f"{said}: values must lie between {low:g} and {high:g}")
         return x, values
+
+    def _at_rest(self, name: str) -> float:
+        """From which step on the parameter keeps its value until the last one; infinite for a T that is not 1 then."""
+        (x, values), last = self._curves[name], self.steps - 1
+        end = self[last][name]
+        if name == "T" and end != 1:
+            return inf
+        moving = np.flatnonzero((x < last) & (values != end))
+        return 0.0 if len(moving) == 0 else float(min([*x[moving[-1] + 1 :], last]))
+
+    def settled(self, recent: Sequence[float], done: int) -> bool:
+        """Whether a run may end now.
+
+        Parameters
+        ----------
+        recent : sequence of float
+            F / N of the last steps, in nats and in their order; the last WINDOW + 1 count.
+        done : int
+            Steps done.
+        """
+        window = recent[-WINDOW - 1 :]
+        if self.until is None or len(window) <= WINDOW or done - len(window) < self._rest:
+            return False
+        return max(window) - min(window) < self.until * max(1.0, abs(window[-1]))
 
     def __getitem__(self, step: int) -> dict[str, float]:
         """The value of every parameter at `step`, held past the end."""
@@ -89,13 +130,15 @@ class Annealing:
 
     def __repr__(self) -> str:
         changed = {name: _plain(points) for name, points in self._schedules.items() if self.ever(name)}
-        return f"Annealing(steps={self.steps}, anneal_prior={self.anneal_prior}, {changed})"
+        until = "" if self.until is None else f"until={self.until:g}, "
+        return f"Annealing(steps={self.steps}, anneal_prior={self.anneal_prior}, {until}{changed})"
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data, for the run file; `from_dict` gives it back."""
         plain = {name: _plain(points) for name, points in self._schedules.items()}
         flags = {"anneal_prior": self.anneal_prior, **({"reseed": True} if self.reseed else {})}
-        return {"steps": self.steps, **flags, **plain}
+        until = {} if self.until is None else {"until": self.until}
+        return {"steps": self.steps, **flags, **until, **plain}
 
     @classmethod
     def from_dict(cls, d: Mapping[str, Any]) -> Annealing:

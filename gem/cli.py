@@ -17,10 +17,11 @@ from gem.annealing import DEFAULTS, NOISE, Annealing
 from gem.data import are_pictures, open_data
 from gem.errors import ConfigError, GemError
 from gem.models import MODELS, known_options, make
-from gem.notes import counted
+from gem.notes import counted, ending
 from gem.parallel import Communicator, communicator, launched
 from gem.run import EM
 from gem.same_run import check_same
+from gem.store import USED_UP
 
 TERMINATED = 128 + 15  # the shell's exit status for a process that SIGTERM ended
 ANNEALED = [  # every parameter of a model may get noise, but a covariance, which would not stay one
@@ -44,7 +45,13 @@ OPTIONS: dict[str, dict[str, type]] = {
         "iterations": int,
         "tol": float,
     },
-    "annealing": {"steps": int, "anneal_prior": bool, "reseed": bool, **dict.fromkeys(ANNEALED, object)},
+    "annealing": {
+        "steps": int,
+        "until": float,
+        "anneal_prior": bool,
+        "reseed": bool,
+        **dict.fromkeys(ANNEALED, object),
+    },
     "data": {"patch": int, "count": int, "whitening": bool, "onoff": bool},
     "run": {"backend": str, "dtype": str, "seed": int, "batch": int, "checkpoint": int, "checkpoint_seconds": float},
 }
@@ -110,19 +117,7 @@ def _parser() -> argparse.ArgumentParser:
         else:
             form = f"numbers, as --{name}=-1,0,1" if kind is list else None
             of_model.add_argument(f"--{name}", type=PARSERS.get(kind, kind), metavar=name, help=form)
-    schedule = fit.add_argument_group(
-        "annealing",
-        "a number, or breakpoints POSITION=VALUE,...: whole positions are steps, others fractions of the run",
-    )
-    schedule.add_argument("--steps", type=int, help="EM steps (default: 100)")
-    for name in ANNEALED:
-        schedule.add_argument(f"--{name.replace('_', '-')}", dest=name, type=_schedule, metavar="SCHEDULE")
-    schedule.add_argument(
-        "--anneal-prior",
-        action=argparse.BooleanOptionalAction,
-        help="whether T acts on the prior, too (default: on the likelihood only)",
-    )
-    schedule.add_argument("--reseed", action="store_true", default=None, help="dead latents begin anew")
+    _add_annealing(fit)
     images = fit.add_argument_group("image data")
     images.add_argument("--patch", type=int, help="side of the patches in pixels (default: 16)")
     images.add_argument("--count", type=int, help="number of patches (default: 50000)")
@@ -163,6 +158,29 @@ def _parser() -> argparse.ArgumentParser:
     show.set_defaults(command=_show)
     _add_restoring(commands)
     return parser
+
+
+def _add_annealing(fit: argparse.ArgumentParser) -> None:
+    """The flags of the table [annealing]."""
+    schedule = fit.add_argument_group(
+        "annealing",
+        "a number, or breakpoints POSITION=VALUE,...: whole positions are steps, others fractions of the run",
+    )
+    schedule.add_argument("--steps", type=int, help="EM steps (default: 100)")
+    schedule.add_argument(
+        "--until",
+        type=float,
+        metavar="CHANGE",
+        help="end earlier, once F/N changes by less than this share of itself, such as 1e-6, over 5 steps at T = 1",
+    )
+    for name in ANNEALED:
+        schedule.add_argument(f"--{name.replace('_', '-')}", dest=name, type=_schedule, metavar="SCHEDULE")
+    schedule.add_argument(
+        "--anneal-prior",
+        action=argparse.BooleanOptionalAction,
+        help="whether T acts on the prior, too (default: on the likelihood only)",
+    )
+    schedule.add_argument("--reseed", action="store_true", default=None, help="dead latents begin anew")
 
 
 def _add_restoring(commands: Any) -> None:
@@ -306,8 +324,10 @@ def _resume(args: argparse.Namespace, comm: Communicator) -> int:
 
 def _take_up(args: argparse.Namespace, path: str, comm: Communicator, backend: str | None) -> int:
     em = EM.resume(path, backend=backend, comm=comm, trace=args.trace)
-    if comm.rank == 0 and em.step == len(em.anneal):
-        print(f"gem: {path} is finished: all its {em.step} steps are done", file=sys.stderr)
+    if comm.rank == 0 and em.reason is not None:
+        all_done = f"all its {em.step} steps are done"
+        said = all_done if em.reason == USED_UP else ending(em.reason, em.step, len(em.anneal))
+        print(f"gem: {path} is finished: {said}", file=sys.stderr)
     if comm.rank == 0 and not args.quiet:
         print(f"{em.model!r}: resuming after step {em.step} of {len(em.anneal)}, {_on(em)}", file=sys.stderr)
     return _run(em, args, path, comm)
@@ -323,8 +343,10 @@ def _run(em: EM, args: argparse.Namespace, path: str, comm: Communicator) -> int
         if em.step and not em.stopped:
             last = {name: values[-1] for name, values in em.history.items()}
             share = last.get("share_at_gamma", nan)
+            whole = em.reason == USED_UP and em.anneal.until is None
+            said = f"{em.step} steps" if whole else ending(str(em.reason), em.step, len(em.anneal))
             print(
-                f"{path}: {em.step} steps, F/N = {last['free_energy'] / last['N']:.6f}"
+                f"{path}: {said}, F/N = {last['free_energy'] / last['N']:.6f}"
                 + ("" if isnan(share) else f", {share:.1%} of the points at gamma = {em.model.settings()['gamma']}")
             )
     return TERMINATED if em.stopped else 0

@@ -1,10 +1,12 @@
-"""The notes of a run, many of them alike: counted by kind, for whoever reads them at its end."""
+"""What is told at the end of a run: its notes, counted by kind as many are alike, and why it ended."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
+
+from gem.store import USED_UP
 
 NUMBER = re.compile(r"(?<![A-Za-z_])[-+]?\d[\d,]*(?:\.\d+)?(?:[eE][-+]?\d+)?")
 
@@ -41,6 +43,11 @@ def counted(notes: Iterable[tuple[int, str]]) -> list[Told]:
     for step, note in notes:
         found.setdefault(kind(note), []).append((step, note))
     return [_told(alike) for alike in found.values()]
+
+
+def ending(reason: str, step: int, steps: int) -> str:
+    """Why a run ended, and when: 'settled after 57 of 200 steps'."""
+    return f"{reason}: {step} of {steps}" if reason == USED_UP else f"{reason} after {step} of {steps} steps"
 
 
 def _told(alike: list[tuple[int, str]]) -> Told:

@@ -11,7 +11,7 @@ from gem import backends
 from gem._version import __version__
 from gem.errors import GemError
 from gem.extras import install_hint
-from gem.notes import Told, counted
+from gem.notes import Told, counted, ending
 from gem.parallel import mpi_library
 from gem.store import Run, read_run
 
@@ -34,6 +34,7 @@ def describe_run(path: str) -> None:
         "data": f"{run.config['data'] or 'an array in memory'}, shape {tuple(run.config['shape'])}",
         "annealing": ", ".join(f"{k} {v}" for k, v in run.config["annealing"].items()),
         "steps": f"{run.step} of {run.config['annealing']['steps']}, {state}",
+        **({} if run.reason is None else {"ended": ending(run.reason, run.step, run.config["annealing"]["steps"])}),
         "seed": run.seed,
         "ran on": ", ".join(f"{k} {v}" for k, v in run.machine.items()),
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from math import nan
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from gem.annealing import NOISE, Annealing
+from gem.annealing import NOISE, WINDOW, Annealing
 from gem.backends import select
 from gem.backends._traced import Traced
 from gem.data import Reading, Shard, Source, Survey, fingerprint, from_spec, holds, open_data, same_data
@@ -22,7 +22,17 @@ from gem.models import Model, Step, make
 from gem.parallel import communicator
 from gem.philox import generator
 from gem.progress import Progress
-from gem.store import CHECKPOINT_SECONDS, RunFile, environment, read_run
+from gem.store import (
+    CHECKPOINT_SECONDS,
+    ENDED,
+    FINISHED,
+    SETTLED,
+    STOPPED,
+    USED_UP,
+    RunFile,
+    environment,
+    read_run,
+)
 from gem.termination import Termination
 from gem.trace import OFF, Recording, Trace
 
@@ -60,8 +70,11 @@ class EM:
     params : dict of float64 arrays
     step : int
         Steps done.
+    reason : str or None
+        Why no step follows: "settled" (see `Annealing`, until), "steps used up", "ended by finish()"; or "stopped by
+        SIGTERM", its last step checkpointed, after which the run can go on. None as long as none of these holds.
     stopped : bool
-        Whether SIGTERM ended `run` early, its last step checkpointed.
+        Whether SIGTERM ended `run` early.
 
     Raises
     ------
@@ -102,7 +115,8 @@ class EM:
         if not isinstance(checkpoint_seconds, int | float | np.number) or not checkpoint_seconds > 0:
             raise ConfigError(f"checkpoint_seconds = {checkpoint_seconds!r} must be a number of seconds above 0")
         self.model, self.anneal, self.seed = model, anneal, int(seed)
-        self.stopped = False
+        self.reason: str | None = None
+        self._calling = False  # a callback, on rank 0
         self.comm = communicator(comm)
         self._file: RunFile | None = None
         self._records: list[tuple[dict[str, float], list[str]]] = []
@@ -129,7 +143,11 @@ class EM:
                 **self._config(source),
                 "checkpoint": int(checkpoint),
                 "checkpoint_seconds": float(checkpoint_seconds),
-                "asked": {"backend": backend if backend is None else str(backend), "dtype": str(dtype), "batch": batch},
+                "asked": {
+                    "backend": backend if backend is None else str(backend),
+                    "dtype": str(dtype),
+                    "batch": batch if batch is None else int(batch),
+                },
             }
             if output is not None:  # it may replace a run, which data that the first step refuses should not cost
                 self._check_data(shard, given=params is not None)
@@ -218,6 +236,8 @@ class EM:
             )
             names = list(run.history)
             em._records = [({n: float(run.history[n][t]) for n in names}, run.notes[t]) for t in range(run.step)]
+            ended = run.reason if run.reason in ENDED else None
+            em.reason = ended or (USED_UP if run.step >= len(em.anneal) else None)
             if group.rank == 0 and not run.finished:
                 seconds = config.get("checkpoint_seconds", CHECKPOINT_SECONDS)
                 em._file = RunFile.open(path, every=config["checkpoint"], seconds=seconds)
@@ -228,6 +248,10 @@ class EM:
     @property
     def step(self) -> int:
         return len(self._records)
+
+    @property
+    def stopped(self) -> bool:
+        return self.reason == STOPPED
 
     @property
     def history(self) -> dict[str, np.ndarray]:
@@ -250,7 +274,7 @@ class EM:
         Leaving the loop early loses no step either. Under MPI all ranks leave it after the same step: one that leaves
         it on its own, by `break`, `return`, an exception or `sys.exit`, ends the job with its exit status (1 for 0).
         """
-        self.stopped = False
+        self._go_on()
         with self.comm.together() as agree, Termination(self._save_soon()) as asked, self._saving():
             while self._unfinished():
                 info = self._advance(asked.is_set)
@@ -262,11 +286,32 @@ class EM:
             self._end()
 
     def _unfinished(self) -> bool:
-        return self.step < len(self.anneal) and not self.stopped
+        return self.reason is None and self.step < len(self.anneal)
 
-    def run(self, progress: bool = False) -> EM:
-        """Do the remaining steps; SIGTERM has those that are done stored at once, and ends the run after the next."""
-        self.stopped = False
+    def _go_on(self) -> None:
+        """SIGTERM ended what was begun before: it may go on."""
+        if self.stopped:
+            self.reason = None
+
+    def run(self, progress: bool = False, callbacks: Iterable[Callable[[Info], object]] = ()) -> EM:
+        """Do the remaining steps; SIGTERM has those that are done stored at once, and ends the run after the next.
+
+        Parameters
+        ----------
+        progress : bool
+            Show a line that says how far the run is.
+        callbacks : list of functions
+            Each is called with the `Info` of a step once that is recorded, on rank 0 only; the other ranks are then at
+            the next step. What it returns does not count; an exception in it ends the run like any other, with all
+            steps kept. To end a run from its steps, iterate over it, and call `finish` on all ranks.
+
+        Raises
+        ------
+        ConfigError
+            If a callback is no function.
+        """
+        functions = _functions(callbacks)
+        self._go_on()
         with (
             Termination(self._save_soon()) as asked,
             self._saving(),
@@ -275,7 +320,50 @@ class EM:
             while self._unfinished():
                 info = self._advance(asked.is_set)
                 line.update(self.step, info)
+                self._call(functions, info)
             self._end()
+        return self
+
+    def _call(self, functions: list[Callable[[Info], object]], info: Info) -> None:
+        if self.comm.rank or not functions:
+            return
+        with self.comm.guard(), self._saving():  # in this order, as in a step
+            self._calling = True
+            try:
+                for function in functions:
+                    function(info)
+            except SystemExit as error:
+                if self.comm.size > 1 and not error.code:  # the others' work is not done
+                    raise SystemExit(1) from error
+                raise
+            finally:
+                self._calling = False
+
+    def finish(self) -> EM:
+        """End a run before its last step, by all ranks together: after a loop over it that was left, or in its body.
+
+        As at the end of any run one more E-step says how good `params` are, the last `free_energy` of `history`, and
+        the run file is finished. A run that is over already stays as it is.
+
+        Raises
+        ------
+        ConfigError
+            If no step is done, or in a callback of `run`: the other ranks do not know of it.
+        """
+        if self._calling:
+            raise ConfigError(
+                "finish() is for all ranks, a callback is on rank 0: iterate over the run, for info in em"
+            )
+        if self.reason not in ENDED:
+            if not self.step:
+                raise ConfigError("no step of the run is done: there is nothing to finish")
+            with self.comm.guard(), self._saving():
+                info = self._closed(_told(*self._records[-1]), self.params)
+                self._records[-1] = info.scalars(), info.notes
+                if self._file is not None:
+                    self._file.amend(info.scalars(), info.notes)
+            self.reason = FINISHED
+        self._end()
         return self
 
     def _advance(self, asked: Callable[[], bool]) -> Info:
@@ -291,19 +379,31 @@ class EM:
                 self.model, local, self._batches, self.backend, self.comm, settings, asked, self._trace
             )
             new = self.model.settle(self.model.moved(new, self._reading.shift), self.params)
-            if self.step + 1 == len(self.anneal):  # what is told last belongs to what is left
-                last = inward(self.model, new, self._reading)
-                info = closing(info, self.model, last, self._batches, self.backend, self.comm, self._trace)
+            ended = self._ended_by(info)
+            if ended:  # what is told last belongs to what is left
+                info = self._closed(info, new)
             self.params = new
             if self.step == 0:
                 info = replace(info, notes=[*self._reading.notes, *info.notes])
             self._records.append((info.scalars(), info.notes))
             stop = stop or (self.comm.size == 1 and asked())  # of several ranks, each may have another answer by now
-            self.stopped = stop and self.step < len(self.anneal)  # after the last step there is nothing to stop
+            self.reason = ended or (STOPPED if stop else None)  # after the last step there is nothing to stop
             if self._file is not None:
                 with self._trace.span("record"):
-                    self._file.record(self.step, self.params, info.scalars(), info.notes)
+                    self._file.record(self.step, self.params, info.scalars(), info.notes, self.reason)
         return info
+
+    def _ended_by(self, info: Info) -> str | None:
+        """Why the step at hand is the last one; the same on all ranks and after `resume`, by the sums over all."""
+        recent = [scalars["free_energy"] / scalars["N"] for scalars, _ in self._records[-WINDOW:]]
+        if self.anneal.settled([*recent, info.free_energy / info.N], self.step + 1):
+            return SETTLED
+        return USED_UP if self.step + 1 == len(self.anneal) else None
+
+    def _closed(self, info: Info, params: dict[str, np.ndarray]) -> Info:
+        """The `Info` of the last step, with how good these parameters are, which it left."""
+        last = inward(self.model, params, self._reading)
+        return closing(info, self.model, last, self._batches, self.backend, self.comm, self._trace)
 
     @contextmanager
     def _saving(self) -> Iterator[None]:
@@ -333,8 +433,26 @@ class EM:
                 if self.stopped:
                     self._save()
                 elif self._file is not None and not self._file.finished:
-                    self._file.finish()
+                    self._file.finish(self.reason or USED_UP)
             self._trace.write()
+
+
+def _told(scalars: dict[str, float], notes: list[str]) -> Info:
+    """The `Info` of a step from its record."""
+    numbers = {name: scalars[name] for name in ("free_energy", "T", "Ncut", "seconds")}
+    share = scalars.get("share_at_gamma", nan)
+    return Info(N=int(scalars["N"]), N_use=int(scalars["N_use"]), notes=notes, share_at_gamma=share, **numbers)
+
+
+def _functions(callbacks: Any) -> list[Callable[[Info], object]]:
+    """The callbacks of a run, which may be any iterable of functions."""
+    try:
+        functions = list(callbacks)
+    except TypeError:
+        functions = [None]
+    if not all(map(callable, functions)):
+        raise ConfigError(f"callbacks = {callbacks!r} must be a list of functions, each called with the Info of a step")
+    return functions
 
 
 def _check_noise(model: Model, noisy: list[str]) -> None:

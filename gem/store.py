@@ -5,6 +5,8 @@ Layout (T steps stored; open it with h5py or any other HDF5 reader):
     attributes      format "gem-run" · format_version 1 · gem_version · created (ISO 8601, UTC) · seed
                     model (class name) · config, machine (JSON)
                     checkpoint (T, the last step stored) · finished (bool)
+                    reason (why no step follows: "settled", "steps used up", "ended by finish()", "stopped by SIGTERM",
+                    or empty)
                     writer (who alone continues it) · job, rank (of the launch that it was begun in)
     /params/NAME    (T + 1, *shape) float64: row 0 is the start, row t the parameters after step t
     /history/NAME   (T,) float64: one scalar per step (free_energy, N_use, T, ...), NaN where a step had none.
@@ -49,6 +51,8 @@ FORMAT, FORMAT_VERSION = "gem-run", 1
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 CHECKSUMMED = ("v110", "v110")  # readable since HDF5 1.10 (2016), which gave its own structures checksums
 CHECKPOINT_SECONDS = 300.0  # between two checkpoints, however few the steps
+SETTLED, USED_UP, FINISHED = ENDED = ("settled", "steps used up", "ended by finish()")  # why a run is over
+STOPPED = "stopped by SIGTERM"  # and may be taken up
 CHUNK_BYTES = 4096  # small rows share a chunk of this size, a larger row is a chunk of its own
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -84,6 +88,8 @@ class RunFile:
         Last step stored in the file; the steps after it are in memory.
     finished : bool
         Whether the run has come to its end.
+    reason : str or None
+        Why no step follows the last one: one of ENDED, or STOPPED.
     """
 
     def __init__(
@@ -96,11 +102,13 @@ class RunFile:
         self.path = path
         self.checkpointed = step
         self.finished = finished
+        self.reason: str | None = None
         self._shapes = shapes
         self._every, self._seconds = every, seconds
         self._written = time.monotonic()
         self._writer: str | None = None  # until the file is ours
         self._rows: list[_Row] = []
+        self._amended: _Row | None = None
         self._lock = threading.RLock()  # a signal's thread stores what is done, while the run goes on
 
     @property
@@ -180,6 +188,7 @@ class RunFile:
             "seed": seed,
             "checkpoint": 0,
             "finished": False,
+            "reason": "",
             "writer": run._writer,
             "job": same_job(),
             "rank": started.rank if started else 0,
@@ -208,6 +217,7 @@ class RunFile:
         found = read_run(path)
         _remove_stale(path)
         run = cls(path, _shapes(found.params), found.step, found.finished, every, seconds)
+        run.reason = found.reason
         run.checkpoint()
         return run
 
@@ -217,8 +227,11 @@ class RunFile:
         params: Mapping[str, Any],
         diagnostics: Mapping[str, float],
         notes: Sequence[str] = (),
+        reason: str | None = None,
     ) -> None:
         """Keep one step in memory, and checkpoint if its turn has come (`step % every == 0`, or the time).
+
+        `reason` says why no step will follow, where that is known.
 
         Raises
         ------
@@ -236,10 +249,20 @@ class RunFile:
                     f"{self.path}: step {step} has parameters of shapes {_shapes(row.params)}, "
                     f"the run began with {self._shapes}; they must stay"
                 )
-            self.finished = False
+            self.finished, self.reason = False, reason
             self._rows.append(row)
             if step % self._every == 0 or time.monotonic() - self._written >= self._seconds:
                 self.checkpoint()
+
+    def amend(self, diagnostics: Mapping[str, float], notes: Sequence[str]) -> None:
+        """Have the last step recorded tell something else, from the next checkpoint on; its parameters stay."""
+        with self._lock:
+            _check_names(diagnostics)
+            values = {name: float(value) for name, value in diagnostics.items()}
+            if self._rows:
+                self._rows[-1] = self._rows[-1]._replace(diagnostics=values, notes=list(notes))
+            elif self.checkpointed:
+                self._amended = _Row({}, values, list(notes))
 
     def save(self) -> None:
         """Checkpoint if there is a step that is not stored; from any thread.
@@ -277,22 +300,30 @@ class RunFile:
                 f"once this is put right, `gem resume {self.path}` continues from there."
             )
             with _rewriting(self.path, size, remains) as file:
+                if self._amended is not None:
+                    _amend_last(file, self._amended, self.checkpointed)
                 self._append_rows(file)
                 mine = self._writer or uuid.uuid4().hex
-                file.attrs.update(checkpoint=self.step, finished=self.finished, writer=mine)
-            self.checkpointed, self._rows = self.step, []
+                about = {"finished": self.finished, "reason": self.reason or ""}
+                file.attrs.update(checkpoint=self.step, writer=mine, **about)
+            self.checkpointed, self._rows, self._amended = self.step, [], None
             self._writer, self._written = mine, time.monotonic()
 
-    def finish(self) -> None:
+    def finish(self, reason: str = USED_UP) -> None:
         """Checkpoint, and mark the run as finished; recording a further step takes the mark away.
 
         Raises
         ------
         RunFileError
-            As `checkpoint`, which can then be called again.
+            As `checkpoint`; `finish` can then be called again.
         """
-        self.finished = True
-        self.checkpoint()
+        with self._lock:
+            self.finished, self.reason = True, reason
+            try:
+                self.checkpoint()
+            except BaseException:
+                self.finished = False
+                raise
 
     def _append_rows(self, file: Any) -> None:
         for name in self._shapes:
@@ -334,6 +365,9 @@ class Run:
         Last step stored, T.
     finished : bool
         Whether the run came to its end.
+    reason : str or None
+        Why no step follows the last one: "settled", "steps used up", "ended by finish()"; or "stopped by SIGTERM",
+        after which it may be taken up. None of a run that goes on, or was killed.
     params : dict of name to float64 array
         The parameters after the last step; `load_params` reads those of every step.
     history : dict of name to (T,) float64 array
@@ -351,6 +385,7 @@ class Run:
     gem_version: str
     step: int
     finished: bool
+    reason: str | None
     params: dict[str, np.ndarray]
     history: dict[str, np.ndarray]
     notes: list[list[str]]
@@ -384,10 +419,17 @@ def read_run(path: str | os.PathLike[str]) -> Run:
             gem_version=str(about["gem_version"]),
             step=step,
             finished=bool(about["finished"]),
+            reason=_reason(about),
             params={name: np.asarray(dataset[step]) for name, dataset in params.items()},
             history={name: dataset[:] for name, dataset in history.items() if name != "notes"},
             notes=[json.loads(events) for events in history["notes"].asstr()[:]],
         )
+
+
+def _reason(about: Mapping[str, Any]) -> str | None:
+    """Why no step follows the last one; before gem stored it, a run that had come to its end had done all its steps."""
+    reason = str(about.get("reason", "")) or None
+    return USED_UP if about["finished"] and reason not in ENDED else reason
 
 
 def load_params(path: str | os.PathLike[str], name: str) -> np.ndarray:
@@ -619,6 +661,15 @@ def _append(dataset: Any, rows: Sequence[Any], end: int) -> None:
     if rows:
         dataset.resize(end, axis=0)
         dataset[end - len(rows) :] = rows
+
+
+def _amend_last(file: Any, row: _Row, rows: int) -> None:
+    """Overwrite what the last of so many rows tells."""
+    told: dict[str, Any] = {"notes": json.dumps(row.notes), **row.diagnostics}
+    for name, value in told.items():
+        dataset = _dataset(file, f"history/{name}", ())
+        dataset.resize(rows, axis=0)
+        dataset[rows - 1] = value
 
 
 def _remove_stale(path: Path) -> None:

@@ -425,6 +425,30 @@ def test_flags_win_over_config(gem_):
     assert data == {"patch": 4, "count": 30, "whitening": False, "seed": 1}
 
 
+def test_a_run_that_has_settled_says_so(gem_):
+    """On the last line, in `gem info`, to `gem resume`; the flag is the option of the table."""
+    flags = "--K 2 --steps 300 --until 1e-4 --backend numpy -q"
+    status, out, _ = gem_(f"fit mog x.npy {flags}")
+    run = read_run("run.h5")
+    assert (status, run.finished, run.reason) == (0, True, "settled")
+    assert run.step < 300
+    assert run.config["annealing"]["until"] == 1e-4
+    said = f"settled after {run.step} of 300 steps"
+    assert out.startswith(f"run.h5: {said}, F/N = {run.history['free_energy'][-1] / N:.6f}")
+    shown = plain(gem_("info run.h5")[1])
+    assert f"{run.step} of 300, finished" in shown
+    assert f"ended {said}" in shown
+    for again in ("resume run.h5", f"fit mog x.npy {flags} --resume"):
+        status, _, err = gem_(again)
+        assert (status, f"run.h5 is finished: {said}" in err) == (0, True)
+    assert read_run("run.h5").step == run.step
+    Path("c.toml").write_text("[annealing]\nsteps = 300\nuntil = 1e-4\n")
+    assert gem_("fit mog x.npy --K 2 --config c.toml --backend numpy -q -o toml.h5")[1].startswith(f"toml.h5: {said}")
+    out = gem_("fit mog x.npy --K 2 --steps 7 --until 1e-12 --backend numpy -q --overwrite")[1]
+    assert out.startswith("run.h5: steps used up: 7 of 7, F/N = ")
+    assert "ended steps used up: 7 of 7" in plain(gem_("info run.h5")[1])
+
+
 # info and show
 
 

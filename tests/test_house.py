@@ -16,6 +16,7 @@ import pytest
 
 import gem
 from gem import Annealing, ConfigError, DataError
+from gem.annealing import WINDOW
 from gem.extras import PACKAGES, install_hint
 from gem.models import BSC, MODELS, make
 from gem.states import state_table
@@ -116,6 +117,42 @@ def test_annealing_interpolates_and_holds():
 
 
 @pytest.mark.parametrize(
+    ("schedules", "rest"),
+    [
+        ({}, 0),
+        ({"T": [(0, 4.0), (8, 1.0)], "Ncut": [(3, 0.5), (9, 0.2)]}, 9),
+        ({"T": [(0, 4.0), (0.5, 1.0)], "W_noise": 0.3}, 20),  # 19.5: noise that stays is at rest
+        ({"W_noise": [(0, 0.3), (12, 0.0), (50, 0.0), (60, 1.0)]}, 12),  # the run is over before it comes back
+        ({"T": [(0, 4.0), (5, 1.0), (20, 1.0), (22, 2.0), (24, 1.0)]}, 24),
+        ({"T": 2.0}, None),
+        ({"T": [(0, 1.0), (1.0, 1.1)]}, None),
+        ({"Ncut": [(0, 0.0), (1.0, 0.5)]}, None),
+    ],
+)
+def test_a_run_settles_only_once_all_is_at_rest(schedules, rest):
+    """`rest`: the first step, counted from 0, from which on nothing moves; F stands still all along."""
+    anneal = Annealing(steps=40, until=1e-6, **schedules)
+    settled = [done for done in range(1, 41) if anneal.settled([-3.0] * done, done)]
+    assert settled == ([] if rest is None else list(range(rest + WINDOW + 1, 41)))
+    assert not any(Annealing(steps=40, **schedules).settled([-3.0] * done, done) for done in range(1, 41))
+    again = Annealing.from_dict(anneal.to_dict())
+    assert again.until == anneal.until
+    assert "until" not in Annealing(steps=40, **schedules).to_dict()  # nothing that an older gem does not know
+
+
+@pytest.mark.parametrize(("size", "unit"), [(-500.0, 500.0), (0.0, 1.0), (0.3, 1.0), (1e6, 1e6)])
+def test_settled_is_a_change_over_the_window_relative_to_f(size, unit):
+    anneal = Annealing(steps=100, until=1e-3)
+    for change, settles in ((0.9e-3, True), (1.1e-3, False)):
+        for still in (2, WINDOW - 1):  # wherever in the window it changes, up or down
+            for sign in (1, -1):
+                F = [size] * 20 + [size - sign * change * unit] * (WINDOW + 1 - still) + [size] * still
+                assert anneal.settled(F, len(F)) == settles, (change, still)
+                assert anneal.settled(F[-WINDOW - 1 :], len(F)) == settles
+    assert not anneal.settled([0.0] * WINDOW, WINDOW)
+
+
+@pytest.mark.parametrize(
     ("bad", "match"),
     [
         ({"steps": 0}, "steps"),
@@ -126,6 +163,10 @@ def test_annealing_interpolates_and_holds():
         ({"steps": 5, "T": [(1.5, 2.0)]}, "fraction"),
         ({"steps": 5, "T": "hot"}, "number or a list"),
         ({"steps": 5, "T": []}, "ascend"),
+        *(
+            ({"steps": 5, "until": bad}, "until = .*must be a number above 0")
+            for bad in (0, -1e-6, np.nan, True, "1e-6")
+        ),
     ],
 )
 def test_annealing_refuses(bad, match):

@@ -22,6 +22,7 @@ import gem.em
 import gem.run
 from benchmarks.scaling import unlaunched
 from gem import EM, Annealing, em_step, posterior
+from gem.annealing import WINDOW
 from gem.backends import select
 from gem.data import ArraySource, Shard
 from gem.em import Info
@@ -421,6 +422,216 @@ def test_data_that_changed_since_is_refused(tmp_path):
     (tmp_path / "x.npy").unlink()
     with pytest.raises(DataError, match=r"cannot read .*x\.npy"):
         EM.resume(tmp_path / "run.h5")
+
+
+# Ended before its last step
+
+SETTLING = {"T": [(0, 3.0), (4, 1.0)], "Ncut": [(3, 0.2), (5, 0.0)], "W_noise": [(0, 0.3), (6, 0.0)]}
+
+
+def settling(steps: int = 80, until: float | None = 1e-6) -> Annealing:
+    return Annealing(steps=steps, until=until, **SETTLING)
+
+
+def test_a_run_ends_once_it_has_settled(world, folder):
+    """On all ranks alike, with the numbers of a run of so many steps; its F then stood still, and before it did not."""
+    run = fit(points(), settling(), comm=world, output=folder / "run.h5").run()
+    assert world.allgather((run.step, run.reason)) == [(run.step, "settled")] * world.size
+    assert 6 + WINDOW < run.step < 80
+    assert_same(run, fit(points(), settling(run.step, None), comm=world).run())
+    F = fit(points(), settling(until=None), comm=world).run().history["free_energy"] / 401
+    spread = [np.ptp(F[t - WINDOW : t + 1]) / abs(F[t]) for t in range(6 + WINDOW, run.step)]
+    assert spread[-1] < 1e-6 <= min(spread[:-1])
+    if world.rank == 0:
+        found = read_run(folder / "run.h5")
+        assert (found.step, found.finished, found.reason) == (run.step, True, "settled")
+    again = EM.resume(folder / "run.h5", points(), comm=world)
+    assert again.reason == "settled"
+    assert_same(again.run(), run)
+
+
+def test_a_resumed_run_settles_at_the_same_step(world, folder):
+    """Wherever it was killed: before the steps that count, among them, or when it had settled but was not finished."""
+    whole = fit(points(), settling(), comm=world).run()
+    run, killed = fit(points(), settling(), comm=world, output=folder / "run.h5", checkpoint=1), {}
+    loop = iter(run)
+    while run.step < whole.step:
+        next(loop)
+        if whole.step - run.step in (12, 4, 1, 0):
+            killed[run.step] = folder / f"{run.step}.h5"
+            if world.rank == 0:
+                shutil.copy(folder / "run.h5", killed[run.step])
+    world.bcast(None)  # rank 0 has made the copies
+    for step, path in killed.items():
+        resumed = EM.resume(path, points(), comm=world)
+        assert (resumed.step, resumed.reason) == (step, None if step < whole.step else "settled")
+        assert_same(resumed.run(), whole)
+        if world.rank == 0:
+            found = read_run(path)
+            assert (found.step, found.finished, found.reason) == (whole.step, True, "settled")
+    loop.close()
+
+
+def test_a_hot_run_never_settles():
+    """However little F moves: at T = 1 the same run would."""
+    for T, reason in ((1.0, "settled"), (1.0001, "steps used up")):
+        run = fit(points(), Annealing(steps=20, T=T, until=0.5))
+        assert run.reason is None
+        assert (run.run().reason, run.step == 20) == (reason, reason != "settled")
+
+
+def test_why_a_run_was_stopped_is_in_its_file(tmp_path):
+    run = fit(points(), output=tmp_path / "run.h5", checkpoint=4)
+    for _ in run:
+        if run.step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert run.reason == read_run(tmp_path / "run.h5").reason == "stopped by SIGTERM"
+    again = EM.resume(tmp_path / "run.h5", points())
+    assert (again.reason, again.run().reason, read_run(tmp_path / "run.h5").reason) == (None, *["steps used up"] * 2)
+
+
+def left_at(step: int, **options) -> EM:
+    """A run whose loop was left."""
+    run = fit(points(), **options)
+    for _ in run:
+        if run.step == step:
+            break
+    return run
+
+
+@pytest.mark.parametrize("checkpoint", [1, 100])
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_loop_that_was_left_can_be_ended(world, folder, checkpoint, resumed):
+    """Its last row, which may be on the disk, then tells the F of the parameters that are left."""
+    anneal = Annealing(steps=50, T=[(0, 3.0), (20, 1.0)], Ncut=0.2)
+    run = left_at(5, anneal=anneal, comm=world, output=folder / "run.h5", checkpoint=checkpoint)
+    world.bcast(None)  # rank 0 has left it, too
+    assert run.reason is None
+    run = EM.resume(folder / "run.h5", points(), comm=world) if resumed else run
+    assert run.finish() is run
+    whole = fit(points(), Annealing(steps=5, T=[(0, 3.0), (20, 1.0)], Ncut=0.2), comm=world).run()
+    assert_same(run, whole)
+    assert run.reason == "ended by finish()"
+    if world.rank == 0:
+        found = read_run(folder / "run.h5")
+        assert (found.finished, found.reason) == (True, "ended by finish()")
+        assert_file_holds(folder / "run.h5", whole, 5)
+    assert_same(run.run(), whole)  # it is over
+    assert_same(EM.resume(folder / "run.h5", points(), comm=world).run(), whole)
+
+
+def test_finish_within_the_loop_ends_it():
+    run = fit(points())
+    for info in run:
+        assert info.N == 401
+        if run.step == 5:
+            run.finish()
+    assert_same(run, left_at(5).finish())
+
+
+def test_finish_leaves_a_run_that_is_over_as_it_is(tmp_path, monkeypatch):
+    whole = fit(points()).run()
+    run = left_at(STEPS, output=tmp_path / "run.h5")  # at its last step, which had its closing E-step
+    assert_same(run.finish(), whole)
+    assert (run.reason, read_run(tmp_path / "run.h5").finished) == ("steps used up", True)
+    with pytest.raises(ConfigError, match="no step of the run is done"):
+        fit(points()).finish()
+
+
+def test_a_full_disk_at_the_end_can_be_put_right(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    run = left_at(5, output=tmp_path / "run.h5")
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", full)
+        with pytest.raises(RunFileError, match="has no space"):
+            run.finish()
+    assert not read_run(tmp_path / "run.h5").finished
+    run.finish()
+    assert read_run(tmp_path / "run.h5").finished
+    assert_file_holds(tmp_path / "run.h5", run, 5)
+
+
+# Callbacks
+
+
+def test_callbacks_get_each_step_on_rank_0(world):
+    def note(info):
+        seen.append((run.step, info.free_energy))
+        return True  # means nothing
+
+    def note_more(info):
+        assert len(seen) == run.step  # after the other one
+        more.append(info)
+
+    seen, more = [], []
+    run = fit(points(), comm=world)
+    run.run(callbacks=[note, note_more])
+    assert_same(run, fit(points(), comm=world).run())
+    told = list(enumerate(run.history["free_energy"], start=1))
+    assert seen == (told if world.rank == 0 else [])
+    assert len(more) == len(seen)
+
+
+@pytest.mark.parametrize("failure", [ValueError("of the caller"), KeyboardInterrupt(), SystemExit(0)])
+def test_an_exception_in_a_callback_loses_no_step(tmp_path, failure):
+    def fails(info):
+        if run.step == 5:
+            raise failure
+
+    whole = fit(points()).run()
+    run = fit(points(), output=tmp_path / "run.h5")
+    with pytest.raises(type(failure)):
+        run.run(callbacks=[fails])
+    assert_file_holds(tmp_path / "run.h5", whole, 5)
+    assert_same(run.run(), whole)
+
+
+@pytest.mark.parametrize("wrong", [print, [print, 3], 7, "ab"])
+def test_what_is_no_list_of_functions_is_refused(wrong):
+    run = fit(points())
+    with pytest.raises(ConfigError, match=r"callbacks = .*must be a list of functions"):
+        run.run(callbacks=wrong)
+    assert run.step == 0
+
+
+def test_a_callback_cannot_finish_what_other_ranks_go_on_with():
+    run = fit(points())
+    with pytest.raises(ConfigError, match=r"finish\(\) is for all ranks"):
+        run.run(callbacks=[lambda info: run.finish()])
+    assert (run.step, run.reason) == (1, None)
+    run.finish()  # outside it can
+
+
+CALLED = """
+    import sys
+    import numpy as np
+    from gem import EM, Annealing
+    from gem.models import BSC
+
+    def called(info):
+        if run.step == 4:
+            {failure}
+
+    Y = np.random.default_rng(0).normal(size=(20, 4))
+    run = EM(BSC(D=4, H=3), Y, Annealing(steps=9), backend="numpy", comm="world", output=sys.argv[1])
+    run.run(callbacks=[called])
+"""
+
+
+@pytest.mark.serial
+@pytest.mark.parametrize(
+    ("failure", "said"), [("raise ValueError('of the caller')", "of the caller"), ("sys.exit()", "exit status 1")]
+)
+def test_a_callback_that_fails_keeps_no_rank_waiting(tmp_path, mpiexec, failure, said):
+    script = textwrap.dedent(CALLED).format(failure=failure)
+    process = child("-c", script, tmp_path / "run.h5", launcher=(mpiexec, "-n", "2"))
+    _, err = process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert "gem: rank 0: " in err
+    assert said in err
+    assert read_run(tmp_path / "run.h5").step == 4
 
 
 # Interrupted

@@ -98,7 +98,8 @@ def test_layout_is_as_documented_for_any_hdf5_reader(tmp_path):
         assert attributes.pop("gem_version")
         assert len(attributes.pop("writer")) == 32
         expected = {"format": "gem-run", "format_version": 1, "model": "BSC", "seed": 7}
-        assert attributes == expected | {"checkpoint": 3, "finished": True, "job": "", "rank": 0}
+        ended = {"finished": True, "reason": "steps used up"}
+        assert attributes == expected | {"checkpoint": 3, "job": "", "rank": 0} | ended
         shapes = {name: (data.shape, data.dtype) for name, data in file["params"].items()}
         assert shapes == {"W": ((4, 5, 3), np.float64), "pi": ((4,), np.float64)}
         assert file["history/free_energy"].shape == (3,)
@@ -154,6 +155,32 @@ def test_recording_after_the_end_takes_the_mark_away(tmp_path):
     assert read_run(run.path).finished
     record(run, 3)
     assert not read_run(run.path).finished
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_the_last_step_may_tell_something_else(tmp_path, stored):
+    """Whether it is on the disk or in memory; also something that no step told before."""
+    run = create(tmp_path / "run.h5")
+    for step in (1, 2):
+        run.record(step, params_at(step), {"a": step}, ["old"])
+    if stored:
+        run.checkpoint()
+    run.amend({"a": 7, "b": 8}, ["new"])
+    run.finish("ended by finish()")
+    found = read_run(run.path)
+    assert (found.step, found.finished, found.reason, found.notes) == (2, True, "ended by finish()", [["old"], ["new"]])
+    np.testing.assert_array_equal(found.history["a"], [1, 7])
+    np.testing.assert_array_equal(found.history["b"], [np.nan, 8])
+    np.testing.assert_array_equal(found.params["W"], params_at(2)["W"])
+
+
+def test_a_file_of_before_there_were_reasons_has_done_all_steps(tmp_path):
+    for finished, reason in ((True, "steps used up"), (False, None)):
+        run = record(create(tmp_path / f"{finished}.h5"), 2)
+        run.finish() if finished else run.checkpoint()
+        with h5py.File(run.path, "r+") as file:
+            del file.attrs["reason"]
+        assert read_run(run.path).reason == reason
 
 
 def test_existing_file_is_kept_unless_told_otherwise(tmp_path):
@@ -402,7 +429,14 @@ def test_failed_checkpoint_can_be_repeated(tmp_path, monkeypatch, function, erro
     assert_holds(run.path, 10)
     assert temporaries(tmp_path) == []
     assert (run.step, run.checkpointed) == (13, 10)
-    record(run, 17).finish()
+    record(run, 17)
+    with monkeypatch.context() as patch:
+        patch.setattr(function, fail)
+        with pytest.raises(RunFileError, match=words):
+            run.finish()
+    assert not run.finished
+    run.finish()
+    assert read_run(run.path).finished
     assert_holds(run.path, 17)
 
 
