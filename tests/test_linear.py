@@ -381,3 +381,51 @@ def test_solved_by_blocks_of_the_cholesky_factor(H):
     matrix, right = root @ root.T, rng.standard_normal((H, 7))
     found = cholesky_solve(np.linalg.cholesky(matrix), right)
     np.testing.assert_allclose(found, np.linalg.solve(matrix, right), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize(("scale", "dtype"), [(1e4, "float32"), (1e8, "float64")])
+def test_noise_far_below_the_signal(kind, scale, dtype, missing, backend):
+    """W and σ by brute force, from the residuals of all states: squares of the data have no digit of σ² left."""
+    rng = np.random.default_rng(0)
+    model = KINDS[kind](**EXACT, missing=missing)
+    params = {"W": scale * rng.standard_normal((8, 4)), "pi": np.array(PI[kind]), "sigma": np.array(1.0)}
+    Y = model.generate_data(params, 60, seed=1)[0].astype(dtype)
+    if missing:
+        Y[rng.random(Y.shape) < 0.1] = np.nan
+    params["W"] += 0.1 * rng.standard_normal((8, 4))
+    states, seen = every_state(model), np.isfinite(Y)
+    apart = np.where(seen[:, None], Y[:, None].astype(np.float64) - states @ params["W"].T, 0)  # 0: E[y_d] = W_d s
+    joint = model.log_prior(params, states) - np.sum(apart**2, axis=2) / 2
+    q = np.exp(joint - joint.max(axis=1, keepdims=True))
+    q /= q.sum(axis=1, keepdims=True)
+    change = np.linalg.solve(
+        np.einsum("ns,sh,sk->hk", q, states, states), np.einsum("ns,nsd,sh->hd", q, apart, states)
+    ).T
+    squares = np.sum(q * np.sum((apart - states @ change.T) ** 2, axis=2)) + np.sum(~seen)
+    new, _ = gem.em_step(model, params, Y, backend=backend, dtype=dtype)
+    np.testing.assert_allclose(new["W"], params["W"] + change, rtol=1e-13, atol=1e-3)
+    np.testing.assert_allclose(new["sigma"], np.sqrt(squares / Y.size), rtol=1e-3)
+
+
+@pytest.mark.parametrize("Ncut", [0, 1])
+@pytest.mark.parametrize("missing", [False, True])
+@pytest.mark.parametrize("name", [*KINDS, "gsc"])
+def test_sums_of_residuals_make_the_same_step(name, missing, Ncut, monkeypatch):
+    """Of ordinary data, which lose nothing either way, in truncated states and with data selection."""
+    rng = np.random.default_rng(0)
+    sizes = {"D": 7, "H": 6, "Hprime": 4, "gamma": 3, "missing": missing}
+    model = GSC(**sizes) if name == "gsc" else KINDS[name](**sizes)
+    params = {"W": 2 * rng.standard_normal((7, 6)), "pi": np.array(PI.get(name, [0.3] * 6)), "sigma": np.array(0.7)}
+    if name == "gsc":
+        params |= {"mu": rng.standard_normal(6), "psi": rng.uniform(0.5, 2, 6)}
+    Y, _ = model.generate_data(params, 200, seed=1)
+    if missing:
+        Y[rng.random(Y.shape) < 0.3] = np.nan
+    params["W"] += 0.3 * rng.standard_normal((7, 6))
+    steps = {}
+    for residuals in (False, True):
+        monkeypatch.setattr(type(model), "needs_residuals", lambda *args, answer=residuals: answer)
+        steps[residuals], _ = gem.em_step(model, params, Y, dtype="float64", T=1.5, Ncut=Ncut)
+    for key in params:
+        np.testing.assert_allclose(steps[True][key], steps[False][key], rtol=1e-10, atol=1e-11)

@@ -288,3 +288,18 @@ def test_fields_of_latents_that_are_hardly_ever_active_are_their_own_least_squar
     W = solve_fields((weight * Y).T @ s, (weight * s).T @ s, old)
     np.testing.assert_allclose((Y - s @ W.T).T @ s, 0, atol=1e-9)
     np.testing.assert_array_equal(solve_fields(np.zeros((6, 6)), np.zeros((6, 6)), old), old)
+
+
+@pytest.mark.parametrize("holes", [False, True])
+def test_a_bright_point_leaves_the_noise_its_digits(holes, backend, world):
+    """In float32, of one point 10⁶ times as bright as the noise; in float64 its square has digits enough."""
+    model, params = GSC(D=8, H=4, Hprime=4, gamma=4, missing=holes), truth(D=8)
+    Y, _ = model.generate_data(params, 200, seed=2)
+    Y[7] += 1e6 * params["W"][:, 0] / np.linalg.norm(params["W"][:, 0])
+    if holes:
+        Y[np.random.default_rng(2).random(Y.shape) < 0.1] = np.nan
+    Y = Y.astype("float32")
+    off = {**params, "W": params["W"] + 0.1}
+    found = {t: gem.em_step(model, off, Y, backend=backend, dtype=t, comm=world)[0] for t in ("float32", "float64")}
+    np.testing.assert_allclose(found["float32"]["sigma"], found["float64"]["sigma"], rtol=1e-3)
+    np.testing.assert_allclose(found["float32"]["W"], found["float64"]["W"], atol=1e-3)

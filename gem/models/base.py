@@ -49,6 +49,8 @@ class Step:
         Of the E-step: what it saw of the parameters was rounded to it.
     reseed : bool
         Whether dead latents begin anew.
+    residuals : bool
+        Whether the sums are taken about the old fields (`Model.needs_residuals`).
     """
 
     T: float = 1.0
@@ -56,6 +58,7 @@ class Step:
     anneal_prior: bool = False
     dtype: str = "float64"
     reseed: bool = False
+    residuals: bool = False
 
     @property
     def resolution(self) -> float:
@@ -363,6 +366,13 @@ class Model(ABC):
     @abstractmethod
     def m_step(self, stats: Statistics, params: Params, step: Step) -> tuple[Params, list[str]]:
         """New parameters from the statistics of all ranks, and notes on constraints that were active."""
+
+    def needs_residuals(self, params: Params, step: Step, stats: Statistics | None = None) -> bool:
+        """Whether σ² would be lost in the rounding of the data's squares, so that the sums must be of residuals.
+
+        Asked about the old parameters before an E-step, and about the new ones with its `stats`, the same on all ranks.
+        """
+        return False
 
     def settle(self, new: Params, old: Params) -> Params:
         """Parameters of the same likelihood as `new`, in which what it leaves open is as in `old`; `EM` keeps to it."""

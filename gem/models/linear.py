@@ -25,6 +25,7 @@ from gem.models.base import (
 )
 from gem.models.imputation import impute
 from gem.models.observed import ObservedGram, split_missing
+from gem.models.residuals import discrete_spread, loses_digits, residual_sums
 from gem.models.truncated import Truncated, held, noise_level, pieces
 from gem.philox import generator
 from gem.statistics import Layout, Statistics, Sum
@@ -62,6 +63,7 @@ class Tables:
     pair_sums: Kernel
     scale_rows: Kernel
     observed_gram: ObservedGram | None
+    residuals: bool
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,7 @@ class LinearSuperposition(Truncated):
             pair_sums=backend.kernel("pair_sums", **sizes),
             scale_rows=backend.kernel("scale_rows", H=H),
             observed_gram=ObservedGram.of(W / params["sigma"], self.Hprime, backend) if self.missing else None,
+            residuals=step.residuals,
         )  # fmt: skip
 
     def _score_lines(self, slope: np.ndarray, offset: np.ndarray, norms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -230,6 +233,9 @@ class LinearSuperposition(Truncated):
             sums |= {name: Sum(columns(rest[name], keep)) for name in ("squares", "counts")}
         else:  # ⟨s⟩ says it
             sums["squares"] = Sum(columns(posterior.mean, keep), self.values[0])
+        if t.residuals:
+            sums["ys"], sums["rr"], sums["ss"] = self._residuals(t, Y, posterior, weights)
+            return sums
         sums["ss"] = pair_moments(t, n, posterior, keep, self._most(t, n, sums["squares"]))
         ys, yy = self._imputed(t, posterior, weights) if self.missing else (0.0, 0.0)
         if weights is not None:
@@ -247,6 +253,19 @@ class LinearSuperposition(Truncated):
         moments = squares, host(posterior.candidates), host(rest["pairs"])
         return impute(t.params["W"], t.sigma2, host(rest["observed"]), *moments, weights)
 
+    def _residuals(
+        self, t: Tables, Y: Array, posterior: Posterior, weights: np.ndarray | None
+    ) -> tuple[np.ndarray, float, np.ndarray]:
+        """Σ⟨(y − Ws)sᵀ⟩ and Σ⟨‖y − Ws‖²⟩ about the old W, and all of Σ⟨ssᵀ⟩."""
+        host, rest = t.backend.to_host, posterior.rest
+        mean, chosen = host(posterior.mean), host(posterior.candidates)
+        squares = host(rest["squares"]) if len(self.values) > 1 else self.values[0] * mean
+        eps = float(np.finfo(t.backend.dtype).eps)
+        spread = discrete_spread(mean, squares, chosen, host(rest["pairs"]), eps)
+        observed = host(rest["observed"]).astype(np.float64) if self.missing else None
+        Y = host(rest.get("Y", Y))
+        return residual_sums(t.params["W"], t.sigma2, Y, observed, mean, spread[0], chosen, spread[1], weights)
+
     def reconstruct(self, tables: Tables, Y: Array, posterior: Posterior) -> Array:
         return tables.backend.matmul(posterior.mean, tables.fields)
 
@@ -260,7 +279,7 @@ class LinearSuperposition(Truncated):
     def layout(self) -> Layout:
         D, H = self.D, self.H
         counts: Layout = {"counts": (len(self.values),)} if len(self.values) > 1 else {}
-        return {"yy": (), "ys": (D, H), "squares": (H,), "ss": (H, H), **counts}
+        return {"yy": (), "rr": (), "ys": (D, H), "squares": (H,), "ss": (H, H), **counts}
 
     def usage(self, stats: Statistics) -> np.ndarray:
         """As if all active latents had the smallest value: an upper bound, and exact where all are of one size."""
@@ -271,13 +290,18 @@ class LinearSuperposition(Truncated):
     def m_step(self, stats: Statistics, params: Params, step: Step) -> tuple[Params, list[str]]:
         """W = (Σ y⟨s⟩ᵀ)(Σ⟨ssᵀ⟩)⁻¹, σ² = Σ⟨‖y − Ws‖²⟩ / ND, π from the counts, corrected for the data selection."""
         N = float(stats["N_use"])
-        ss = symmetric(stats["ss"], stats["squares"])
-        W = solve_fields(stats["ys"], ss, params["W"])
+        ss = stats["ss"] if step.residuals else symmetric(stats["ss"], stats["squares"])
+        of_noise: list[str] = []
+        W, sigma = fields_and_noise(stats, ss, params["W"], step, of_noise)
         notes = [f"latent {h} was never active: its field was kept" for h in np.flatnonzero(stats["squares"] == 0)]
         counts = stats["counts"] if len(self.values) > 1 else stats["squares"].sum(keepdims=True) / self.values[0] ** 2
         active = counts / (N * self.H) * self.selection_factor(params, step)
-        new = {"W": W, "pi": self.prior(active, notes)}
-        return {**new, "sigma": residual_noise(W, stats["yy"], stats["ys"], ss, N, step, notes)}, notes
+        return {"W": W, "pi": self.prior(active, notes), "sigma": sigma}, notes + of_noise
+
+    def needs_residuals(self, params: Params, step: Step, stats: Statistics | None = None) -> bool:
+        with np.errstate(over="ignore"):
+            square = self.probabilities(params)[1:] @ np.square(self.values) * np.sum(params["W"] ** 2) / self.D
+        return noise_is_lost(square, params, step, stats)
 
     def bytes_per_point(self, itemsize: int) -> tuple[int, int]:
         moments = self.H + self.pairs + (self.H + len(self.values) if len(self.values) > 1 else 0)
@@ -435,13 +459,31 @@ def symmetric(upper: np.ndarray, diagonal: np.ndarray) -> np.ndarray:
     return upper + upper.T + np.diag(diagonal)
 
 
-def residual_noise(
-    W: np.ndarray, yy: np.ndarray, ys: np.ndarray, ss: np.ndarray, N: float, step: Step, notes: list[str]
-) -> np.ndarray:
-    """σ, from Σ⟨‖y − Ws‖²⟩ / ND; a variance below the rounding of Σ‖y‖² cannot be told from zero."""
+def noise_is_lost(square: float, params: Params, step: Step, stats: Statistics | None) -> bool:
+    """`Model.needs_residuals`: `square` is the mean of y_d² by the parameters, in `stats` is that of the data."""
+    if stats is not None:
+        square = float(stats["yy"]) / (float(stats["N_use"]) * len(params["W"]))
+    return loses_digits(square, float(params["sigma"]) ** 2, step)
+
+
+def fields_and_noise(
+    stats: Statistics, ss: np.ndarray, W: np.ndarray, step: Step, notes: list[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The new W, and σ from Σ⟨‖y − Ws‖²⟩ / ND; a variance below the rounding of the sums cannot be told from zero.
+
+    Where the sums `ys` and `rr` are of residuals of the old W, all is about it: their regression is W's correction.
+    """
     D, H = W.shape
-    variance = (yy - 2 * np.sum(W * ys) + np.sum((W.T @ W) * ss)) / (N * D)
-    return noise_level(float(variance), float(yy) / (N * D), H, D, step, notes)
+    terms, square, about = float(stats["N_use"]) * D, stats["yy"], stats["ys"]
+    if step.residuals:
+        square = stats["rr"]
+        change = solve_fields(about, ss, np.zeros_like(W))
+        new = W + change
+    else:
+        new = change = solve_fields(about, ss, W)
+    variance = (square - 2 * np.sum(change * about) + np.sum((change.T @ change) * ss)) / terms
+    residual = float(square) / terms if step.residuals else None
+    return new, noise_level(float(variance), float(stats["yy"]) / terms, H, D, step, notes, residual)
 
 
 def cholesky_solve(factor: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -20,9 +20,10 @@ from gem.models.base import (
     squared_norms,
 )
 from gem.models.imputation import impute
-from gem.models.linear import in_white_noise, pair_moments, residual_noise, solve_fields, symmetric
+from gem.models.linear import fields_and_noise, in_white_noise, noise_is_lost, pair_moments, symmetric
 from gem.models.observed import ObservedGram, split_missing
-from gem.models.truncated import Truncated, held, log_odds
+from gem.models.residuals import SURE, residual_sums, strength_spread
+from gem.models.truncated import Truncated, held, log_odds, pieces
 from gem.philox import generator
 from gem.statistics import Layout, Statistics, Sum
 
@@ -53,6 +54,7 @@ class Tables:
     pair_sums: Kernel
     scale_rows: Kernel
     observed_gram: ObservedGram | None
+    residuals: bool
 
 
 class GSC(Truncated):
@@ -156,6 +158,7 @@ class GSC(Truncated):
             pair_sums=backend.kernel("pair_sums", H=H, HPRIME=Hprime),
             scale_rows=backend.kernel("scale_rows", H=H),
             observed_gram=ObservedGram.of(V, Hprime, backend) if self.missing else None,
+            residuals=step.residuals,
         )  # fmt: skip
 
     def infer(self, tables: Tables, Y: Array) -> Posterior:
@@ -185,11 +188,15 @@ class GSC(Truncated):
         t, n, device = tables, Y.shape[0], tables.backend
         keep = t.weights(n, weights)
         moments = {"s": posterior.mean, "sz": posterior.product, "square": posterior.rest["square"]}
+        about = self._residuals(t, posterior, weights) if t.residuals else None
         if weights is not None:
             for rows in moments.values():
                 t.scale_rows(n, rows, keep)
         sums: dict[str, Any] = {name: Sum(column_sums(device, rows, t.weights(n))) for name, rows in moments.items()}
         sums["yy"] = [device.point_sums([(posterior.rest["yy"], 1.0)], keep)]
+        if about is not None:
+            sums["ys"], sums["rr"], sums["pairs"] = about
+            return sums
         sums["ys"] = [device.sum_products(posterior.rest["Y"], posterior.product)]
         if self.missing:
             for name, more in zip(("ys", "yy"), self._imputed(t, posterior, weights), strict=True):
@@ -212,13 +219,39 @@ class GSC(Truncated):
         strengths = pairs * (t.spread[chosen[:, i]] * t.spread[chosen[:, j]])
         return impute(t.dictionary, t.sigma2, observed, _about_zero(t, s, sz, square), chosen, strengths, weights)
 
+    def _residuals(
+        self, t: Tables, posterior: Posterior, weights: np.ndarray | None
+    ) -> tuple[np.ndarray, float, np.ndarray]:
+        """Σ⟨(y − W(s∘z))(s∘z)ᵀ⟩ and Σ⟨‖y − W(s∘z)‖²⟩ about the old W, and all of Σ⟨(s∘z)(s∘z)ᵀ⟩."""
+        host, rest = t.backend.to_host, posterior.rest
+        Y, s, sz, square, pairs = (
+            host(rows).astype(np.float64)
+            for rows in (rest["Y"], posterior.mean, posterior.product, rest["square"], rest["pairs"])
+        )
+        chosen, observed = host(posterior.candidates), host(rest["observed"]).astype(float) if self.missing else None
+        squares = _about_zero(t, s, sz, square)
+        i, j = self.states.pairs
+        for rows in pieces(len(Y), self.Hprime * (self.D if self.missing else self.Hprime)):
+            at = chosen[rows]
+            m, scale = np.take_along_axis(sz[rows], at, axis=1), t.spread[at]
+            covariance = np.zeros((len(at), self.Hprime, self.Hprime))
+            covariance[:, i, j] = covariance[:, j, i] = pairs[rows] * scale[:, i] * scale[:, j] - m[:, i] * m[:, j]
+            own = np.arange(self.Hprime)
+            covariance[:, own, own] = np.maximum(np.take_along_axis(squares[rows], at, axis=1) - m**2, 0)
+            sure = np.take_along_axis(s[rows], at, axis=1) >= 1 - SURE * np.finfo(t.backend.dtype).eps
+            gram = _gram(t, at, None if observed is None else observed[rows])
+            covariance = strength_spread(gram, scale, sure, covariance)
+            pairs[rows] = covariance[:, i, j]
+            np.put_along_axis(squares[rows], at, covariance[:, own, own], axis=1)
+        return residual_sums(t.dictionary, t.sigma2, Y, observed, sz, squares, chosen, pairs, weights)
+
     def reconstruct(self, tables: Tables, Y: Array, posterior: Posterior) -> Array:
         return tables.backend.matmul(posterior.product, tables.fields)
 
     @property
     def layout(self) -> Layout:
         return {
-            "yy": (), "ys": (self.D, self.H), "s": (self.H,), "sz": (self.H,), "square": (self.H,),
+            "yy": (), "rr": (), "ys": (self.D, self.H), "s": (self.H,), "sz": (self.H,), "square": (self.H,),
             "pairs": (self.H, self.H),
         }  # fmt: skip
 
@@ -240,8 +273,11 @@ class GSC(Truncated):
         new_psi = np.where(alive, psi * stats["square"] / count - (new_mu - mu) ** 2, psi)
 
         spread = np.sqrt(psi)
-        szsz = symmetric(stats["pairs"] * spread * spread[:, None], second)
-        W = solve_fields(stats["ys"], szsz, params["W"])
+        szsz = stats["pairs"]
+        if not step.residuals:
+            szsz = symmetric(szsz * spread * spread[:, None], second)
+        of_noise: list[str] = []
+        W, sigma = fields_and_noise(stats, szsz, params["W"], step, of_noise)
         notes = [f"latent {h} was never active: its field and strengths were kept" for h in np.flatnonzero(~alive)]
         pi = s / N * self.selection_factor(params, step)
         new = {
@@ -252,7 +288,12 @@ class GSC(Truncated):
         }
         if np.any(new_psi < floor):
             notes.append(f"{np.sum(new_psi < floor)} of {self.H} psi were held at the resolution of the E-step")
-        return {**new, "sigma": residual_noise(W, stats["yy"], stats["ys"], szsz, N, step, notes)}, notes
+        return {**new, "sigma": sigma}, notes + of_noise
+
+    def needs_residuals(self, params: Params, step: Step, stats: Statistics | None = None) -> bool:
+        with np.errstate(over="ignore", invalid="ignore"):
+            power = np.sum(params["pi"] * (params["mu"] ** 2 + params["psi"]) * params["W"] ** 2) / self.D
+        return noise_is_lost(float(power), params, step, stats)
 
     def settle(self, new: Params, old: Params) -> Params:
         """The fields at the norms they had: W_h / c, c μ_h and c² ψ_h of any c > 0 have one likelihood.
@@ -275,6 +316,15 @@ def _norms(W: np.ndarray) -> np.ndarray:
     """‖W_h‖ of each field, (H,), whose squares need be no numbers."""
     largest = np.abs(W).max(axis=0)
     return np.asarray(largest * np.linalg.norm(W / np.where(largest > 0, largest, 1), axis=0))
+
+
+def _gram(t: Tables, chosen: np.ndarray, observed: np.ndarray | None) -> np.ndarray:
+    """WᵀW/σ² of each data point's candidates, over what was observed of it, (n, H', H')."""
+    if observed is None:
+        gram = t.dictionary.T @ t.dictionary / t.sigma2
+        return np.asarray(gram[chosen[:, :, None], chosen[:, None, :]])
+    fields = t.dictionary.T[chosen] / np.sqrt(t.sigma2)
+    return np.asarray((fields * observed[:, None, :]) @ fields.transpose(0, 2, 1))
 
 
 def _about_zero(t: Tables, s: np.ndarray, sz: np.ndarray, square: np.ndarray) -> np.ndarray:

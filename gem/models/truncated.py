@@ -226,13 +226,24 @@ def held(name: str, value: Any, low: float, high: float, notes: list[str]) -> np
     return np.asarray(clipped)
 
 
-def noise_level(variance: float, square: float, terms: int, D: int, step: Step, notes: list[str]) -> np.ndarray:
+def noise_level(
+    variance: float,
+    square: float,
+    terms: int,
+    D: int,
+    step: Step,
+    notes: list[str],
+    residual: float | None = None,
+) -> np.ndarray:
     """σ of this variance; `notes` says where rounding shows.
 
     The variance is what is left of `square`, the mean of y_d², and so many `terms` of that size: below their rounding
-    it is held. The evidence of a data point is what is left of ‖y‖²/2σ².
+    it is held. The evidence of a data point is what is left of ‖y‖²/2σ². If it is what is left of the mean `residual`
+    of float64 sums instead, the square of y_d's own rounding is in it.
     """
     floor = terms * step.resolution * square
+    if residual is not None:
+        floor = terms * (step.resolution**2 * square + np.finfo(np.float64).eps * residual)
     sigma = np.maximum(np.sqrt(np.maximum(variance, floor)), SMALL)
     error = D * step.resolution * square / sigma**2
     if variance < floor:
