@@ -273,17 +273,16 @@ def run_step(
     params = {name: np.asarray(value) for name, value in params.items()}  # a scalar's powers round otherwise
     with blas.limited(1):  # threads are the backend's: those of BLAS spin after their work, in the way of all others
         step = replace(step, residuals=model.needs_residuals(params, step))
-        stats = _expect(model, params, batches, backend, comm, step, stop, trace)
-        with trace.span("M-step"):
-            new, notes = model.m_step(stats, params, step)
-        if not step.residuals and model.needs_residuals(new, step, stats):
-            step = replace(step, residuals=True)
+        done = False
+        while not done:
             stats = _expect(model, params, batches, backend, comm, step, stop, trace)
-            new, notes = model.m_step(stats, params, step)
-        with trace.span("M-step"):
-            if step.reseed:
-                new, revived = model.reseed(new, stats)
-                notes = notes + revived
+            with trace.span("M-step"):
+                new, notes = model.m_step(stats, params, step)
+                done = step.residuals or not model.needs_residuals(new, step, stats)
+                if done and step.reseed:
+                    new, revived = model.reseed(new, stats)
+                    notes = notes + revived
+            step = replace(step, residuals=True)  # of the second time, if there is one
     for name, value in new.items():
         if not np.all(np.isfinite(value)):
             raise DataError(f"the M-step gave a {name} that is not finite: use dtype='float64', or rescale the data")
