@@ -463,7 +463,7 @@ CONSTRAINTS = {  # a model, its parameters and data that drive one of them beyon
     "tsc-sigma": (TSC(**TWO), {"W": FAR, "pi": 0.5, "sigma": 0.1}, EXACTLY, "sigma was held"),
     "dsc-sigma": (DSC(**TWO, values=(0, 1)), {"W": FAR, "pi": [0.5, 0.5], "sigma": 0.1}, EXACTLY, "sigma was held"),
     "gsc-sigma": (
-        GSC(**TWO), {"W": FAR, "pi": [0.5, 0.5], "mu": [1, 1], "psi": [1e-9, 1e-9], "sigma": 1e-3}, EXACTLY,
+        GSC(**TWO), {"W": FAR, "pi": [0.5, 0.5], "mu": [1, 1], "psi": [1e-9, 1e-9], "sigma": 1e-6}, EXACTLY,
         "sigma was held",
     ),
     "gsc-psi": (
