@@ -65,11 +65,14 @@ def _pairs(
         ({"checkpoint_seconds": options.get("checkpoint_seconds", CHECKPOINT_SECONDS)}, {"checkpoint_seconds": seconds})
     )
     if "asked" in config:
-        defaults = {"backend": "auto", "dtype": "auto", "batch": None}
+        defaults = {"backend": None, "dtype": "auto", "batch": None}
         parts.append(({name: options.get(name, value) for name, value in defaults.items()}, config["asked"]))
     pairs: dict[str, tuple[Any, Any]] = {}
     for here, there in ((json.loads(json.dumps(a)), json.loads(json.dumps(b))) for a, b in parts):
         pairs |= {name: (here.get(name, ABSENT), there.get(name, ABSENT)) for name in {**here, **there}}
+    if "backend" in pairs:  # None asks for what the environment or the machine chooses, as "auto" did
+        here, there = pairs["backend"]
+        pairs["backend"] = ("auto" if here is None else here, "auto" if there is None else there)
     return pairs
 
 

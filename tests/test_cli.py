@@ -233,6 +233,15 @@ def test_an_unfinished_run_is_continued(gem_, fitted):
 SAME = "fit bsc x.npy --H 4 --steps 6 --T 0=2,1.0=1 --seed 3 --backend numpy -o run.h5"
 
 
+def test_a_command_without_options_takes_its_run_up(gem_, monkeypatch):
+    monkeypatch.setenv("GEM_BACKEND", "numpy")
+    for _ in range(2):
+        status, out, err = gem_("fit mog x.npy --K 2 --steps 2 -q -o plain.h5 --resume")
+        assert (status, "plain.h5: " in out) == (0, True), err
+    refused = gem_("fit mog x.npy --K 2 --steps 2 -o plain.h5 --resume --backend opencl")[2]
+    assert "backend = 'opencl' (there: 'auto')" in refused
+
+
 def test_one_command_begins_a_run_and_takes_it_up(gem_, monkeypatch):
     assert gem_(f"{SAME} --resume -q".replace("run.h5", "whole.h5"))[0] == 0
     step = BSC.m_step
