@@ -214,3 +214,16 @@ def test_bad_settings_are_refused():
             SC(D=2, H=2, **bad)
     with pytest.raises(gem.DataError, match="equal"):
         SC(D=2, H=2).init_params(np.ones((5, 2)))
+
+
+def test_data_whose_squares_float32_cannot_hold_are_refused():
+    """Their gaps were 0: the search stopped at once, and F was off by hundreds of nats in silence."""
+    Y = np.random.default_rng(0).normal(size=(100, 3))
+    for stored in (np.float32(1e-25) * Y.astype(np.float32), 1e-25 * Y):
+        with pytest.raises(gem.DataError, match="use dtype='float64', or rescale"):
+            gem.EM(SC(3, 3), stored, gem.Annealing(2), backend="numpy", dtype="float32").run()
+    F, exact = (
+        gem.EM(SC(3, 3), 1e-16 * Y, gem.Annealing(3), backend="numpy", dtype=dtype).run().history["free_energy"][-1]
+        for dtype in ("float32", "float64")
+    )
+    assert abs(F - exact) < 1e-2

@@ -16,6 +16,7 @@ from gem.philox import generator
 from gem.statistics import Layout, Statistics, Sums
 
 CHECK_EVERY = 10  # iterations: reading the gaps waits for the device
+ROOM = 1e4  # between the squares of data and the smallest number, for gaps and penalties
 SWEEPS = 20  # of the M-step over the columns of W, at the most
 STILL = 1e-6  # a sweep that turns no column by more than this is the last one
 
@@ -121,6 +122,11 @@ class SC(Model):
 
     def tables(self, params: Params, backend: Backend, step: Step) -> Tables:
         W, sigma, b = params["W"], float(params["sigma"]), float(params["b"])
+        if sigma**2 < ROOM * np.finfo(backend.dtype).tiny:  # the search would stop at once, and squares be 0
+            raise DataError(
+                f"sigma = {sigma:.3g}: the squares of data that small are no numbers in {backend.dtype}: use "
+                "dtype='float64', or rescale the data"
+            )
         gram = W.T @ W
         steepest = float(np.linalg.eigvalsh(gram)[-1]) * (1 + self.H * step.resolution)  # of the rounded gram, too
         return Tables(
