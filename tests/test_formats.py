@@ -30,6 +30,7 @@ import tifffile
 import xarray
 import zarr
 from astropy.io import fits
+from conftest import missing
 from PIL import Image
 
 import gem
@@ -196,6 +197,22 @@ def test_decimals_are_numbers(tmp_path):
     of_arrow = pandas.DataFrame({"price": pandas.Series([*exact, None], dtype=pandas.ArrowDtype(column.type))})
     for data in (table, tmp_path / "x.parquet", tmp_path / "x.feather", of_arrow, polars.DataFrame({"p": column})):
         np.testing.assert_array_equal(read(data), expected)
+
+
+def test_whole_numbers_beside_others_keep_their_digits(tmp_path):
+    if np.finfo(np.longdouble).nmant < 63:
+        missing("longdouble", "no float here holds whole numbers of 64 bits")
+    ids = 2**60 + 3 * np.arange(N)
+    mixed = pyarrow.table({"id": ids, "y": Y[:, 0], "n": pyarrow.array([1, *[None] * (N - 1)])})
+    pyarrow.parquet.write_table(mixed, tmp_path / "x.parquet")
+    of_polars = polars.DataFrame({"id": ids, "y": Y[:, 0]})
+    some = pyarrow.table({"id": pyarrow.array([*ids[:-1].tolist(), None])})
+    frames = [mixed.to_pandas(types_mapper=kinds) for kinds in (None, pandas.ArrowDtype)]
+    frames.append(pandas.DataFrame({"id": pandas.array([*ids[:-1].tolist(), None], "Int64")}))
+    for data in (mixed, tmp_path / "x.parquet", of_polars, some, *frames):
+        given = read(data)
+        np.testing.assert_array_equal(given[: N - 1, 0] - np.longdouble(2**60), 3 * np.arange(N - 1))
+    assert read(pyarrow.table({"id": ids - 2**60, "y": Y[:, 0]})).dtype == np.float64
 
 
 def test_paths_are_what_python_takes_for_paths(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ import numpy as np
 from gem.data.bands import BandSource
 from gem.data.kinds import library
 from gem.data.objects import check_columns, tell_columns
-from gem.data.source import Source, Spec, reading
+from gem.data.source import Source, Spec, reading, wide_enough
 from gem.errors import DataError
 
 
@@ -30,7 +30,7 @@ class ArrowTable(BandSource):
         self._table = table.select(self.columns)
         widths = [_width(self._table.column(i)) for i in range(len(self.columns))]
         gaps = any(_gaps(self._table.column(i)) for i in range(len(self.columns)))
-        dtype = _dtype(schema, self.columns, gaps)
+        dtype = wide_enough(_dtype(schema, self.columns, gaps), _extremes(self._table))
         super().__init__((table.num_rows, sum(widths)), dtype, name, _pieces(table.num_rows, sum(widths)), spec)
         self.gaps = "null" if gaps else ""
 
@@ -54,7 +54,9 @@ class ParquetSource(BandSource):
             first = self._file.read_row_group(0, columns=lists) if lists and rows else None
             D = len(self.columns) - len(lists) + sum(_width(first.column(c)) for c in lists if first is not None)
             nulls = _may_have_nulls(meta, self.columns)
-            dtype = _dtype(schema, self.columns, bool(lists) or nulls)
+            dtype = wide_enough(
+                _dtype(schema, self.columns, bool(lists) or nulls), _stored_extremes(meta, self.columns)
+            )
         super().__init__((meta.num_rows, D), dtype, name, rows, {"data": name})
         self.gaps = "null" if nulls else ""
 
@@ -140,6 +142,23 @@ class _Other(str):
 def _dtype(schema: Any, columns: Iterable[str], gaps: bool) -> np.dtype:
     dtype = np.result_type(*(_numpy_type(schema.field(column).type) for column in columns))
     return np.result_type(dtype, np.float16 if dtype.kind == "f" else np.float64) if gaps else dtype
+
+
+def _extremes(table: Any) -> list[tuple[int, int]]:
+    """The least and the largest number of each column of whole numbers of 64 bits."""
+    compute = import_module("pyarrow.compute")
+    found = [compute.min_max(c).as_py() for c in table.columns if str(c.type) in ("int64", "uint64")]
+    return [(ends["min"], ends["max"]) for ends in found if ends["min"] is not None]
+
+
+def _stored_extremes(meta: Any, columns: list[str]) -> list[tuple[int, int]]:
+    """The same, as far as a Parquet file tells them."""
+    chunks = [meta.row_group(g).column(i) for g in range(meta.num_row_groups) for i in range(meta.num_columns)]
+    told = [
+        c.statistics for c in chunks if c.path_in_schema in columns and c.physical_type == "INT64" and c.is_stats_set
+    ]
+    ends = [(s.min, s.max) for s in told if s.has_min_max]
+    return [(low, high) for low, high in ends if isinstance(low, int) and isinstance(high, int)]
 
 
 def _may_have_nulls(meta: Any, columns: list[str]) -> bool:

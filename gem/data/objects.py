@@ -14,7 +14,7 @@ from gem.data.bands import SlicedSource
 from gem.data.hdf5 import HDF5Source
 from gem.data.hdf5_names import find
 from gem.data.hdf5_sparse import sparse_layout
-from gem.data.source import NUMERIC, ArraySource, Source, Spec, check_form
+from gem.data.source import NUMERIC, ArraySource, Source, Spec, check_form, wide_enough
 from gem.data.stacks import NotPicturesError, Stack, can_be_pictures
 from gem.errors import DataError, GemError
 
@@ -213,14 +213,26 @@ def _pandas(frame: Any) -> Source:
         other = [f"{c!r} ({kind})" for c, kind, fine in zip(frame.columns, types, numbers, strict=True) if not fine]
         some = any(numbers)
         raise _other_columns("Y.select_dtypes(['number', 'bool'])" if some else "Y.astype(float)", other)
+    wide = wide_enough(np.dtype(np.float64), _pandas_extremes(frame))
     if len(set(types)) <= 1 and all(isinstance(kind, np.dtype) for kind in types):
         return ArraySource(frame.to_numpy())
     columns = []
     for _, column in frame.items():
         gaps = not isinstance(column.dtype, np.dtype) and bool(column.isna().any())
         gaps |= str(column.dtype).startswith("decimal")
-        columns.append(np.asarray(column.to_numpy(dtype=np.float64, na_value=np.nan) if gaps else column.to_numpy()))
-    return ArraySource(np.stack(columns, axis=1))
+        columns.append(np.asarray(column.to_numpy(dtype=wide, na_value=np.nan) if gaps else column.to_numpy()))
+    return _side_by_side(columns)
+
+
+def _pandas_extremes(frame: Any) -> list[tuple[int, int]]:
+    whole = [column for _, column in frame.items() if str(column.dtype).lower().startswith(("int64", "uint64"))]
+    return [(int(column.min()), int(column.max())) for column in whole if column.notna().any()]
+
+
+def _side_by_side(columns: list[np.ndarray]) -> Source:
+    whole = [column for column in columns if column.dtype.kind in "iu" and column.dtype.itemsize == 8 and column.size]
+    dtype = wide_enough(np.result_type(*columns), [(int(c.min()), int(c.max())) for c in whole])
+    return ArraySource(np.stack([column.astype(dtype, copy=False) for column in columns], axis=1))
 
 
 def _is_pandas_number(kind: Any) -> bool:
@@ -250,7 +262,7 @@ def _polars(frame: Any) -> Source:
         unknown = str(series.dtype).startswith(("Decimal", "Int128", "UInt128"))  # to NumPy
         column = series.cast(_polars_float(series)) if series.null_count() or unknown else series
         columns.append(np.asarray(column.to_numpy()))
-    return ArraySource(np.stack(columns, axis=1) if columns else np.empty((frame.height, 0)))
+    return _side_by_side(columns) if columns else ArraySource(np.empty((frame.height, 0)))
 
 
 def _polars_float(series: Any) -> Any:

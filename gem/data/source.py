@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from math import prod
 from typing import Any
@@ -95,6 +95,18 @@ class ArraySource(Source):
 
     def read(self, start: int, stop: int) -> np.ndarray:
         return self._array[start:stop]
+
+
+def wide_enough(dtype: np.dtype, extremes: Iterable[tuple[Any, Any]]) -> np.dtype:
+    """The type of columns side by side: wider than float64, if whole numbers of 64 bits lie beyond what that holds.
+
+    Parameters
+    ----------
+    dtype : that all columns convert to.
+    extremes : the least and the largest value of the columns of such numbers.
+    """
+    beyond = any(low < -(2**53) or high > 2**53 for low, high in extremes)
+    return np.dtype(np.longdouble) if beyond and dtype == np.float64 else dtype
 
 
 def only_table(path: str, asked: str | None, tables: dict[str, Form], dims: tuple[int, ...] = (2,)) -> str:
