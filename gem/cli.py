@@ -53,7 +53,15 @@ OPTIONS: dict[str, dict[str, type]] = {
         **dict.fromkeys(ANNEALED, object),
     },
     "data": {"patch": int, "count": int, "whitening": bool, "onoff": bool},
-    "run": {"backend": str, "dtype": str, "seed": int, "batch": int, "checkpoint": int, "checkpoint_seconds": float},
+    "run": {
+        "backend": str,
+        "dtype": str,
+        "seed": int,
+        "batch": int,
+        "checkpoint": int,
+        "checkpoint_seconds": float,
+        "weights": str,
+    },
 }
 KINDS = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", list: "a list of numbers"}
 
@@ -127,15 +135,7 @@ def _parser() -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         help="split values into channels max(x, 0) and max(-x, 0) (default: for models with W >= 0)",
     )
-    run = fit.add_argument_group("run")
-    run.add_argument("--backend", help='"numpy", "auto", ... (default: $GEM_BACKEND, else auto)')
-    run.add_argument("--dtype", choices=("auto", "float32", "float64"), help="default: auto, what the data need")
-    run.add_argument("--seed", type=int)
-    run.add_argument("--batch", type=int, help="data points at a time (default: the backend's choice)")
-    run.add_argument("--checkpoint", type=int, help="steps between checkpoints (default: 10)")
-    run.add_argument(
-        "--checkpoint-seconds", type=float, metavar="S", help="seconds between checkpoints at most (default: 300)"
-    )
+    _add_run(fit)
 
     resume = commands.add_parser("resume", help="take up a run at its last checkpoint")
     resume.add_argument("run", help="run file")
@@ -222,6 +222,22 @@ def _add_restoring(commands: Any) -> None:
         )
     denoise.set_defaults(command=_restore, mask=None, missing=None)
     inpaint.set_defaults(command=_restore, add_noise=False)
+
+
+def _add_run(fit: argparse.ArgumentParser) -> None:
+    """Options of the run itself."""
+    run = fit.add_argument_group("run")
+    run.add_argument("--backend", help='"numpy", "auto", ... (default: $GEM_BACKEND, else auto)')
+    run.add_argument("--dtype", choices=("auto", "float32", "float64"), help="default: auto, what the data need")
+    run.add_argument("--seed", type=int)
+    run.add_argument("--batch", type=int, help="data points at a time (default: the backend's choice)")
+    run.add_argument("--checkpoint", type=int, help="steps between checkpoints (default: 10)")
+    run.add_argument(
+        "--checkpoint-seconds", type=float, metavar="S", help="seconds between checkpoints at most (default: 300)"
+    )
+    run.add_argument(
+        "--weights", metavar="FILE", help="how often each data point counts: FILE or FILE:NAME of (N,) numbers ≥ 0"
+    )
 
 
 def _numbers(text: str) -> list[float]:

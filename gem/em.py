@@ -8,20 +8,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
 from gem.backends import Backend, Batches, Totals, blas, select
 from gem.checks import whole_number
-from gem.data import Reading, Shard, Source, Survey, holds, open_data
+from gem.data import Reading, SampleWeights, Shard, Source, Survey, holds, load_weights, open_data
 from gem.data.shard import telling_gaps
 from gem.errors import BackendError, ConfigError, DataError
 from gem.models import Model, Posterior, Step
 from gem.models.base import Params
 from gem.models.mixtures import Mixture
 from gem.notes import kind
-from gem.parallel import Communicator, communicator, largest
+from gem.parallel import Communicator, communicator, heaviest, largest
 from gem.statistics import Layout, Statistics, Sums
 from gem.trace import OFF, Trace
 
@@ -39,10 +39,10 @@ class Info:
     Attributes
     ----------
     free_energy : float
-        F(Θ) = Σ_n log Z_n over all N points, at T = 1, of the parameters the step began with; `EM` gives the last step
-        of a run that of the parameters it ended with.
+        F(Θ) = Σ_n log Z_n over all N points (of weighted ones Σ_n w_n log Z_n), at T = 1, of the parameters the step
+        began with; `EM` gives the last step of a run that of the parameters it ended with.
     N, N_use : int
-        Data points, and those in the M-step's set M.
+        Data points, and those in the M-step's set M; of weighted points the sums of their weights, as floats.
     T, Ncut : float
     seconds : float
         Wall time of the step on this rank.
@@ -55,8 +55,8 @@ class Info:
     """
 
     free_energy: float
-    N: int
-    N_use: int
+    N: float
+    N_use: float
     T: float
     Ncut: float
     seconds: float
@@ -81,6 +81,7 @@ def em_step(
     reseed: bool = False,
     comm: Any = None,
     batch: int | None = None,
+    weights: Any = None,
 ) -> tuple[Params, Info]:
     """One step of (truncated) EM: new parameters from old ones and the data.
 
@@ -102,6 +103,9 @@ def em_step(
     comm : None, "world" or an mpi4py communicator
     batch : int, optional
         Data points at a time (default: the backend's choice). It does not change the result.
+    weights : (N,) array, path, or gem.data source of one column, optional
+        How often each data point counts, a number ≥ 0: 2 is the point twice, 0 the point left out. Those that are all
+        below 1 count in units of the largest, where a number of data points is a threshold (math.md, sample weights).
 
     Returns
     -------
@@ -113,7 +117,8 @@ def em_step(
     ConfigError
         If settings, parameters and data do not fit each other.
     DataError
-        If the data hold NaN or Inf (with row and column), or the `dtype` asked for loses digits of them.
+        If the data hold NaN or Inf (with row and column), also where their weight is 0, or the `dtype` asked for loses
+        digits of them; if a weight is negative or not finite (with its row), or all are 0.
     BackendError
         If the backend is not available, or has no float64 where the data need it.
     """
@@ -121,12 +126,14 @@ def em_step(
     def one_step(batches: Batches, chosen: Backend, reading: Reading) -> tuple[Params, Info]:
         step = Step(T, Ncut, anneal_prior, str(chosen.dtype), reseed)
         check_options(model, Ncut > 0, reseed)
-        new, info, _ = step_on(model, model.check(params), batches, chosen, group, step, reading)
+        new, info, _ = step_on(model, model.check(params), batches, chosen, group, step, reading, counts)
         return new, replace(info, notes=[*reading.notes, *info.notes])
 
     group = communicator(comm)
     with group.guard():
-        return _on_data(model, data, backend, dtype, group, batch, one_step, one_pass=Ncut == 0)
+        source = open_for(model, data)
+        counts = None if weights is None else load_weights(weights, source.shape[0], group)
+        return _on_data(model, source, backend, dtype, group, batch, one_step, one_pass=Ncut == 0)
 
 
 def posterior(
@@ -253,6 +260,7 @@ class _Task:
     comm: Communicator
     step: Step
     trace: Trace
+    weights: SampleWeights | None
 
 
 def run_step(
@@ -264,6 +272,7 @@ def run_step(
     step: Step,
     stop: Callable[[], bool] = bool,
     trace: Trace = OFF,
+    weights: SampleWeights | None = None,
 ) -> tuple[Params, Info, bool]:
     """E-step on this rank's data, one reduction, M-step.
 
@@ -275,7 +284,7 @@ def run_step(
         step = replace(step, residuals=model.needs_residuals(params, step))
         done = False
         while not done:
-            stats = _expect(model, params, batches, backend, comm, step, stop, trace)
+            stats = _expect(model, params, batches, backend, comm, step, stop, trace, weights)
             with trace.span("M-step"):
                 new, notes = model.m_step(stats, params, step)
                 done = step.residuals or not model.needs_residuals(new, step, stats)
@@ -287,9 +296,9 @@ def run_step(
         if not np.all(np.isfinite(value)):
             raise DataError(f"the M-step gave a {name} that is not finite: use dtype='float64', or rescale the data")
     info = Info(
-        free_energy=float(stats["free_energy"]),
-        N=int(stats["N"]),
-        N_use=int(stats["N_use"]),
+        free_energy=_counted(stats, "free_energy", weights),
+        N=int(stats["N"]) if weights is None else _counted(stats, "N", weights),
+        N_use=int(stats["N_use"]) if weights is None else _counted(stats, "N_use", weights),
         T=step.T,
         Ncut=step.Ncut,
         seconds=time.perf_counter() - began,
@@ -307,6 +316,7 @@ def closing(
     backend: Backend,
     comm: Communicator,
     trace: Trace = OFF,
+    weights: SampleWeights | None = None,
 ) -> Info:
     """What the last step of a run tells: one more E-step, at T = 1 and on all points, says how good its result is.
 
@@ -314,15 +324,20 @@ def closing(
     falls short of what was asked for.
     """
     with blas.limited(1):
-        stats = _expect(model, params, batches, backend, comm, Step(dtype=str(backend.dtype)), bool, trace)
+        stats = _expect(model, params, batches, backend, comm, Step(dtype=str(backend.dtype)), bool, trace, weights)
     said = {kind(note) for note in info.notes}
     share = _share_at_gamma(stats)
     return replace(
         info,
-        free_energy=float(stats["free_energy"]),
+        free_energy=_counted(stats, "free_energy", weights),
         share_at_gamma=share,
         notes=info.notes + [n for n in model.shortfalls(stats) + model.advice(share) if kind(n) not in said],
     )
+
+
+def _counted(stats: Statistics, name: str, weights: SampleWeights | None) -> float:
+    """A sum over data points, which were weighted in units of `weights`."""
+    return float(stats[name]) * (1.0 if weights is None else weights.unit)
 
 
 def _share_at_gamma(stats: Statistics) -> float:
@@ -338,6 +353,7 @@ def _expect(
     step: Step,
     stop: Callable[[], bool],
     trace: Trace,
+    weights: SampleWeights | None,
 ) -> Statistics:
     """The sums of an E-step over all ranks; BLAS has been limited.
 
@@ -352,10 +368,10 @@ def _expect(
             totals = backend.totals({**counts, **model.layout})
             tables = model.tables(params, backend, step)
         expectation = _e_step if step.Ncut == 0 else _selective_e_step
-        task = _Task(model, params, tables, batches, backend, comm, step, trace)
+        task = _Task(model, params, tables, batches, backend, comm, step, trace, weights)
         expectation(task, totals)
         backend.synchronize()
-    totals.add({"N": batches.N, "stop": int(stop())})
+    totals.add({"N": batches.N if weights is None else weights.values.sum(), "stop": int(stop())})
     with trace.span("reduction", bytes=totals.nbytes), _room_for_tables(model, backend):
         stats = totals.reduce(comm)
     if not np.all(np.isfinite(stats.buffer)):
@@ -385,7 +401,12 @@ def _e_step(task: _Task, totals: Totals) -> None:
         evidence, sums = task.model.e_step(task.tables, Y)
         return {"free_energy": evidence.sums(task.backend), "N_use": Y.shape[0], **sums}
 
-    for sums in task.backend.map(expect, task.batches):
+    def expect_weighted(start: int, Y: Any) -> Sums:
+        some = cast(SampleWeights, task.weights).of(start, Y.shape[0])
+        evidence, sums = task.model.e_step(task.tables, Y, some)
+        return {"free_energy": evidence.sums(task.backend, some), "N_use": some.sum(), **sums}
+
+    for sums in task.backend.map(expect if task.weights is None else expect_weighted, task.batches):
         totals.add(sums)
         del sums  # before the next batch makes its own
 
@@ -416,7 +437,7 @@ def _refuse(task: _Task) -> None:
 
 def _selective_e_step(task: _Task, totals: Totals) -> None:
     """Data selection: the points of largest evidence, over all ranks, make the statistics (math.md, the set M)."""
-    model, tables, batches = task.model, task.tables, task.batches
+    model, tables, batches, weights = task.model, task.tables, task.batches, task.weights
     keep = batches.N * model.bytes_per_point(task.backend.dtype.itemsize)[1] <= KEEP_BYTES
     log_evidence = np.empty(batches.N)
     kept: dict[int, Posterior] = {}
@@ -428,26 +449,39 @@ def _selective_e_step(task: _Task, totals: Totals) -> None:
         log_evidence[start - batches.start :][: len(values)] = values
         if keep:
             kept[start] = found
-        return model.tally(tables, found)
+        return model.tally(tables, found, None if weights is None else weights.of(start, Y.shape[0]))
 
     def select_and_sum(start: int, Y: Any) -> Sums:
-        weights = chosen[start - batches.start :][: Y.shape[0]].astype(float)
+        some = chosen[start - batches.start :][: Y.shape[0]].astype(float)
         found = kept.pop(start, None)
-        if found is None or found.log_evidence.n != len(weights):  # not kept, or the batch came in other parts
+        if found is None or found.log_evidence.n != len(some):  # not kept, or the batch came in other parts
             found = model.infer(tables, Y)
-        return model.sums(tables, Y, found, weights) if weights.any() else {}
+        return model.sums(tables, Y, found, some) if some.any() else {}
 
     for counts in task.backend.map(infer, batches):
         totals.add(counts)
     with task.trace.span("selection"):
-        total = np.array([batches.N])
-        task.comm.allreduce(total)
-        A, _ = model.truncation(task.params)
-        chosen = largest(task.comm, log_evidence, max(1, math.floor(total[0] * (1 - task.step.Ncut * (1 - A)))))
-    totals.add({"free_energy": log_evidence.sum(), "N_use": chosen.sum()})
+        chosen = _selection(task, log_evidence)
+    F = log_evidence.sum() if weights is None else log_evidence @ weights.values
+    totals.add({"free_energy": F, "N_use": chosen.sum()})
     for sums in task.backend.map(select_and_sum, batches):
         totals.add(sums)
         del sums
+
+
+def _selection(task: _Task, log_evidence: np.ndarray) -> np.ndarray:
+    """How often each of this rank's points counts in the set M, (n,): a mask, or the weights or what is left of them.
+
+    The weights in M add up to a whole number, of which the last point may bring a part.
+    """
+    A, _ = task.model.truncation(task.params)
+    share = 1 - task.step.Ncut * (1 - A)
+    if task.weights is not None:
+        sought = max(1, math.floor(task.weights.total * share))
+        return heaviest(task.comm, log_evidence, task.weights.values, sought)
+    total = np.array([task.batches.N])
+    task.comm.allreduce(total)
+    return largest(task.comm, log_evidence, max(1, math.floor(total[0] * share)))
 
 
 def _check(log_evidence: np.ndarray, model: Model, backend: Backend, Y: Any, start: int) -> None:
@@ -501,10 +535,17 @@ def inward(model: Model, params: Params, reading: Reading) -> Params:
 
 
 def step_on(
-    model: Model, params: Params, batches: Batches, backend: Backend, comm: Communicator, step: Step, reading: Reading
+    model: Model,
+    params: Params,
+    batches: Batches,
+    backend: Backend,
+    comm: Communicator,
+    step: Step,
+    reading: Reading,
+    weights: SampleWeights | None = None,
 ) -> tuple[Params, Info, bool]:
     """`run_step` on data that may have been shifted, with parameters of the data as they were."""
-    new, info, stop = run_step(model, inward(model, params, reading), batches, backend, comm, step)
+    new, info, stop = run_step(model, inward(model, params, reading), batches, backend, comm, step, weights=weights)
     return model.moved(new, reading.shift), info, stop
 
 

@@ -335,6 +335,36 @@ def largest(comm: Communicator, values: np.ndarray, k: int) -> np.ndarray:
     return mask
 
 
+def heaviest(comm: Communicator, values: np.ndarray, weights: np.ndarray, sought: float) -> np.ndarray:
+    """How much of each weight counts if the largest of all ranks' values are taken until their weights add up.
+
+    Bisection as in `largest`. Of the value at the border a part is taken, of equal values those of lower global index
+    first: a value of weight 2 counts as that value twice.
+
+    Parameters
+    ----------
+    values, weights : (n,) float64 arrays, this rank's, NaN-free; weights ≥ 0
+    sought : float
+        What the weights are to add up to, at most the sum of all.
+    """
+    own = _ordered(values)
+    order = np.argsort(own, kind="stable")
+    keys, left = own[order], np.append(np.cumsum(weights[order][::-1])[::-1], 0.0)
+    low, high = 0, 2**64 - 1  # invariant: values ≥ low weigh enough
+    while low < high:
+        middle = low + (high - low + 1) // 2
+        weight = left[[np.searchsorted(keys, np.uint64(middle))]]
+        comm.allreduce(weight)
+        low, high = (middle, high) if weight[0] >= sought else (low, middle - 1)
+    part = np.where(own > np.uint64(low), weights, 0.0)
+    ties = np.flatnonzero(own == np.uint64(low))
+    above, equal = np.array(comm.allgather((part.sum(), weights[ties].sum()))).T
+    room = sought - above.sum() - equal[: comm.rank].sum()
+    before = np.cumsum(weights[ties]) - weights[ties]
+    part[ties] = np.clip(room - before, 0, weights[ties])
+    return part
+
+
 def _ordered(values: np.ndarray) -> np.ndarray:
     """Map float64 to uint64 so that the order is kept (IEEE 754: flip the sign bit, or all bits of a negative)."""
     bits = np.asarray(values, dtype=np.float64).view(np.uint64)

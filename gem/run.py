@@ -14,12 +14,24 @@ import numpy as np
 from gem.annealing import NOISE, WINDOW, Annealing
 from gem.backends import select
 from gem.backends._traced import Traced
-from gem.data import Reading, Shard, Source, Survey, fingerprint, from_spec, holds, open_data, same_data
+from gem.data import (
+    Reading,
+    SampleWeights,
+    Shard,
+    Source,
+    Survey,
+    fingerprint,
+    from_spec,
+    holds,
+    load_weights,
+    open_data,
+    same_data,
+)
 from gem.data.shard import telling_gaps
 from gem.em import Info, check_options, closing, inward, local_shard, named_type, open_for, run_step, settled
 from gem.errors import ConfigError, RunFileError
 from gem.models import Model, Step, make
-from gem.parallel import communicator
+from gem.parallel import Communicator, communicator
 from gem.philox import generator
 from gem.progress import Progress
 from gem.store import (
@@ -64,6 +76,8 @@ class EM:
         Whether an existing run file may be replaced.
     trace : path, optional
         Where the time line of all ranks goes (see `gem.trace`), written by rank 0 when the last step is done.
+    weights : (N,) array, path, or gem.data source of one column, optional
+        How often each data point counts, in the initialisation and in every step: see `em_step`.
 
     Attributes
     ----------
@@ -103,6 +117,7 @@ class EM:
         checkpoint_seconds: float = CHECKPOINT_SECONDS,
         overwrite: bool = False,
         trace: Any = None,
+        weights: Any = None,
     ):
         if not isinstance(model, Model) or not isinstance(anneal, Annealing):
             raise ConfigError(f"EM(model, data, anneal) takes a Model and an Annealing, not {model!r} and {anneal!r}")
@@ -122,15 +137,21 @@ class EM:
         self._records: list[tuple[dict[str, float], list[str]]] = []
         with self.comm.guard():
             source = open_for(model, data)
+            counts = None if weights is None else load_weights(weights, source.shape[0], self.comm)
+            self._weights = counts
             for target in (output, trace):
                 _refuse_own_data(target, source.spec)
+                _refuse_own_data(target, None if counts is None else counts.record["data"])
             self._trace: Trace = OFF if trace is None else Recording(trace, self.comm)
             stored = dtype if isinstance(dtype, Reading) else None  # of a run that is taken up
             chosen = select(backend, stored.dtype if stored else dtype, self.comm)
             looks = stored is None and not holds(chosen.dtype, source.dtype)
             seen = Survey(source, *self.comm.slab(source.shape[0])) if looks else source
+            weighted = {} if counts is None else {"weights": counts}
             with self._trace.span("initialisation"):
-                self.params = model.check(model.init_params(seen, self.seed, self.comm) if params is None else params)
+                self.params = model.check(
+                    model.init_params(seen, self.seed, self.comm, **weighted) if params is None else params
+                )
             self._reading = stored or Reading(str(chosen.dtype))
             if isinstance(seen, Survey):
                 self._reading = settled(model, seen, named_type(backend, dtype, chosen), self.comm)
@@ -180,13 +201,23 @@ class EM:
             "data": source.spec,
             "shape": list(source.shape),
             "fingerprint": fingerprint(source),
+            **({} if self._weights is None else {"weights": self._weights.record}),
             "dtype": str(self.backend.dtype),
             **({} if self._reading.shift is None else {"shift": self._reading.shift.tolist()}),
             "ranks": self.comm.allgather({"backend": self.backend.name, "batch": self._batch}),
         }
 
     @classmethod
-    def resume(cls, path: Any, data: Any = None, *, backend: Any = None, comm: Any = None, trace: Any = None) -> EM:
+    def resume(
+        cls,
+        path: Any,
+        data: Any = None,
+        weights: Any = None,
+        *,
+        backend: Any = None,
+        comm: Any = None,
+        trace: Any = None,
+    ) -> EM:
         """Take up a run at its last checkpoint: the numbers are those of a run that was never interrupted.
 
         Parameters
@@ -194,6 +225,8 @@ class EM:
         path : path of the run file
         data : optional
             Needed only if the run was on an in-memory array.
+        weights : optional
+            Needed only if those of the run were an array in memory.
         backend : optional
             By default the run's own, on the same device for each rank.
         comm : optional
@@ -204,7 +237,7 @@ class EM:
         Raises
         ------
         RunFileError
-            If there is no such run, or it does not fit the data.
+            If there is no such run, or it does not fit the data or their weights.
         """
         group = communicator(comm)
         with group.guard():
@@ -221,6 +254,7 @@ class EM:
                 )
             if not same_data(fingerprint(source), config["fingerprint"]):
                 raise RunFileError(f"{path}: the data have changed since the run began: it would not be the same run")
+            counts = _weights_of(path, config.get("weights"), weights, source.shape[0], group)
             own = config["ranks"][group.rank % len(config["ranks"])]
             em = cls(
                 make(run.model, config["settings"]),
@@ -233,6 +267,7 @@ class EM:
                 batch=None if backend else own["batch"],
                 seed=run.seed,
                 trace=trace,
+                weights=counts,
             )
             names = list(run.history)
             em._records = [({n: float(run.history[n][t]) for n in names}, run.notes[t]) for t in range(run.step)]
@@ -376,7 +411,7 @@ class EM:
             )
             local = inward(self.model, noisy, self._reading)
             new, info, stop = run_step(
-                self.model, local, self._batches, self.backend, self.comm, settings, asked, self._trace
+                self.model, local, self._batches, self.backend, self.comm, settings, asked, self._trace, self._weights
             )
             new = self.model.settle(self.model.moved(new, self._reading.shift), self.params)
             ended = self._ended_by(info)
@@ -403,7 +438,7 @@ class EM:
     def _closed(self, info: Info, params: dict[str, np.ndarray]) -> Info:
         """The `Info` of the last step, with how good these parameters are, which it left."""
         last = inward(self.model, params, self._reading)
-        return closing(info, self.model, last, self._batches, self.backend, self.comm, self._trace)
+        return closing(info, self.model, last, self._batches, self.backend, self.comm, self._trace, self._weights)
 
     @contextmanager
     def _saving(self) -> Iterator[None]:
@@ -441,7 +476,8 @@ def _told(scalars: dict[str, float], notes: list[str]) -> Info:
     """The `Info` of a step from its record."""
     numbers = {name: scalars[name] for name in ("free_energy", "T", "Ncut", "seconds")}
     share = scalars.get("share_at_gamma", nan)
-    return Info(N=int(scalars["N"]), N_use=int(scalars["N_use"]), notes=notes, share_at_gamma=share, **numbers)
+    counts = {name: int(scalars[name]) if scalars[name].is_integer() else scalars[name] for name in ("N", "N_use")}
+    return Info(**counts, notes=notes, share_at_gamma=share, **numbers)
 
 
 def _functions(callbacks: Any) -> list[Callable[[Info], object]]:
@@ -471,6 +507,30 @@ def _check_noise(model: Model, noisy: list[str]) -> None:
             raise ConfigError(
                 f"cov{NOISE}: a covariance with noise on it may be none; of {model.name} {able} may have it"
             )
+
+
+def _weights_of(
+    path: Any, record: Mapping[str, Any] | None, given: Any, N: int, comm: Communicator
+) -> SampleWeights | None:
+    """The weights of a run that is taken up: those `given`, or read again from where its `record` says.
+
+    Raises
+    ------
+    RunFileError
+        If the run had none, or others, or they were an array and are not given.
+    """
+    if record is None:
+        if given is not None:
+            raise RunFileError(f"{path}: the run had no weights: leave them out, or begin another run")
+        return None
+    if given is None and record["data"] is None:
+        raise RunFileError(
+            f"{path}: the weights of the run were an array in memory: give them again, resume(path, data, weights)"
+        )
+    counts = load_weights(record["data"]["data"] if given is None else given, N, comm)
+    if not np.allclose(counts.record["fingerprint"], record["fingerprint"], rtol=1e-9, atol=0):
+        raise RunFileError(f"{path}: the weights have changed since the run began: it would not be the same run")
+    return counts
 
 
 def _refuse_own_data(output: Any, spec: Any) -> None:

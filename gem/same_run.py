@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gem.annealing import Annealing
-from gem.data import Source
+from gem.data import Source, place_of
 from gem.errors import RunFileError
 from gem.models import Model, make
 from gem.parallel import Communicator
@@ -27,7 +27,8 @@ def check_same(
     model, source, anneal
         What the command describes.
     options : dict
-        Arguments of `EM`, as far as they were given: backend, dtype, seed, batch, checkpoint, checkpoint_seconds.
+        Arguments of `EM`, as far as they were given: backend, dtype, seed, batch, checkpoint, checkpoint_seconds,
+        weights (a path).
     comm : Communicator
         Rank 0 reads the file.
 
@@ -57,6 +58,7 @@ def _pairs(
         (model.settings(), make(run.model, config["settings"]).settings()),
         (anneal.to_dict(), Annealing.from_dict(config["annealing"]).to_dict()),
         (_as_dict(source.spec), _as_dict(config["data"])),
+        ({"weights": place_of(options.get("weights"))}, {"weights": config.get("weights", {"data": None})["data"]}),
         ({"seed": options.get("seed", 0)}, {"seed": run.seed}),
         ({"checkpoint": options.get("checkpoint", 10)}, {"checkpoint": config["checkpoint"]}),
     ]

@@ -19,6 +19,7 @@ from gem.data.shard import Shard, check_finite, fingerprint, same_data
 from gem.data.source import ArraySource, Source, Spec
 from gem.data.stacks import NotPicturesError
 from gem.data.tables import open_table
+from gem.data.weights import SampleWeights, load_weights, place_of
 from gem.errors import ConfigError, DataError
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "NpzSource",
     "PartsSource",
     "Reading",
+    "SampleWeights",
     "Shard",
     "Source",
     "Survey",
@@ -37,7 +39,9 @@ __all__ = [
     "fingerprint",
     "from_spec",
     "holds",
+    "load_weights",
     "open_data",
+    "place_of",
     "same_data",
 ]
 

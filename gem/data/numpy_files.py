@@ -28,8 +28,10 @@ class _LaidOut(Source):
     An array (N,) with named columns of plain numbers is a table, too.
     """
 
-    def __init__(self, path: str, name: str, header: Header, offset: int, there: int):
+    def __init__(self, path: str, name: str, header: Header, offset: int, there: int, column: bool = False):
         shape, self._by_column, self._stored = header
+        if column and len(shape) == 1 and not self._stored.names:
+            shape = (*shape, 1)
         self._path, self._offset = path, offset
         if self._stored.names and len(shape) == 1:
             check_columns({c: self._stored[c] for c in self._stored.names}, name, f"numpy.load({path!r})[{{names}}]")
@@ -68,13 +70,13 @@ class _LaidOut(Source):
 
 
 class NpySource(_LaidOut):
-    """A .npy file, read by offset."""
+    """A .npy file, read by offset; an array (N,) is refused, or, if asked for, a `column`."""
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, column: bool = False):
         with reading(path), open(path, "rb") as file:
             header, offset = _npy_header(file), file.tell()
             there = os.path.getsize(path)
-        super().__init__(path, path, header, offset, there)
+        super().__init__(path, path, header, offset, there, column)
 
 
 class NpzSource(_LaidOut):
@@ -83,10 +85,10 @@ class NpzSource(_LaidOut):
     A compressed one is unpacked up to the rows asked for, in small pieces that are dropped. The place is kept, so that
     a pass over a slab in order unpacks once what lies before the slab's end; rows before the place begin the array
     anew. Its checksum comes after the last row: only who reads that one checks it. One that is compressed and in
-    Fortran order is held whole.
+    Fortran order is held whole. An array (N,) is refused, or, if asked for, a `column`.
     """
 
-    def __init__(self, path: str, array: str | None = None):
+    def __init__(self, path: str, array: str | None = None, column: bool = False):
         self._stream: IO[bytes] | None = None  # where it is compressed; kept open
         self._lock = Lock()  # there is one place in the stream
         with reading(path), zipfile.ZipFile(path) as archive:
@@ -95,7 +97,7 @@ class NpzSource(_LaidOut):
                 array = array.strip("/")  # as of HDF5
             if array is None or array not in arrays:
                 forms = {name: _plain_form(shape, dtype) for name, (_, (shape, _, dtype), _) in arrays.items()}
-                array = only_table(path, array, forms)
+                array = only_table(path, array, forms, (1, 2) if column else (2,))
             member, header, offset = arrays[array]
             there = member.file_size
             if member.compress_type != zipfile.ZIP_STORED:
@@ -103,7 +105,7 @@ class NpzSource(_LaidOut):
             else:
                 begin = _begin_of(path, member)
                 offset, there = begin + offset, min(begin + there, os.path.getsize(path))
-        super().__init__(path, f"{path}:{array}", header, offset, there)
+        super().__init__(path, f"{path}:{array}", header, offset, there, column)
         self._whole = None
         if self._stream and self._by_column:
             # each block of rows has a piece of every column, so it would unpack nearly all: once for all, then

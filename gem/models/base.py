@@ -11,7 +11,7 @@ import numpy as np
 
 from gem.backends.base import Array, Backend, Kernel, Parts
 from gem.checks import number, whole_number
-from gem.data import Shard, check_finite, open_data
+from gem.data import SampleWeights, Shard, check_finite, load_weights, open_data
 from gem.data.shard import telling_gaps
 from gem.errors import ConfigError, DataError
 from gem.parallel import Communicator, communicator
@@ -108,10 +108,13 @@ class Evidence:
             total += factor * backend.to_host(array).astype(np.float64)
         return total
 
-    def sums(self, backend: Backend) -> list[Any]:
-        """What the batch adds to the free energy."""
-        constant = float(np.broadcast_to(self.constant, self.n).sum())
-        return [constant, backend.point_sums(self.parts)] if self.parts else [constant]
+    def sums(self, backend: Backend, weights: np.ndarray | None = None) -> list[Any]:
+        """What the batch adds to the free energy, each point as often as its weight (n,) says."""
+        each = np.broadcast_to(self.constant, self.n)
+        constant = float(each.sum() if weights is None else each @ weights)
+        if not self.parts:
+            return [constant]
+        return [constant, backend.point_sums(self.parts, None if weights is None else backend.to_device(weights))]
 
 
 @dataclass
@@ -264,8 +267,8 @@ class Model(ABC):
         return out
 
     @abstractmethod
-    def init_params(self, Y: Any, seed: int = 0, comm: Any = None) -> Params:
-        """Starting parameters from the data and a seed; the same on every rank."""
+    def init_params(self, Y: Any, seed: int = 0, comm: Any = None, weights: Any = None) -> Params:
+        """Starting parameters from the data, the `weights` of its points, and a seed; the same on every rank."""
 
     def check_data(self, Y: np.ndarray, start: int = 0) -> None:
         """Refuse data that the model cannot explain; `start` is the global index of the first row of Y (n, D).
@@ -323,18 +326,19 @@ class Model(ABC):
 
     @abstractmethod
     def sums(self, tables: Any, Y: Array, posterior: Posterior, weights: np.ndarray | None) -> Sums:
-        """The batch's part of the sufficient statistics; `weights` (n,) drops points; `posterior` is used up.
+        """The batch's part of the sufficient statistics, each point as often as `weights` (n,) says; `posterior` is
+        used up.
 
         What is on the device stays there: a copy to the host would make it wait.
         """
 
-    def e_step(self, tables: Any, Y: Array) -> tuple[Evidence, Sums]:
-        """Log evidence and statistics of a batch whose points all count."""
+    def e_step(self, tables: Any, Y: Array, weights: np.ndarray | None = None) -> tuple[Evidence, Sums]:
+        """Log evidence of each point of a batch, and statistics and tallies, in which it counts as its weight says."""
         posterior = self.infer(tables, Y)
-        counts = self.tally(tables, posterior)
-        return posterior.log_evidence, {**self.sums(tables, Y, posterior, None), **counts}
+        counts = self.tally(tables, posterior, weights)
+        return posterior.log_evidence, {**self.sums(tables, Y, posterior, weights), **counts}
 
-    def tally(self, tables: Any, posterior: Posterior) -> Sums:
+    def tally(self, tables: Any, posterior: Posterior, weights: np.ndarray | None = None) -> Sums:
         """The batch's part of `tallies`: of how many data points inference has something to tell, selected or not."""
         return {}
 
@@ -393,7 +397,10 @@ class Model(ABC):
 
 @dataclass(frozen=True)
 class Moments:
-    """Number of data points, mean (D,) and variance (D,) of what was observed, over all ranks."""
+    """Number of data points, mean (D,) and variance (D,) of what was observed, over all ranks.
+
+    Of weighted points `N` is the sum of the weights as a whole number, or how many count at all if these are more.
+    """
 
     N: int
     mean: np.ndarray
@@ -426,7 +433,7 @@ def _first_row(shard: Shard, comm: Communicator) -> np.ndarray:
     return np.asarray(ranks[np.argmin(np.isnan(ranks), axis=0), np.arange(shard.D)])
 
 
-def moments(shard: Shard, comm: Communicator, missing: bool = False) -> Moments:
+def moments(shard: Shard, comm: Communicator, missing: bool = False, weights: SampleWeights | None = None) -> Moments:
     """Mean and variance in one pass, about the first numbers so that a large mean costs no digits.
 
     Raises
@@ -446,9 +453,15 @@ def moments(shard: Shard, comm: Communicator, missing: bool = False) -> Moments:
         if not seen.all():
             check_finite(Y, start, missing=missing)
             y = np.where(seen, y, 0)
-        buffer += [seen.sum(axis=0), y.sum(axis=0), np.einsum("nd,nd->d", y, y)]
+        if weights is None:
+            buffer += [seen.sum(axis=0), y.sum(axis=0), np.einsum("nd,nd->d", y, y)]
+        else:
+            w = weights.of(start, len(y))
+            buffer += [w @ seen, w @ y, np.einsum("n,nd,nd->d", w, y, y)]
     N = np.array([shard.N])
     comm.allreduce(N)
+    if weights is not None:
+        N[0] = max(int(weights.total), weights.rows)
     comm.allreduce(buffer)
     if not np.all(np.isfinite(buffer)):
         column = int(np.argmin(np.isfinite(buffer).all(axis=0)))
@@ -459,10 +472,22 @@ def moments(shard: Shard, comm: Communicator, missing: bool = False) -> Moments:
     return Moments(int(N[0]), reference + delta, np.maximum(buffer[2] / buffer[0] - delta**2, 0))
 
 
-def subsample(shard: Shard, total: int, count: int, comm: Communicator, rng: np.random.Generator) -> np.ndarray:
-    """`count` rows drawn without replacement from all ranks' data, (count, D): the same on every rank."""
+def subsample(
+    shard: Shard,
+    total: int,
+    count: int,
+    comm: Communicator,
+    rng: np.random.Generator,
+    weights: SampleWeights | None = None,
+) -> np.ndarray:
+    """`count` rows drawn without replacement from all ranks' data, (count, D): the same on every rank.
+
+    Of weighted points, as from `total` pieces of equal weight: a row of weight 2 is drawn as if it were there twice.
+    """
     count = min(count, total)
     chosen = np.sort(rng.choice(total, size=count, replace=False))
+    if weights is not None:
+        chosen = _rows_at((chosen + 0.5) * (weights.total / total), weights, comm)
     mine = (chosen >= shard.start) & (chosen < shard.stop)
     rows = np.zeros((count, shard.D))
     rows[mine] = shard.rows(chosen[mine])
@@ -470,12 +495,29 @@ def subsample(shard: Shard, total: int, count: int, comm: Communicator, rng: np.
     return rows
 
 
-def shard_and_moments(data: Any, D: int, comm: Any, missing: bool = False) -> tuple[Shard, Communicator, Moments]:
+def _rows_at(places: np.ndarray, weights: SampleWeights, comm: Communicator) -> np.ndarray:
+    """The row (its global index) of each of these places, if all ranks' weights are laid end to end; −1 elsewhere."""
+    begin, end = weights.edges[comm.rank], weights.edges[comm.rank + 1]
+    mine = (places >= begin) & (places < end)
+    if comm.rank + 1 == comm.size:
+        mine |= places >= end  # by rounding
+    rows = np.full(len(places), -1)
+    heavy = np.flatnonzero(weights.values)
+    if len(heavy):
+        found = np.searchsorted(np.cumsum(weights.values[heavy]), places[mine] - begin, side="right")
+        rows[mine] = weights.start + heavy[np.minimum(found, len(heavy) - 1)]
+    return rows
+
+
+def shard_and_moments(
+    data: Any, D: int, comm: Any, missing: bool = False, weights: Any = None
+) -> tuple[Shard, Communicator, Moments, SampleWeights | None]:
     """What every initialisation begins with."""
     group = communicator(comm)
     shard = whole_shard(data, D, group)
+    counts = None if weights is None else load_weights(weights, shard.source.shape[0], group)
     with telling_gaps(shard.source):
-        return shard, group, moments(shard, group, missing)
+        return shard, group, moments(shard, group, missing, counts), counts
 
 
 def squared_norms(backend: Backend, kernel: Kernel, rows: Array) -> Array:

@@ -264,10 +264,10 @@ class Causes(Truncated):
     def reconstruct(self, tables: Tables, Y: Array, posterior: Posterior) -> Array:
         return posterior.rest["reconstruction"]
 
-    def e_step(self, tables: Tables, Y: Array) -> tuple[Evidence, Sums]:
-        found = self.expect(tables, Y, STATS=1)
-        sums = self.statistics(tables, found, tables.weights(Y.shape[0]))
-        return found.log_evidence, {**sums, **self.count_full(tables, found.full)}
+    def e_step(self, tables: Tables, Y: Array, weights: np.ndarray | None = None) -> tuple[Evidence, Sums]:
+        found = self.expect(tables, Y, weights=weights, STATS=1)
+        sums = self.statistics(tables, found, tables.weights(Y.shape[0], weights))
+        return found.log_evidence, {**sums, **self.count_full(tables, found.full, weights)}
 
     def sums(self, tables: Tables, Y: Array, posterior: Posterior, weights: np.ndarray | None) -> Sums:
         found = self.expect(tables, Y, posterior.candidates, weights, STATS=1)
@@ -361,12 +361,12 @@ class GaussianCauses(Causes):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {**super().shapes, "sigma": ()}
 
-    def init_params(self, Y: Any, seed: int = 0, comm: Any = None) -> Params:
+    def init_params(self, Y: Any, seed: int = 0, comm: Any = None, weights: Any = None) -> Params:
         """Fields at the data's mean plus noise of half its spread; σ the data's standard deviation; π = 1/H.
 
         Y: (N, D) array, path or Source; the result is the same on every rank of `comm`.
         """
-        data = self.varied_moments(Y, comm)
+        data = self.varied_moments(Y, comm, weights)
         noise = np.sqrt(data.var)[:, None] * generator(seed, "init").standard_normal((self.D, self.H)) / 2
         W = data.mean[:, None] + noise
         return {
@@ -531,9 +531,9 @@ class PMCA(Causes):
         super().check_data(Y, start)
         refuse(Y, ~np.isnan(Y) & ((Y < 0) | (np.floor(Y) != Y)), start, "is no count: PMCA explains whole numbers ≥ 0")
 
-    def init_params(self, Y: Any, seed: int = 0, comm: Any = None) -> Params:
+    def init_params(self, Y: Any, seed: int = 0, comm: Any = None, weights: Any = None) -> Params:
         """Rates at the data's mean plus noise of half its spread; π = 1/H. Y: array, path or Source."""
-        data = self.varied_moments(Y, comm)
+        data = self.varied_moments(Y, comm, weights)
         noise = np.sqrt(data.var)[:, None] * generator(seed, "init").standard_normal((self.D, self.H)) / 2
         W = np.maximum(np.abs(data.mean[:, None] + noise), self.background)
         return {"W": W, "pi": np.array(min(0.5, 1 / self.H))}

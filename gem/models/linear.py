@@ -99,13 +99,13 @@ class LinearSuperposition(Truncated):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {"W": (self.D, self.H), "pi": (), "sigma": ()}
 
-    def init_params(self, Y: Any, seed: int = 0, comm: Any = None) -> Params:
+    def init_params(self, Y: Any, seed: int = 0, comm: Any = None, weights: Any = None) -> Params:
         """Fields that explain the data's mean, plus noise of a quarter of its spread; σ the data's standard deviation.
 
         A latent is active with probability 1/H, at each of its values alike.
         Y: (N, D) array, path or Source; the result is the same on every rank of `comm`.
         """
-        data = self.varied_moments(Y, comm)
+        data = self.varied_moments(Y, comm, weights)
         spread = np.sqrt(data.var)
         noise = generator(seed, "init").standard_normal((self.D, self.H))
         values = np.array(self.values)
@@ -236,7 +236,8 @@ class LinearSuperposition(Truncated):
         if t.residuals:
             sums["ys"], sums["rr"], sums["ss"] = self._residuals(t, Y, posterior, weights)
             return sums
-        sums["ss"] = pair_moments(t, n, posterior, keep, self._most(t, n, sums["squares"]))
+        count = n if weights is None else float(weights.sum())
+        sums["ss"] = pair_moments(t, n, posterior, keep, self._most(t, count, sums["squares"]))
         ys, yy = self._imputed(t, posterior, weights) if self.missing else (0.0, 0.0)
         if weights is not None:
             t.scale_rows(n, posterior.mean, keep)
@@ -269,10 +270,10 @@ class LinearSuperposition(Truncated):
     def reconstruct(self, tables: Tables, Y: Array, posterior: Posterior) -> Array:
         return tables.backend.matmul(posterior.mean, tables.fields)
 
-    def _most(self, t: Tables, n: int, squares: Sum) -> float:
-        """A bound on all Σ⟨s_h²⟩ of n points: in float32, which has fewer digits to lose, without waiting for them."""
+    def _most(self, t: Tables, count: float, squares: Sum) -> float:
+        """A bound on all Σ⟨s_h²⟩ of so many points: in float32, with fewer digits to lose, without waiting for them."""
         if t.backend.dtype == np.float32:
-            return n * max(value**2 for value in self.values)
+            return count * max(value**2 for value in self.values)
         return float(np.max(squares.scale * t.backend.to_host(squares.rows).sum(axis=0)))
 
     @property

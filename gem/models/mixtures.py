@@ -96,17 +96,17 @@ class Mixture(Model):
         given = {"D": self.D, "K": self.K, "reg": self.reg}
         return {**given, "missing": True} if self.missing else given
 
-    def init_params(self, Y: Any, seed: int = 0, comm: Any = None) -> Params:
+    def init_params(self, Y: Any, seed: int = 0, comm: Any = None, weights: Any = None) -> Params:
         """Centres by k-means++ on a subsample, equal proportions, the subsample's spread about its nearest centre.
 
         Distances are in units of each column's standard deviation: see `gem.models.seeding`. Y: (N, D) array, path or
         Source; the result is the same on every rank of `comm`.
         """
-        shard, group, data = shard_and_moments(Y, self.D, comm, self.missing)
+        shard, group, data, counts = shard_and_moments(Y, self.D, comm, self.missing, weights)
         if data.N < self.K:
             raise DataError(f"{data.N} data points cannot start K = {self.K} components: choose a smaller K")
         rng = generator(seed, "init")
-        rows = subsample(shard, data.N, seeding.rows_for(data.N, self.K), group, rng) - data.mean
+        rows = subsample(shard, data.N, seeding.rows_for(data.N, self.K), group, rng, counts) - data.mean
         seen = np.isfinite(rows)
         unit = np.sqrt(np.where(data.var > 0, data.var, 1))
         scaled = np.where(seen & (data.var > 0), rows / unit, 0)
@@ -198,8 +198,8 @@ class Mixture(Model):
     def sums(self, tables: Any, Y: Array, posterior: Posterior, weights: np.ndarray | None) -> Sums:
         return self._run(tables, Y, weights)[1]
 
-    def e_step(self, tables: Any, Y: Array) -> tuple[Evidence, Sums]:
-        posterior, sums = self._run(tables, Y, None)
+    def e_step(self, tables: Any, Y: Array, weights: np.ndarray | None = None) -> tuple[Evidence, Sums]:
+        posterior, sums = self._run(tables, Y, weights)
         return posterior.log_evidence, sums
 
     def reconstruct(self, tables: Any, Y: Array, posterior: Posterior) -> Array:

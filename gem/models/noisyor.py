@@ -41,12 +41,12 @@ class NoisyOR(Causes):
         super().check_data(Y, start)
         refuse(Y, ~np.isnan(Y) & (Y != 0) & (Y != 1), start, "is neither 0 nor 1: noisy-OR explains binary data")
 
-    def init_params(self, Y: Any, seed: int = 0, comm: Any = None) -> Params:
+    def init_params(self, Y: Any, seed: int = 0, comm: Any = None, weights: Any = None) -> Params:
         """W from half to one and a half times the frequency of 1, at random; π = 1/H.
 
         Y: (N, D) array, path or Source; the result is the same on every rank of `comm`.
         """
-        _, _, data = shard_and_moments(Y, self.D, comm, self.missing)
+        _, _, data, _ = shard_and_moments(Y, self.D, comm, self.missing, weights)
         W = data.mean[:, None] * (0.5 + generator(seed, "init").random((self.D, self.H)))
         return {"W": np.clip(W, 0.01, 0.99), "pi": np.full(self.H, min(0.5, 1 / self.H))}
 

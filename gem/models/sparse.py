@@ -90,17 +90,17 @@ class SC(Model):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {"W": (self.D, self.H), "sigma": (), "b": ()}
 
-    def init_params(self, Y: Any, seed: int = 0, comm: Any = None) -> Params:
+    def init_params(self, Y: Any, seed: int = 0, comm: Any = None, weights: Any = None) -> Params:
         """Fields in the directions of data points, with noise; σ the data's standard deviation, b = σ² / penalty.
 
         Y: (N, D) array, path or Source; the result is the same on every rank of `comm`.
         """
-        shard, group, data = shard_and_moments(Y, self.D, comm)
+        shard, group, data, counts = shard_and_moments(Y, self.D, comm, weights=weights)
         sigma = np.sqrt(data.var.mean())
         if not sigma:
             raise DataError("all data points are equal: there is nothing to learn from them")
         rng = generator(seed, "init")
-        rows = subsample(shard, data.N, self.H, group, rng)
+        rows = subsample(shard, data.N, self.H, group, rng, counts)
         W = rows[np.arange(self.H) % len(rows)].T + sigma / 10 * rng.standard_normal((self.D, self.H))
         return {"W": W / np.linalg.norm(W, axis=0), "sigma": sigma, "b": np.array(sigma**2 / (self.penalty or sigma))}
 
@@ -169,12 +169,13 @@ class SC(Model):
         t.judge(n, sG, b, squares, t.step, t.penalty, self.tol, z, s, inertia, objective, gap)
         if t.sought == t.penalty and unfound.any():
             unfound &= ~(device.to_host(gap) <= enough)
-        rest = {"unfound": int(unfound.sum())}
+        rest = {"unfound": unfound}
         return Posterior(Evidence(n, [(objective, -t.precision)], t.constant), mean=s, rest=rest)
 
-    def tally(self, tables: Tables, posterior: Posterior) -> Sums:
+    def tally(self, tables: Tables, posterior: Posterior, weights: np.ndarray | None = None) -> Sums:
         """How many codes the search left before their gap was small enough."""
-        return {"unfound": posterior.rest["unfound"]}
+        unfound = posterior.rest["unfound"]
+        return {"unfound": int(unfound.sum()) if weights is None else float(unfound @ weights)}
 
     def shortfalls(self, stats: Statistics) -> list[str]:
         share = float(stats["unfound"] / stats["N"])
@@ -186,13 +187,14 @@ class SC(Model):
         ]
 
     def sums(self, tables: Tables, Y: Array, posterior: Posterior, weights: np.ndarray | None) -> Sums:
-        t, s = tables, posterior.mean
-        if weights is not None:
-            t.scale_rows(Y.shape[0], s, t.backend.to_device(weights))
-        return {
-            "ys": t.backend.sum_products(Y, s),
-            "ss": t.backend.sum_products(s, s),
-        }
+        t, s, n = tables, posterior.mean, Y.shape[0]
+        if weights is None:
+            return {"ys": t.backend.sum_products(Y, s), "ss": t.backend.sum_products(s, s)}
+        root = t.backend.to_device(np.sqrt(weights))
+        t.scale_rows(n, s, root)
+        ss = t.backend.sum_products(s, s)
+        t.scale_rows(n, s, root)
+        return {"ys": t.backend.sum_products(Y, s), "ss": ss}
 
     def reconstruct(self, tables: Tables, Y: Array, posterior: Posterior) -> Array:
         """W ŝ."""

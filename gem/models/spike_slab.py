@@ -86,12 +86,12 @@ class GSC(Truncated):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {"W": (self.D, self.H), "pi": (self.H,), "mu": (self.H,), "psi": (self.H,), "sigma": ()}
 
-    def init_params(self, Y: Any, seed: int = 0, comm: Any = None) -> Params:
+    def init_params(self, Y: Any, seed: int = 0, comm: Any = None, weights: Any = None) -> Params:
         """Fields at the data's mean plus noise of their spread; μ = 0, ψ = 1; σ their standard deviation; π = 1/H.
 
         Y: (N, D) array, path or Source; the result is the same on every rank of `comm`.
         """
-        data = self.varied_moments(Y, comm)
+        data = self.varied_moments(Y, comm, weights)
         spread = np.sqrt(data.var)
         noise = generator(seed, "init").standard_normal((self.D, self.H))
         return {
@@ -189,6 +189,7 @@ class GSC(Truncated):
         keep = t.weights(n, weights)
         moments = {"s": posterior.mean, "sz": posterior.product, "square": posterior.rest["square"]}
         about = self._residuals(t, posterior, weights) if t.residuals else None
+        imputed = self._imputed(t, posterior, weights) if self.missing and not t.residuals else ()
         if weights is not None:
             for rows in moments.values():
                 t.scale_rows(n, rows, keep)
@@ -198,9 +199,8 @@ class GSC(Truncated):
             sums["ys"], sums["rr"], sums["pairs"] = about
             return sums
         sums["ys"] = [device.sum_products(posterior.rest["Y"], posterior.product)]
-        if self.missing:
-            for name, more in zip(("ys", "yy"), self._imputed(t, posterior, weights), strict=True):
-                sums[name].append(more)
+        for name, more in zip(("ys", "yy"), imputed, strict=False):
+            sums[name].append(more)
         # Strengths have no bound but what they are: the host waits for three short arrays.
         s, sz, square = (device.to_host(sums[name].rows).sum(axis=0, dtype=np.float64) for name in moments)
         sums["pairs"] = pair_moments(t, n, posterior, keep, float(np.max(_about_zero(t, s, sz, square) / t.spread**2)))

@@ -76,7 +76,7 @@ class Truncated(Model):
         active = states != 0
         return active @ np.log(pi) + ~active @ np.log1p(-pi)
 
-    def varied_moments(self, Y: Any, comm: Any) -> Moments:
+    def varied_moments(self, Y: Any, comm: Any, weights: Any = None) -> Moments:
         """Mean and variance of the data, which an initialisation begins with.
 
         Raises
@@ -84,7 +84,7 @@ class Truncated(Model):
         DataError
             If there is no variance at all.
         """
-        _, _, data = shard_and_moments(Y, self.D, comm, self.missing)
+        _, _, data, _ = shard_and_moments(Y, self.D, comm, self.missing, weights)
         if not data.var.any():
             raise DataError("all data points are equal: there is nothing to learn from them")
         return data
@@ -96,12 +96,13 @@ class Truncated(Model):
 
     # -- what γ leaves out ---------------------------------------------------------------------------------
 
-    def tally(self, tables: Any, posterior: Posterior) -> Sums:
-        return self.count_full(tables, posterior.rest["full"])
+    def tally(self, tables: Any, posterior: Posterior, weights: np.ndarray | None = None) -> Sums:
+        return self.count_full(tables, posterior.rest["full"], weights)
 
-    def count_full(self, tables: Any, full: Array) -> Sums:
+    def count_full(self, tables: Any, full: Array, weights: np.ndarray | None = None) -> Sums:
         """How many data points have γ active latents in their most probable state: `full` (n,) is 1 for these."""
-        return {"at_gamma": [tables.backend.point_sums([(full, 1.0)])]}
+        keep = None if weights is None else tables.weights(len(weights), weights)
+        return {"at_gamma": [tables.backend.point_sums([(full, 1.0)], keep)]}
 
     def advice(self, share_at_gamma: float) -> list[str]:
         """A note, where γ is so small that many data points may have more active latents than it allows."""
