@@ -82,17 +82,18 @@ def test_a_weight_is_so_many_rows(name, backend):
         options = {"Ncut": Ncut, "T": 1.5, "backend": backend, "dtype": "float64"}
         rows = em_step(model, params, twice, batch=17, **options)
         weighted = em_step(model, params, Y, batch=9, weights=WEIGHTS, **options)
-        assert weighted[1].N == len(twice)
+        assert len(twice) == weighted[1].N
         assert rows[1].notes == weighted[1].notes
         assert_same(rows, weighted)
     assert not selects or rows[1].N_use < rows[1].N
 
 
 def test_float32_has_room_for_large_weights(backend):
-    Y = data(BSC_MODEL)
-    params = start(BSC_MODEL, Y)
-    one, _ = em_step(BSC_MODEL, params, Y, backend=backend, dtype="float32")
-    many, info = em_step(BSC_MODEL, params, Y, backend=backend, dtype="float32", weights=np.full(N, 1e8))
+    model = BSC(D=D, H=5, Hprime=4, gamma=3)
+    Y = data(model)
+    params = start(model, Y)
+    one, _ = em_step(model, params, Y, backend=backend, dtype="float32")
+    many, info = em_step(model, params, Y, backend=backend, dtype="float32", weights=np.full(N, 1e8))
     assert info.N == N * 1e8
     for name in one:
         np.testing.assert_allclose(many[name], one[name], rtol=1e-5, atol=1e-6)
@@ -332,6 +333,10 @@ def test_a_run_is_the_chain_of_its_steps_and_is_taken_up(tmp_path):
         with pytest.raises(RunFileError, match="weights have changed"):
             EM.resume(path, Y, weights[::-1])
         resumed = EM.resume(path, Y, weights if in_memory else None).run()
+        _, last = em_step(
+            BSC_MODEL, resumed.params, Y, weights=weights
+        )  # what a run ends with is of its last parameters
+        np.testing.assert_allclose(resumed.history["free_energy"][-1], last.free_energy, rtol=1e-6)
         for name in whole.params:
             np.testing.assert_array_equal(resumed.params[name], whole.params[name])
         np.testing.assert_array_equal(resumed.history["free_energy"], whole.history["free_energy"])
