@@ -476,7 +476,8 @@ def _told(scalars: dict[str, float], notes: list[str]) -> Info:
     """The `Info` of a step from its record."""
     numbers = {name: scalars[name] for name in ("free_energy", "T", "Ncut", "seconds")}
     share = scalars.get("share_at_gamma", nan)
-    counts = {name: int(scalars[name]) if scalars[name].is_integer() else scalars[name] for name in ("N", "N_use")}
+    counts = {name: float(scalars[name]) for name in ("N", "N_use")}
+    counts = {name: int(count) if count.is_integer() else count for name, count in counts.items()}
     return Info(**counts, notes=notes, share_at_gamma=share, **numbers)
 
 

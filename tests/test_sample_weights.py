@@ -88,6 +88,17 @@ def test_a_weight_is_so_many_rows(name, backend):
     assert not selects or rows[1].N_use < rows[1].N
 
 
+@pytest.mark.parametrize("name", ["bsc", "bsc-missing", "gsc", "gsc-missing"])
+def test_a_weight_is_so_many_residuals(name):
+    """Where σ is so small that the sums are of residuals."""
+    model = MODELS[name]
+    Y = data(model)
+    params = {**start(model, Y), "sigma": np.array(1e-7)}
+    options = {"backend": "numpy", "dtype": "float64", "T": 1e13}
+    rows = em_step(model, params, np.repeat(Y, WEIGHTS, axis=0), **options)
+    assert_same(rows, em_step(model, params, Y, weights=WEIGHTS, **options))
+
+
 def test_float32_has_room_for_large_weights(backend):
     model = BSC(D=D, H=5, Hprime=4, gamma=3)
     Y = data(model)
@@ -340,6 +351,12 @@ def test_a_run_is_the_chain_of_its_steps_and_is_taken_up(tmp_path):
         for name in whole.params:
             np.testing.assert_array_equal(resumed.params[name], whole.params[name])
         np.testing.assert_array_equal(resumed.history["free_energy"], whole.history["free_energy"])
+    short = EM(BSC_MODEL, Y, anneal, weights=weights)
+    for _ in short:
+        break
+    _, last = em_step(BSC_MODEL, short.finish().params, Y, weights=weights)
+    np.testing.assert_allclose(short.history["free_energy"], last.free_energy, rtol=1e-6)
+    np.testing.assert_allclose(short.history["N"], weights.sum())
     plain = tmp_path / "plain.h5"
     EM(BSC_MODEL, Y, anneal, output=plain).run()
     assert "weights" not in read_run(plain).config
