@@ -65,8 +65,8 @@ def test_one_reduction_of_one_buffer_a_step():
     Y = np.random.default_rng(0).standard_normal((200, 6))
     model = BSC(D=6, H=4)
     gem.em_step(model, model.init_params(Y), Y, comm=Counting(), batch=50)
-    house, at_gamma, yy = 4, 1, 1
-    assert Counting.sizes == [house + at_gamma + yy + 6 * 4 + 4 + 4 * 4]
+    house, at_gamma, yy, rr = 4, 1, 1, 1
+    assert Counting.sizes == [house + at_gamma + yy + rr + 6 * 4 + 4 + 4 * 4]
 
 
 def test_global_order_statistic(world):

@@ -240,10 +240,11 @@ def noise_level(
 
     The variance is what is left of `square`, the mean of y_d², and so many `terms` of that size: below their rounding
     it is held. The evidence of a data point is what is left of ‖y‖²/2σ². If it is what is left of the mean `residual`
-    of float64 sums instead, the square of y_d's own rounding is in it.
+    of float64 sums instead, the square of y_d's own rounding is in it; one that is not positive is rounding only (of
+    fields that are nearly the same, where it is not sure which of them is active): then it is held as above.
     """
     floor = terms * step.resolution * square
-    if residual is not None:
+    if residual is not None and min(variance, residual) > 0:
         floor = terms * (step.resolution**2 * square + np.finfo(np.float64).eps * residual)
     sigma = np.maximum(np.sqrt(np.maximum(variance, floor)), SMALL)
     error = D * step.resolution * square / sigma**2
