@@ -391,7 +391,7 @@ def test_truncated_posterior_enumerates_exactly_its_states(backend):
     model = BSC(D=12, H=7, Hprime=4, gamma=3)
     params = truth(model)
     Y, _ = model.generate_data(params, 40, seed=11)
-    post = gem.posterior(model, params, Y, backend=backend, dtype="float64", T=1.5)
+    post = gem.posterior(model, params, Y, backend=backend, dtype="float64", T=1.5, anneal_prior=True)
     score = Y @ params["W"] / np.linalg.norm(params["W"], axis=0)
     for n in range(len(Y)):
         best = sorted(range(7), key=lambda h: -score[n, h])[:4]
