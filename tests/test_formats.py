@@ -36,6 +36,7 @@ from PIL import Image
 import gem
 from gem import cli
 from gem.data import Shard, from_spec, open_data
+from gem.data.fits import read_image
 from gem.errors import ConfigError, DataError
 from gem.models import MoG
 
@@ -75,9 +76,13 @@ def mat(path, compressed=False, version="5", **arrays):
         scipy.io.savemat(file, arrays, do_compression=compressed, format=version)
 
 
-def hdf5(path, block=0):
+def hdf5(path, block=0, array=Y):
     with h5py.File(path, "w", userblock_size=block) as file:
-        file["x"] = Y
+        file["x"] = array
+
+
+def fits_table(path, records, kind=fits.BinTableHDU):
+    fits.HDUList([fits.PrimaryHDU(), kind(records, name="CATALOGUE")]).writeto(path)
 
 
 def zarr_array(path, chunks=(20, 3), array=Y, **options):
@@ -112,6 +117,10 @@ TABLES = {  # name of the file → what writes it, and :NAME
     "named.npz": (lambda p: npz(p, Y=Y, other=Y + 1), ":Y"),
     "slash.npz": (lambda p: npz(p, **{"deep/Y": Y, "other": Y + 1}), ":/deep/Y"),
     "records.npz": (lambda p: npz(p, table=np.asarray(RECORDS)), ":table"),
+    "records.h5": (lambda p: hdf5(p, array=np.asarray(RECORDS)), ""),
+    "records.fits": (lambda p: fits_table(p, np.asarray(RECORDS)), ""),
+    "records.fits.gz": (lambda p: fits_table(p, np.asarray(RECORDS)), ":1"),
+    "ascii.fits": (lambda p: fits_table(p, np.asarray(RECORDS), fits.TableHDU), ":CATALOGUE"),
     "recording.nwb": (hdf5, ""),
     "userblock.mat": (lambda p: hdf5(p, 512), ":/x"),
     "block.he5": (lambda p: hdf5(p, 2048), ":x"),
@@ -122,6 +131,7 @@ TABLES = {  # name of the file → what writes it, and :NAME
     "struct.dat": (lambda p: mat(p, s={"deep": {"Y": Y}, "who": "me"}), ":s.deep.Y"),
     "v3.zarr": (zarr_array, ""),
     "columns.zarr": (lambda p: zarr_array(p, chunks=(N, 1)), ""),
+    "records.zarr": (lambda p: zarr_array(p, (20,), np.asarray(RECORDS), **ZARR_VERSIONS[0]), ""),
     "v2": (lambda p: zarr_array(p, **ZARR_VERSIONS[0]), ""),
     "group.zarr": (zarr_group, ":deep/x"),
     "group2.zarr": (zarr_group, ":/deep/x"),
@@ -209,7 +219,12 @@ def test_whole_numbers_beside_others_keep_their_digits(tmp_path):
     some = pyarrow.table({"id": pyarrow.array([*ids[:-1].tolist(), None])})
     frames = [mixed.to_pandas(types_mapper=kinds) for kinds in (None, pandas.ArrowDtype)]
     frames.append(pandas.DataFrame({"id": pandas.array([*ids[:-1].tolist(), None], "Int64")}))
-    for data in (mixed, tmp_path / "x.parquet", of_polars, some, *frames):
+    records = np.rec.fromarrays([ids, Y[:, 0]], names="id,y")
+    npy(tmp_path / "x.npy", np.asarray(records))
+    hdf5(tmp_path / "x.h5", array=np.asarray(records))
+    fits_table(tmp_path / "x.fits", records)
+    of_records = [records, *(tmp_path / f"x.{kind}" for kind in ("npy", "h5", "fits"))]
+    for data in (mixed, tmp_path / "x.parquet", of_polars, some, *frames, *of_records):
         given = read(data)
         np.testing.assert_array_equal(given[: N - 1, 0] - np.longdouble(2**60), 3 * np.arange(N - 1))
     assert read(pyarrow.table({"id": ids - 2**60, "y": Y[:, 0]})).dtype == np.float64
@@ -540,26 +555,67 @@ def test_fits_gaps_scales_and_tables(tmp_path):
     fits_extension(tmp_path / "x.fits", fits.ImageHDU)
     check_patches(f"{tmp_path}/x.fits:SCI", STACK)
     check_patches(f"{tmp_path}/x.fits:2", STACK)
-    with pytest.raises(DataError, match=r"is a FITS table with the columns a, b, c, d.*column_stack"):
-        open_data(f"{tmp_path}/x.fits:CATALOGUE")
-    fits.HDUList([fits.PrimaryHDU(), fits.BinTableHDU(np.asarray(RECORDS))]).writeto(tmp_path / "table.fits")
-    with pytest.raises(DataError, match="is a FITS table"):
-        open_data(tmp_path / "table.fits")
+    np.testing.assert_array_equal(read(f"{tmp_path}/x.fits:CATALOGUE"), Y)
+    with pytest.raises(ConfigError, match="such options apply when images are opened, not to"):
+        open_data(f"{tmp_path}/x.fits:CATALOGUE", patch=4)
     fits.HDUList([fits.PrimaryHDU(STACK), fits.ImageHDU(STACK, name="ERR")]).writeto(tmp_path / "two.fits")
     with pytest.raises(DataError, match=r"2 pictures to choose from: .*two\.fits:0 .*two\.fits:1 \(ERR"):
         open_data(tmp_path / "two.fits")
 
 
-def test_the_remedy_for_a_fits_table_works(tmp_path, monkeypatch):
-    fits.HDUList([fits.PrimaryHDU(), fits.BinTableHDU(np.asarray(RECORDS))]).writeto(tmp_path / "table.fits")
-    with pytest.raises(DataError) as caught:
-        open_data(tmp_path / "table.fits")
+def test_columns_of_a_fits_table_are_read_as_they_are_meant(tmp_path):
+    counts = np.array([1, -99, 3], "i2")
+    columns = [
+        fits.Column("scaled", "I", array=counts, null=-99),
+        fits.Column("unsigned", "I", bzero=32768, array=np.array([40000, 0, 65535], "u2")),
+        fits.Column("two", "2E", array=np.array([[1, 2], [3, np.nan], [5, 6]])),
+        fits.Column("flag", "L", array=np.array([True, False, True])),
+        fits.Column("bits", "3X", array=np.array([[1, 0, 0], [0, 1, 1], [0, 0, 0]], bool)),
+        fits.Column("ids", "K", array=np.array([2**53 + 1, 2, 3])),
+    ]
+    table = fits.BinTableHDU.from_columns(columns)
+    table.header["TSCAL1"], table.header["TZERO1"] = 0.5, 10.0  # TNULL is a stored number: it is not scaled
+    fits.HDUList([fits.PrimaryHDU(), table]).writeto(tmp_path / "x.fits")
+    expected = [
+        [10.5, 40000, 1, 2, 1, 1, 0, 0, 0],
+        [np.nan, 0, 3, np.nan, 0, 0, 1, 1, 2],
+        [11.5, 65535, 5, 6, 1, 0, 0, 0, 3],
+    ]
+    with open_data(tmp_path / "x.fits") as source:
+        read = source.read(0, 3)
+        assert "TNULL = -99" in source.gaps
+    assert int(read[0, 8]) == 2**53 + 1
+    read[0, 8] = 0
+    np.testing.assert_array_equal(read.astype(float), expected)
+    number = fits.Column("n", "I4", array=np.array([7, 1234, 9]), null="--", ascii=True)
+    fits.HDUList([fits.PrimaryHDU(), fits.TableHDU.from_columns([number])]).writeto(tmp_path / "ascii.fits")
+    path = tmp_path / "ascii.fits"
+    path.write_bytes(path.read_bytes().replace(b"1234", b"  --"))
+    with open_data(tmp_path / "ascii.fits") as source:
+        np.testing.assert_array_equal(source.read(0, 3), [[7], [np.nan], [9]])
+
+
+def test_what_of_a_fits_file_is_no_table_of_numbers_is_refused(tmp_path, monkeypatch):
+    names = fits.Column("name", "3A", array=["a", "b"])
+    numbers = [fits.Column(name, "D", array=[1.0, 2.0]) for name in "xy"]
+    waves = fits.Column("wave", "PE()", array=np.array([np.ones(2), np.ones(3)], dtype=object))
+    table = fits.BinTableHDU.from_columns([names, *numbers, waves])
+    fits.HDUList([fits.PrimaryHDU(), table]).writeto(tmp_path / "x.fits")
+    with pytest.raises(DataError, match=r"name \(.U3\), wave \(object\); those that are: ") as caught:
+        open_data(tmp_path / "x.fits")
     monkeypatch.chdir(tmp_path)
-    line = str(caught.value).split("a, b, c, d: ")[1].split(" makes an array")[0]
     import astropy.io
 
-    exec(line, {"numpy": np, "astropy": astropy})
-    np.testing.assert_array_equal(read("OUT.npy"), Y)
+    exec(str(caught.value).split("those that are: ")[1], {"numpy": np, "astropy": astropy})
+    np.testing.assert_array_equal(read("OUT.npy"), [[1, 1], [2, 2]])
+    fits.HDUList([fits.PrimaryHDU(), table, table]).writeto(tmp_path / "two.fits")
+    with pytest.raises(DataError, match=r"2 tables to choose from: name one of them: .*two\.fits:1 .*two\.fits:2"):
+        open_data(tmp_path / "two.fits")
+    fits.HDUList([fits.PrimaryHDU(STACK), table]).writeto(tmp_path / "both.fits")
+    with open_data(tmp_path / "both.fits", **RAW) as source:
+        assert source.shape == (RAW["count"], 36)  # its picture
+    with pytest.raises(DataError, match="there is no picture in it"):
+        read_image(str(tmp_path / "x.fits"))
 
 
 COLOURED = np.random.default_rng(4).integers(0, 256, (24, 20, 3)).astype("u1")
@@ -701,6 +757,9 @@ OBJECTS = {  # what → object, and its numbers
     "matrix": (lambda p: scipy.sparse.csr_matrix(Y).todense(), Y),
     "record array": (lambda p: RECORDS, Y),
     "structured array": (lambda p: np.asarray(RECORDS), Y),
+    "structured with arrays": (lambda p: Y.view([("x", "f8"), ("pair", "f8", (2,)), ("z", "f8")])[:, 0], Y),
+    "h5py dataset of records": (lambda p: h5_object(p, "x", np.asarray(RECORDS)), Y),
+    "polars arrays": (lambda p: polars.DataFrame({"y": Y}, schema={"y": polars.Array(polars.Float64, D)}), Y),
     "masked, nothing masked": (lambda p: np.ma.masked_array(Y), Y),
     "csr": (lambda p: scipy.sparse.csr_matrix(Y), Y),
     "csc": (lambda p: scipy.sparse.csc_array(Y), Y),
@@ -730,9 +789,9 @@ def save(folder):
     return folder / "x.npy"
 
 
-def h5_object(folder, name, **options):
+def h5_object(folder, name, array=Y, **options):
     file = h5py.File(folder / "x.h5", "w", **options)
-    file["x"] = Y
+    file["x"] = array
     return file[name]
 
 
@@ -743,7 +802,7 @@ def test_objects_are_taken(tmp_path, what):
         assert source.shape == (N, D)
         for start, stop in [(0, N), (3, 50), (N - 1, N)]:
             np.testing.assert_array_equal(source.read(start, stop), expected[start:stop])
-        if what in ("h5py dataset", "h5py file", "zarr array"):  # behind them is a file
+        if what in ("h5py dataset", "h5py dataset of records", "h5py file", "zarr array"):  # behind them is a file
             with from_spec(json.loads(json.dumps(source.spec))) as again:
                 np.testing.assert_array_equal(again.read(0, N), expected)
         else:
@@ -788,6 +847,10 @@ NOT_TAKEN = {  # what → object, and words of the remedy
     "dates in pandas": (FRAME.assign(w=pandas.Timestamp(0)), ["'w' (datetime"]),
     "pandas Series": (FRAME["a"], ["Y.to_numpy()[:, None]"]),
     "strings in polars": (polars.DataFrame({"a": [1.0], "w": ["x"]}), ["'w' (String)", "Y.select("]),
+    "lists in polars": (
+        polars.DataFrame({"a": [1.0], "e": [[1.0, 2.0]]}),
+        ["'e' (List(Float64))", "Y.with_columns(polars.col('e').list.to_array(D))"],
+    ),
     "numbers as objects": (FRAME.astype(object), ["'a' (object)", "Y.astype(float)"]),
     "column of pyarrow": (ARROW["a"], ["Y.to_numpy()[:, None]"]),
     "nothing": (pyarrow.table({}), ["no columns"]),
@@ -828,6 +891,7 @@ REMEDIES = {  # what → the line, of the object Y
     "dask frame": "Y.to_dask_array(lengths=True)",
     "strings in pandas": "Y.select_dtypes(['number', 'bool'])",
     "strings in polars": "Y.select(polars.selectors.numeric() | polars.selectors.boolean())",
+    "lists in polars": "Y.with_columns(polars.col('e').list.to_array(2))",
     "strings in Arrow": "Y.select(['a', 'b', 'c', 'd'])",
     "strings in records": "Y[['f0']]",
     "pandas Series": "Y.to_numpy()[:, None]",

@@ -262,7 +262,7 @@ PANDAS = np.dtype([("index", "i8"), ("values_block_0", "f8", (3,))])
         ("V7", "opaque"),
         ("c8", "complex"),
         ([("real", "f8"), ("imag", "f8")], "np.hstack([Y['real'], Y['imag']])"),
-        ([("a", "S3")], "none of which are numbers"),
+        ([("a", "S3")], "a (|S3); those that are: none is"),
     ],
 )
 def test_what_is_no_number_is_refused_by_name(tmp_path, dtype, word):
@@ -271,22 +271,35 @@ def test_what_is_no_number_is_refused_by_name(tmp_path, dtype, word):
     refused(tmp_path / "x.h5", "x.h5:/x", word, dataset="x")
 
 
-@pytest.mark.parametrize("dtype", [[("x", "f4"), ("y", "f8"), ("z", "i4")], COLUMNS, PANDAS])
-def test_the_line_that_makes_a_table_of_named_columns_works(tmp_path, dtype):
-    rows = np.zeros(4, dtype)
-    first = next(name for name in rows.dtype.names if name != "index")
-    rows[first] = np.arange(4).reshape(4, *[1] * (rows[first].ndim - 1))
-    with h5py.File(tmp_path / "x.h5", "w") as file:
-        file["x"] = rows
-        file["index/bounds"] = np.zeros((0, 3))  # as PyTables has them: nothing to choose
-    said = refused(tmp_path / "x.h5", ", ".join(rows.dtype.names))
-    line, imports = said[said.index("Y = ") :].split(", after ")
-    scope: dict = {}
-    exec(f"{imports}\n{line}", scope)
-    assert scope["Y"].shape == (4, 3)
-    np.testing.assert_array_equal(scope["Y"][:, 0], np.arange(4))
-    assert "index" not in line
-    assert open_data(scope["Y"]).shape == (4, 3)
+@pytest.mark.parametrize("dtype", [[("x", "f4"), ("y", "f8"), ("z", "i4")], PANDAS])
+@pytest.mark.parametrize("options", [{}, {"chunks": (5,), "compression": "gzip"}])
+def test_named_columns_of_numbers_are_a_table(tmp_path, dtype, options, caplog):
+    rows = np.zeros(11, dtype)
+    fields = [name for name in rows.dtype.names if name != "index"]  # that of pandas is no column
+    numbers = np.arange(33.0).reshape(11, 3)
+    for k, field in enumerate(fields):
+        rows[field] = numbers if len(fields) == 1 else numbers[:, k]
+    one(tmp_path / "x.h5", rows, "deep/table", **options)
+    one(tmp_path / "x.h5", np.zeros((0, 3)), "index/bounds")  # as PyTables has them: nothing to choose
+    with caplog.at_level(logging.INFO, "gem"):
+        np.testing.assert_array_equal(read(tmp_path / "x.h5"), numbers)
+    assert "3 columns in this order: " + ("x, y, z" if len(fields) > 1 else "values_block_0[3]") in caplog.text
+    one(tmp_path / "x.h5", rows, "other")
+    refused(tmp_path / "x.h5", "/deep/table (11, ", "/other (11, ")
+    one(tmp_path / "x.h5", TABLE, "array")  # goes before named columns
+    np.testing.assert_array_equal(read(tmp_path / "x.h5"), TABLE)
+
+
+def test_named_columns_that_are_no_numbers_are_refused_by_name(tmp_path):
+    labels = h5py.enum_dtype({"rest": 0, "run": 1})
+    rows = np.zeros(4, np.dtype([*COLUMNS.descr, ("state", labels)]))
+    rows["x"] = np.arange(4)
+    one(tmp_path / "x.h5", rows)
+    line = refused(tmp_path / "x.h5", "label (|S3), state (an enumeration)").split("those that are: ")[1]
+    with open_data(eval(line, {"h5py": h5py})) as source:
+        np.testing.assert_array_equal(source.read(0, 4), np.arange(4)[:, None] * [1, 0, 0])
+    one(tmp_path / "several.h5", rows[["x", "blocks"]].reshape(2, 2))
+    refused(tmp_path / "several.h5", "Y.reshape(-1)")
 
 
 # ------------------------------------------------------------------------------------------------ parts elsewhere

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from gem.data.folders import are_pictures, find_files
+from gem.data.folders import are_pictures, find_files, holds_pictures
 from gem.data.hdf5 import HDF5Source
-from gem.data.kinds import PICTURES, kind_of, split_name
 from gem.data.numpy_files import NpySource, NpzSource
 from gem.data.objects import open_object, open_object_stack
 from gem.data.parts import PartsSource
@@ -114,7 +113,7 @@ def from_spec(spec: Spec | None) -> Source:
 def _open_paths(given: list[str], options: Spec) -> Source:
     """Patches if these are pictures or options of patches are given, else a table."""
     files = find_files(given)
-    pictures = {file: kind_of(split_name(file)[0]) in PICTURES for file in files}
+    pictures = {file: holds_pictures(file) for file in files}
     if options or all(pictures.values()):
         with _only_of_pictures(options, given[0] if len(given) == 1 else None):
             return ImageSource(files, **options)

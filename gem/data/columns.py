@@ -11,7 +11,7 @@ import numpy as np
 
 from gem.data.bands import BandSource
 from gem.data.kinds import library
-from gem.data.objects import check_columns, tell_columns
+from gem.data.named_columns import Other, check_columns, tell_columns
 from gem.data.source import Source, Spec, reading, wide_enough
 from gem.errors import DataError
 
@@ -126,17 +126,7 @@ def _numpy_type(kind: Any) -> Any:
         return np.dtype(inner.to_pandas_dtype())
     if types.is_decimal(inner):
         return np.dtype(np.float64)
-    return _Other(str(kind))
-
-
-class _Other(str):
-    """The name of a type that is no number, with what `check_columns` asks of a dtype."""
-
-    kind = "O"
-
-    @property
-    def base(self) -> _Other:
-        return self
+    return Other(str(kind))
 
 
 def _dtype(schema: Any, columns: Iterable[str], gaps: bool) -> np.dtype:

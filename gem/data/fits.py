@@ -9,7 +9,7 @@ import numpy as np
 
 from gem.data.kinds import library
 from gem.data.source import LISTED, reading
-from gem.data.stacks import Stack
+from gem.data.stacks import NotPicturesError, Stack
 from gem.errors import DataError
 
 
@@ -43,9 +43,9 @@ def open_stack(path: str, name: str | None, patch: int) -> Stack:
     Raises
     ------
     ConfigError
-        astropy is not installed.
+        astropy is not installed, or it is a table.
     DataError
-        No picture, several to choose from, or a table: with the line that makes an array of it.
+        No picture, or several to choose from.
     """
     file, array, title = _open(path, name)
     try:
@@ -57,46 +57,58 @@ def open_stack(path: str, name: str | None, patch: int) -> Stack:
 
 def read_image(path: str) -> np.ndarray:
     """The whole image of the only unit that has one, of any number of axes; raises as `open_stack`."""
-    file, array, _ = _open(path, None)
+    try:
+        file, array, _ = _open(path, None)
+    except NotPicturesError as error:
+        raise DataError(f"{error.name} is {error}: there is no picture in it") from error
     with file, reading(path):
         return array[()]
 
 
 def _open(path: str, name: str | None) -> tuple[Any, _Unit, str]:
     """The open file, the image that is meant, and what messages call it."""
-    fits = library("astropy.io.fits", "astropy", f"reading {path}, a FITS file,")
-    with reading(path):
-        file = fits.open(path, memmap=False, lazy_load_hdus=False)
+    file = open_fits(path)
     try:
         with reading(path):
-            unit, title = _choose(fits, file, path, name)
+            unit, title = _choose(file, path, name)
             return file, _Unit(unit, title), title
     except BaseException:
         file.close()
         raise
 
 
-def _choose(fits: Any, file: Any, path: str, name: str | None) -> tuple[Any, str]:
+def open_fits(path: str) -> Any:
+    """The open file, a sequence of its units; raises as `open_stack`."""
+    fits = library("astropy.io.fits", "astropy", f"reading {path}, a FITS file,")
+    with reading(path):
+        return fits.open(path, memmap=False, lazy_load_hdus=False)
+
+
+def is_table_unit(unit: Any) -> bool:
+    """Whether a unit is a table, in binary or in ASCII; a compressed image, which is stored in one, is not."""
+    return not unit.is_image and hasattr(unit, "columns")
+
+
+def _choose(file: Any, path: str, name: str | None) -> tuple[Any, str]:
     pictures = {i: unit for i, unit in enumerate(file) if unit.is_image and len(unit.shape) > 1 and prod(unit.shape)}
     if name is not None:
-        unit, title = _named(file, path, name), f"{path}:{name}"
-        if isinstance(unit, (fits.BinTableHDU, fits.TableHDU)) and not unit.is_image:
-            raise _is_table(path, name, unit)
+        unit, title = unit_named(file, path, name), f"{path}:{name}"
+        if is_table_unit(unit):
+            raise NotPicturesError(title, "a FITS table")
         if not any(unit is picture for picture in pictures.values()):
             raise DataError(f"{title} has no picture: {_there_are(path, pictures)}")
         return unit, title
     if len(pictures) == 1:
         ((i, unit),) = pictures.items()
         return unit, path if i == 0 else f"{path}:{i}"
-    tables = [
-        i for i, unit in enumerate(file) if isinstance(unit, (fits.BinTableHDU, fits.TableHDU)) and not unit.is_image
-    ]
+    tables = [i for i, unit in enumerate(file) if is_table_unit(unit)]
     if tables and not pictures:
-        raise _is_table(path, str(tables[0]), file[tables[0]])
+        raise NotPicturesError(f"{path}:{tables[0]}", "a FITS table")
     raise DataError(f"{path} has {len(pictures)} pictures to choose from: {_there_are(path, pictures)}")
 
 
-def _named(file: Any, path: str, name: str) -> Any:
+def unit_named(file: Any, path: str, name: str) -> Any:
+    """The unit of an open file by its number or name."""
     title, _, version = name.strip("/").partition(",")
     key: Any = int(name) if name.isdigit() else (title, int(version)) if version.isdigit() else title
     try:
@@ -111,13 +123,3 @@ def _there_are(path: str, pictures: dict[int, Any]) -> str:
     found = [f"{path}:{i} ({pictures[i].name}, {' x '.join(map(str, pictures[i].shape))})" for i in few]
     more = f" and {len(pictures) - LISTED} more" if len(pictures) > LISTED else ""
     return f"name one of its pictures: {', '.join(found) or 'there are none'}{more}"
-
-
-def _is_table(path: str, name: str, unit: Any) -> DataError:
-    columns = list(unit.columns.names)
-    at = int(name) if name.isdigit() else name
-    return DataError(
-        f"{path}:{name} is a FITS table with the columns {', '.join(columns[:LISTED])}: numpy.save('OUT.npy', "
-        f"numpy.column_stack([astropy.io.fits.getdata({path!r}, {at!r})[name] for name in {columns[:LISTED]}])) makes "
-        "an array of its columns of numbers"
-    )

@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from gem.data.fits_tables import is_table
 from gem.data.kinds import PICTURES, TABLES, is_zarr, kind_of, split_name
-from gem.errors import DataError
+from gem.errors import ConfigError, DataError
 from gem.images import SUFFIXES, find_images
 
 LOG = logging.getLogger(__name__)
@@ -48,8 +49,26 @@ def are_pictures(data: Any, **options: Any) -> bool:
     paths = [data] if isinstance(data, (str, os.PathLike)) else data
     try:
         files = find_files([os.fspath(path) for path in paths])
-        return bool(options) or any(kind_of(split_name(file)[0]) in PICTURES for file in files)
+        return bool(options) or any(map(holds_pictures, files))
     except DataError:
+        return True
+
+
+def holds_pictures(file: str) -> bool:
+    """Whether ``PATH`` or ``PATH:NAME`` is of pictures, by its kind; a FITS file may be of either.
+
+    Raises
+    ------
+    DataError
+        It cannot be read, or is of a kind that gem does not take.
+    """
+    path, name = split_name(file)
+    kind = kind_of(path)
+    if kind != "fits":
+        return kind in PICTURES
+    try:
+        return not is_table(path, name)
+    except ConfigError:  # without astropy; told by what opens it
         return True
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from gem.data.cf import NETCDF_FILL, packing
-from gem.data.hdf5_checks import check_dataset, missing_filters, not_installed
+from gem.data.hdf5_checks import check_dataset, columns_of, missing_filters, not_installed
 from gem.data.hdf5_chunks import Slabs
 from gem.data.hdf5_order import turned
 from gem.data.source import reading
@@ -24,7 +24,8 @@ class HDF5Array:
 
     Axes are in the order that is meant (MATLAB's and Octave's matrices and Loom's are stored transposed), packed
     numbers are unpacked (scale_factor, add_offset), gaps are NaN (_FillValue, missing_value, valid_range, and what
-    netCDF-4 finds where nothing was written). Up to 256 MiB of unpacked chunks are kept between two reads.
+    netCDF-4 finds where nothing was written), named columns (a compound) are a table, as NamedColumns says. Up to
+    256 MiB of unpacked chunks are kept between two reads.
 
     Parameters
     ----------
@@ -37,6 +38,7 @@ class HDF5Array:
     shape, dtype : as decoded; any number of axes.
     name : as given.
     turned : whether the axes are stored in the reverse order.
+    named : whether it is a table of named columns.
     gaps : what marks gaps, which are read as NaN; empty if nothing does.
 
     Raises
@@ -54,15 +56,19 @@ class HDF5Array:
             check_dataset(dataset, self.name)
             stored = dataset.dtype if dataset.dtype.subdtype is None else dataset.dtype.subdtype[0]
             shape = (dataset.shape or ()) + dataset.dtype.shape
+            self._columns = columns_of(dataset, self.name)
             self._packing = None
             if stored.kind in "uif":
                 attributes, columns = _units(dataset, self.name)
                 self._packing = packing(attributes, stored, self.name, _netcdf_fill(dataset, stored), columns)
             self._dataset = dataset
             self._slabs = Slabs(dataset, self.name) if dataset.shape else None
-        self.turned = bool(why)
+        self.named = self._columns is not None
+        self.turned = bool(why) and not self.named
         self.shape = tuple(map(int, shape[::-1] if why else shape))
         self.dtype = self._packing.dtype if self._packing else stored
+        if self._columns:
+            self.shape, self.dtype = (*self.shape, self._columns.D), self._columns.dtype
         self.gaps = str(self._packing or "")
         if why and len(shape) > 1:
             log.info(f"{self.name}: {why}: read as {' × '.join(map(str, self.shape))}")
@@ -92,6 +98,8 @@ class HDF5Array:
                 if absent := missing_filters(self._dataset):
                     raise not_installed(self.name, absent) from error
                 raise
+        if self._columns:
+            return self._columns.table(values)
         values = values.T if self.turned else values
         return self._packing.decode(values) if self._packing else values
 

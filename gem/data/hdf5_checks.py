@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from gem.data.cf import OFFSET, SCALE
+from gem.data.named_columns import NamedColumns
 from gem.errors import DataError, GemError
 from gem.extras import install_hint
 
@@ -105,7 +106,8 @@ def check_numbers(dataset: Any, name: str) -> None:
     if dtype.subdtype is not None:
         dtype = dtype.subdtype[0]
     if dtype.names:
-        raise DataError(_of_compounds(dataset, name))
+        _check_complex(dtype, name)
+        return  # its fields are asked one by one: see `columns_of`
     if (names := h5py.check_enum_dtype(dtype)) is not None:
         few = ", ".join(f"{value} = {key}" for key, value in list(names.items())[:10])
         what = f"an enumeration ({few}): its numbers are names; a column of 0 and 1 for each name can be data"
@@ -124,33 +126,41 @@ def check_numbers(dataset: Any, name: str) -> None:
     raise DataError(f"{form}, {what}")
 
 
-def _of_compounds(dataset: Any, name: str) -> str:
-    """A dataset of named columns, and the line that makes a table of them."""
-    dtype = dataset.dtype.base
-    if tuple(dtype.names) in (("real", "imag"), ("r", "i")):
-        real, imag = dtype.names
-        return (
+def _check_complex(dtype: np.dtype, name: str) -> None:
+    if tuple(dtype.names or ()) in (("real", "imag"), ("r", "i")):
+        real, imag = dtype.names or ()
+        raise DataError(
             f"{name} holds complex numbers (as MATLAB writes them), which are not supported: "
             f"np.hstack([Y[{real!r}], Y[{imag!r}]]) puts the parts side by side"
         )
-    numeric = [field for field in dtype.names if dtype[field].base.kind in "buif" and not _is_named(dtype[field].base)]
-    if any(field.startswith("values_block_") for field in numeric):  # a table of pandas: its index is no data
-        numeric = [field for field in numeric if field.startswith("values_block_")]
-    columns = ", ".join(dtype.names[:10]) + (f" and {len(dtype.names) - 10} more" if len(dtype.names) > 10 else "")
-    if not numeric:
-        return f"{name} has named columns ({columns}), none of which are numbers: convert them and save a 2-D dataset"
-    pick = "" if len(numeric) == len(dtype.names) else f"[{numeric!r}]"
-    return (
-        f"{name} has named columns ({columns}): make a table of those you want, such as Y = "
-        f"numpy.lib.recfunctions.structured_to_unstructured(h5py.File({dataset.file.filename!r})"
-        f"[{dataset.name!r}][:]{pick}), after import h5py, numpy.lib.recfunctions"
-    )
 
 
-def _is_named(dtype: np.dtype) -> bool:
+def columns_of(dataset: Any, name: str) -> NamedColumns | None:
+    """The named columns of a dataset (a compound of HDF5); None if it has none.
+
+    The index that pandas puts first is no column of a table.
+
+    Raises
+    ------
+    DataError
+        A column that is no number, named.
+    """
     import h5py
 
-    return h5py.check_enum_dtype(dtype) is not None
+    dtype = dataset.dtype if dataset.dtype.subdtype is None else dataset.dtype.subdtype[0]
+    if not dtype.names:
+        return None
+    fields = [field for field in dtype.names if field != "index" or not _of_pandas(dataset)]
+    named = {field: "an enumeration" for field in fields if h5py.check_enum_dtype(dtype[field].base) is not None}
+    pick = f"h5py.File({dataset.file.filename!r})[{dataset.name!r}].fields({{names}})[:]"
+    return NamedColumns.of(((dataset.shape or ()) + dataset.dtype.shape, dtype[fields]), name, pick, named)
+
+
+def _of_pandas(dataset: Any) -> bool:
+    """Whether pandas wrote this table: its first field is then the index, the others mostly blocks of values."""
+    fields = dataset.dtype.names
+    blocks = any(field.startswith("values_block_") for field in fields)
+    return fields[0] == "index" and (blocks or "pandas_type" in dataset.parent.attrs)
 
 
 # ------------------------------------------------------------------------------------------------ storage
@@ -299,11 +309,17 @@ def _check_sources(dataset: Any, name: str, depth: int) -> None:
                     opened[source.file_name] = stack.enter_context(h5py.File(path, "r"))
             _check_source(opened[source.file_name], source, dataset, name, depth)
     size = int(np.prod(dataset.shape, dtype=object))
-    if 0 <= mapped < size and not np.isnan(np.asarray(dataset.fillvalue, dtype=np.float64)):
+    if 0 <= mapped < size and not _reads_as_gap(dataset):
         raise DataError(
             f"{name} is a virtual dataset, and no file gives {size - mapped} of its {size} values: HDF5 would read "
             f"{dataset.fillvalue} there; make it of its sources alone, or with fillvalue=numpy.nan"
         )
+
+
+def _reads_as_gap(dataset: Any) -> bool:
+    """Whether what no source gives reads as NaN, in all columns."""
+    parts = [dataset.fillvalue[field] for field in dataset.dtype.names or ()] or [dataset.fillvalue]
+    return all(np.asarray(part).dtype.kind == "f" and bool(np.all(np.isnan(part))) for part in parts)
 
 
 def _mapped(source: Any) -> int:

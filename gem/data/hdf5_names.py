@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from gem.data.choice import only_table
 from gem.data.hdf5_order import MATLAB_NUMBERS, matlab_class, turned
 from gem.data.hdf5_sparse import sparse_layout
-from gem.data.source import NUMERIC, Form, only_table
+from gem.data.source import NUMERIC, Form
 from gem.errors import DataError
 
 log = logging.getLogger("gem")
@@ -42,9 +43,6 @@ def find(file: Any, path: str, asked: str | None, dims: tuple[int, ...] = (2,)) 
     full = {name: form for name, form in tables.items() if 0 not in form[0]}
     if any(_usable(form, dims) or form[1].names for form in full.values()):  # else it is told that they are empty
         tables = full
-    named = [name for name, (_, dtype) in tables.items() if dtype.names]
-    if asked is None and len(named) == 1 and not any(_usable(form, dims) for form in tables.values()):
-        return _follow(file, path, named[0]), named[0]  # to be refused with the line that makes a table of it
     chosen = only_table(path, asked, tables, dims)
     return _follow(file, path, chosen), chosen
 

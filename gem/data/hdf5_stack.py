@@ -25,7 +25,7 @@ def open_stack(path: str, name: str | None, patch: int) -> Stack:
     """
     array = _open(path, name)
     try:
-        if not isinstance(array, HDF5Array) or not can_be_pictures(array.shape, patch, array.turned):
+        if not isinstance(array, HDF5Array) or array.named or not can_be_pictures(array.shape, patch, array.turned):
             raise NotPicturesError(array.name, f"an array of shape {array.shape}")
         return Stack(_Sliced(array), array.name, patch, last=array.turned, close=array.close)
     except BaseException:

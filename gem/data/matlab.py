@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from gem.data.choice import only_table
 from gem.data.kinds import library
 from gem.data.objects import SparseSource
-from gem.data.source import ArraySource, Form, Source, only_table, reading
+from gem.data.source import ArraySource, Form, Source, reading
 from gem.data.stacks import NotPicturesError, Stack, can_be_pictures, choose_stack
 from gem.errors import DataError
 

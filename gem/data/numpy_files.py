@@ -10,10 +10,10 @@ from threading import Lock
 from typing import IO, Any
 
 import numpy as np
-from numpy.lib.recfunctions import structured_to_unstructured
 
-from gem.data.objects import check_columns, tell_columns
-from gem.data.source import NUMERIC, Form, Source, only_table, reading
+from gem.data.choice import only_table
+from gem.data.named_columns import NamedColumns
+from gem.data.source import Source, reading
 from gem.data.stacks import NotPicturesError, Stack, can_be_pictures, choose_stack
 from gem.errors import DataError
 
@@ -33,21 +33,22 @@ class _LaidOut(Source):
         if column and len(shape) == 1 and not self._stored.names:
             shape = (*shape, 1)
         self._path, self._offset = path, offset
-        if self._stored.names and len(shape) == 1:
-            check_columns({c: self._stored[c] for c in self._stored.names}, name, f"numpy.load({path!r})[{{names}}]")
-            self.columns = list(self._stored.names)
-            self._by_column = False
-        super().__init__(*_plain_form(shape, self._stored), name, {"data": name})
+        self._columns = None
+        form = shape, self._stored
         if self._stored.names:
-            tell_columns(name, self.columns)
+            array = name.removeprefix(path)[1:]  # of a .npz
+            loaded = f"numpy.load({path!r})" + (f"[{array!r}]" if array else "")
+            self._columns = NamedColumns.of(form, name, f"{loaded}[{{names}}]")
+            form, self._by_column = ((*shape, self._columns.D), self._columns.dtype), False
+        super().__init__(*form, name, {"data": name})
         needed = offset + prod(shape) * self._stored.itemsize
         if there < needed:
             raise DataError(f"{name} is cut short: {there} bytes of {needed}; copy or save it again")
 
     def read(self, start: int, stop: int) -> np.ndarray:
         N, D = self.shape
-        if self._stored.names:
-            return structured_to_unstructured(self._numbers(start, stop - start), dtype=self.dtype)
+        if self._columns:
+            return self._columns.table(self._numbers(start, stop - start))
         if self._by_column:  # saved in Fortran order: a piece of every column
             return np.stack([self._numbers(d * N + start, stop - start) for d in range(D)], axis=1)
         return self._numbers(start * D, (stop - start) * D).reshape(-1, D)
@@ -96,7 +97,7 @@ class NpzSource(_LaidOut):
             if array not in arrays and array is not None:
                 array = array.strip("/")  # as of HDF5
             if array is None or array not in arrays:
-                forms = {name: _plain_form(shape, dtype) for name, (_, (shape, _, dtype), _) in arrays.items()}
+                forms = {name: (shape, dtype) for name, (_, (shape, _, dtype), _) in arrays.items()}
                 array = only_table(path, array, forms, (1, 2) if column else (2,))
             member, header, offset = arrays[array]
             there = member.file_size
@@ -184,14 +185,6 @@ class _Array:
             raise DataError(f"{self._path} is cut short: copy or save it again")
         picture = numbers.reshape(shape[len(at) :])
         return picture.T if self._by_column else picture
-
-
-def _plain_form(shape: tuple[int, ...], dtype: np.dtype) -> Form:
-    """Shape and type of a table, also of one that has named columns of numbers."""
-    if dtype.names is None or len(shape) != 1 or any(dtype[c].base.kind not in NUMERIC for c in dtype.names):
-        return shape, dtype
-    row = structured_to_unstructured(np.empty(1, dtype))
-    return (shape[0], row.shape[1]), row.dtype
 
 
 def _npy_header(file: IO[bytes]) -> Header:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -14,11 +13,11 @@ from gem.data.bands import SlicedSource
 from gem.data.hdf5 import HDF5Source
 from gem.data.hdf5_names import find
 from gem.data.hdf5_sparse import sparse_layout
+from gem.data.named_columns import NamedColumns
 from gem.data.source import NUMERIC, ArraySource, Source, Spec, check_form, wide_enough
 from gem.data.stacks import NotPicturesError, Stack, can_be_pictures
 from gem.errors import DataError, GemError
 
-LOG = logging.getLogger(__name__)
 ROWS = 4096  # of a sparse matrix, made dense at once
 GAPS = "Y.astype(float).filled(numpy.nan)"
 
@@ -114,43 +113,8 @@ def plain(table: np.ndarray, name: str = "data") -> np.ndarray:
     DataError
         A column that is no number, named; with the line that picks the others.
     """
-    from numpy.lib.recfunctions import structured_to_unstructured
-
-    check_columns({field: table.dtype[field] for field in table.dtype.names or ()}, name, "Y[{names}]")
-    if table.ndim != 1:
-        raise DataError(
-            f"{name} has named columns and shape {table.shape}: a table of rows has one axis, Y.reshape(-1)"
-        )
-    tell_columns(name, list(table.dtype.names or ()))
-    return structured_to_unstructured(np.asarray(table))
-
-
-def check_columns(types: Mapping[str, np.dtype], name: str, pick: str) -> None:
-    """Refuse columns that are no plain numbers.
-
-    Parameters
-    ----------
-    pick : the line that picks the columns {names} (a list) or {joined} (with commas), for the message.
-
-    Raises
-    ------
-    DataError
-        Naming at most ten of them.
-    """
-    other = [f"{column} ({dtype})" for column, dtype in types.items() if dtype.base.kind not in NUMERIC]
-    if not other:
-        return
-    fine = [column for column, dtype in types.items() if dtype.base.kind in NUMERIC]
-    more = f" and {len(other) - 10} more" if len(other) > 10 else ""
-    picked = pick.format(names=fine, joined=",".join(fine)) if fine else "none is"
-    raise DataError(
-        f"{name}: columns that are no plain numbers: {', '.join(other[:10])}{more}; those that are: {picked}"
-    )
-
-
-def tell_columns(name: str, columns: list[str]) -> None:
-    more = f" and {len(columns) - 10} more" if len(columns) > 10 else ""
-    LOG.info("%s: %d columns in this order: %s%s", name, len(columns), ", ".join(map(str, columns[:10])), more)
+    records = np.asarray(table)
+    return NamedColumns.of((records.shape, records.dtype), name, "Y[{names}]", records=records).table(records)
 
 
 def _of(package: str, *names: str) -> Callable[[Any], bool]:
@@ -253,16 +217,31 @@ def _other_columns(pick: str, other: list[str]) -> DataError:
 
 
 def _polars(frame: Any) -> Source:
-    """A polars DataFrame of numbers; nulls are NaN."""
-    other = [f"{c!r} ({kind})" for c, kind in frame.schema.items() if not (kind.is_numeric() or str(kind) == "Boolean")]
+    """A polars DataFrame of numbers, or of arrays of D numbers, which are D columns; nulls are NaN."""
+    other = [f"{c!r} ({kind})" for c, kind in frame.schema.items() if not _is_polars_number(_in_array(kind))]
     if other:
+        lists = [c for c, kind in frame.schema.items() if str(kind).startswith("List(")]
+        if len(lists) == len(other):
+            made = f"polars.col({', '.join(map(repr, lists))}).list.to_array(D)"
+            raise _other_columns(f"Y.with_columns({made}), D the length of every list,", other)
         raise _other_columns("Y.select(polars.selectors.numeric() | polars.selectors.boolean())", other)
     columns = []
     for series in frame.iter_columns():
-        unknown = str(series.dtype).startswith(("Decimal", "Int128", "UInt128"))  # to NumPy
-        column = series.cast(_polars_float(series)) if series.null_count() or unknown else series
-        columns.append(np.asarray(column.to_numpy()))
+        D = series.dtype.size if str(series.dtype).startswith("Array(") else None
+        for part in [series] if D is None else [series.arr.get(d) for d in range(D)]:
+            unknown = str(part.dtype).startswith(("Decimal", "Int128", "UInt128"))  # to NumPy
+            column = part.cast(_polars_float(part)) if part.null_count() or unknown else part
+            columns.append(np.asarray(column.to_numpy()))
     return _side_by_side(columns) if columns else ArraySource(np.empty((frame.height, 0)))
+
+
+def _is_polars_number(kind: Any) -> bool:
+    return kind.is_numeric() or str(kind) == "Boolean"
+
+
+def _in_array(kind: Any) -> Any:
+    """The type of what a polars Array of one axis holds; any other type as it is."""
+    return kind.inner if str(kind).startswith("Array(") and len(kind.shape) == 1 else kind
 
 
 def _polars_float(series: Any) -> Any:

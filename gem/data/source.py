@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -107,37 +106,6 @@ def wide_enough(dtype: np.dtype, extremes: Iterable[tuple[Any, Any]]) -> np.dtyp
     """
     beyond = any(low < -(2**53) or high > 2**53 for low, high in extremes)
     return np.dtype(np.longdouble) if beyond and dtype == np.float64 else dtype
-
-
-def only_table(path: str, asked: str | None, tables: dict[str, Form], dims: tuple[int, ...] = (2,)) -> str:
-    """The name of the only numeric table in a file (or array of so many dimensions); else an error that lists some.
-
-    Parameters
-    ----------
-    asked : the name that was asked for and is not there; None to choose.
-    tables : shape and type of what is there, by name.
-    dims : numbers of dimensions that will do.
-    """
-    usable = [name for name, (shape, dtype) in tables.items() if len(shape) in dims and dtype.kind in NUMERIC]
-    if asked is None and len(usable) == 1:
-        return usable[0]
-    problem = f"has no dataset {asked}" if asked else f"has {len(usable)} datasets to choose from"
-    kind = " or ".join(f"{n}-D" for n in dims)
-    stacks = [name for name, (shape, dtype) in tables.items() if len(shape) > 2 and dtype.kind in NUMERIC]
-    hint = f"; {listed(path, stacks, tables)} is no table{PATCHES}" if stacks and not usable else ""
-    lines = [name for name, (shape, dtype) in tables.items() if len(shape) == 1 and dtype.kind in NUMERIC]
-    if lines and not (usable or stacks):
-        hint = f"; {listed(path, lines, tables)}: a single column has to be saved with two axes, Y[:, None]"
-    raise DataError(
-        f"{path} {problem}; name one of its {kind} numeric datasets: {listed(path, usable, tables) or 'none'}{hint}"
-    )
-
-
-def listed(path: str, names: list[str], forms: dict[str, Form]) -> str:
-    """Arrays of a file with their shapes, the largest first, at most LISTED of them."""
-    largest = sorted(names, key=lambda name: -prod(forms[name][0]))  # stable: equals as the file has them
-    more = f" and {len(names) - LISTED} smaller ones" if len(names) > LISTED else ""
-    return ", ".join(f"{path}:{name} {forms[name][0]}" for name in largest[:LISTED]) + more
 
 
 @contextmanager

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from gem.data.source import NUMERIC, Form, listed, reading
+from gem.data.choice import listed
+from gem.data.source import NUMERIC, Form, reading
 from gem.errors import ConfigError, DataError
 from gem.images import Pictures
 

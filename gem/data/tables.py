@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from gem.data import matlab, zarr_arrays
+from gem.data import fits_tables, matlab, zarr_arrays
 from gem.data.columns import ParquetSource, open_arrow
 from gem.data.hdf5 import HDF5Source
 from gem.data.kinds import kind_of, split_name
@@ -39,4 +39,5 @@ READERS: dict[str, Callable[[str, str | None], Source]] = {
     "parquet": ParquetSource,
     "arrow": open_arrow,
     "hdf5": HDF5Source,
+    "fits": fits_tables.open_table,
 }

@@ -12,8 +12,10 @@ import numpy as np
 
 from gem.data.bands import SlicedSource
 from gem.data.cf import packing
+from gem.data.choice import only_table
 from gem.data.kinds import library
-from gem.data.source import Form, Source, Spec, only_table, reading
+from gem.data.named_columns import NamedColumns
+from gem.data.source import Form, Source, Spec, reading
 from gem.data.stacks import NotPicturesError, Stack, can_be_pictures, choose_stack
 from gem.errors import DataError
 
@@ -98,11 +100,16 @@ class _Unpacked:
         self._array, self.shape = array, tuple(array.shape)
         stored = _dtype(array)
         self._packing = packing(_attributes(array, stored), stored, name) if stored.kind in "uif" else None
+        self._columns = NamedColumns.of((self.shape, stored), name, "Y[:][{names}]") if stored.names else None
         self.dtype = self._packing.dtype if self._packing else stored
+        if self._columns:
+            self.shape, self.dtype = (*self.shape, self._columns.D), self._columns.dtype
         self.gaps = str(self._packing or "")
 
     def __getitem__(self, index: Any) -> np.ndarray:
         numbers = np.asarray(self._array[index])
+        if self._columns:
+            return self._columns.table(numbers)
         return self._packing.decode(numbers) if self._packing else numbers
 
 
