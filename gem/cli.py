@@ -356,13 +356,14 @@ def _run(em: EM, args: argparse.Namespace, path: str, comm: Communicator) -> int
             print(f"gem: stopped by SIGTERM after step {em.step}: continue with gem resume {path}", file=sys.stderr)
         for told in counted(em.notes):
             print(f"{path}: note of {told.when}: {told.what}")
-        if em.step and not em.stopped:
+        if em.step:
             last = {name: values[-1] for name, values in em.history.items()}
             share = last.get("share_at_gamma", nan)
             whole = em.reason == USED_UP and em.anneal.until is None
             said = f"{em.step} steps" if whole else ending(str(em.reason), em.step, len(em.anneal))
             print(
                 f"{path}: {said}, F/N = {last['free_energy'] / last['N']:.6f}"
+                + (" before the last of them" if em.stopped else "")
                 + ("" if isnan(share) else f", {share:.1%} of the points at gamma = {em.model.settings()['gamma']}")
             )
     return TERMINATED if em.stopped else 0

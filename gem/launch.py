@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -121,14 +122,44 @@ def _line(found: Launch, library: str) -> str:
         command = f"{shlex.join(sys.orig_argv[:2])[:COMMAND_LENGTH]} ..."
     if found.program == "srun" and library in ("MPICH", "Open MPI"):
         kind = "pmi2" if library == "MPICH" else "pmix"
-        return f"srun --mpi={kind} -n {found.size} {command}, or in the job's script {_mpiexec()} -n {found.size} ..."
-    return f"{_mpiexec()} -n {found.size} {command}"
+        launcher = launcher_of(library)
+        return f"srun --mpi={kind} -n {found.size} {command}, or in the job's script {launcher} -n {found.size} ..."
+    return f"{launcher_of(library)} -n {found.size} {command}"
 
 
-def _mpiexec() -> str:
-    """The launcher beside this Python, where its MPI came with pip; else the one that the user has to choose."""
-    beside = Path(sys.executable).with_name("mpiexec")
-    return str(beside) if beside.exists() else "mpiexec"
+def launcher_of(library: str, loaded: Iterable[str] | None = None) -> str:
+    """The mpiexec that belongs to an MPI library: of the folders above the one that is loaded, the nearest that has it.
+
+    Parameters
+    ----------
+    library : str
+        Its name, empty if there is none.
+    loaded : paths of libraries, optional
+        By default those of this process, as Linux tells them.
+
+    Returns
+    -------
+    str
+        A path, or words for one: the mpiexec that the user has on his PATH may be of another library.
+    """
+    if not library:
+        return "mpiexec"
+    suffix = library.lower().replace(" ", "")  # as Debian tells them apart: mpiexec.openmpi, mpiexec.mpich
+    for path in _loaded() if loaded is None else loaded:
+        if re.fullmatch(r"libmpi(ch|_abi)?\.so[.\d]*", os.path.basename(path)):
+            for folder in list(Path(path).parents)[:-1]:
+                for name in (f"mpiexec.{suffix}", "mpiexec"):
+                    if (folder / "bin" / name).exists():
+                        return str(folder / "bin" / name)
+    return f"(the mpiexec of {library})"
+
+
+def _loaded() -> list[str]:
+    try:
+        lines = Path("/proc/self/maps").read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return []
+    return list(dict.fromkeys(parts[5] for line in lines if len(parts := line.split(maxsplit=5)) == 6))
 
 
 def _slurm(environment: Mapping[str, str]) -> list[Launch]:

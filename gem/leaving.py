@@ -24,7 +24,8 @@ class Together:
 
     A generator is not told why its consumer left: it sees the same of a `break`, a `return` and an exception. So two
     hooks stand as long as the loop does, and stay where it was left early: for exceptions that nobody catches, and for
-    `sys.exit`, whose status the interpreter tells nobody.
+    `sys.exit`, whose status the interpreter tells nobody. In `sys.exit(main())` the function was looked up before the
+    hook was there: there the frames that called the loop are watched for a while.
 
     Parameters
     ----------
@@ -91,7 +92,10 @@ class Together:
         if self._left or self._mpi.Is_finalized():
             return
         self._left = True
-        self._tell(_status_in_flight() if self._status is None else self._status)
+        status = _status_in_flight() if self._status is None else self._status
+        if status is None:
+            _watch_frames(self.exiting)
+        self._tell(status)
 
     def _at_exit(self) -> None:
         """The interpreter ends while the loop is suspended."""
@@ -180,3 +184,28 @@ def _status_in_flight() -> int | None:
             if trace is not None or each.__traceback__ is None:  # before Python 3.12 it is set when somebody catches it
                 return status_of(each.code)
     return None
+
+
+def _watch_frames(tell: Callable[[Any], None]) -> None:
+    """Tell with which status the frames that are at work now end the program, if they soon do, by a SystemExit."""
+    if sys.gettrace() is not None:  # a debugger's
+        return
+    end = time.monotonic() + GRACE
+
+    def see(frame: Any, event: str, about: Any) -> Any:
+        if event == "exception" and issubclass(about[0], SystemExit):
+            sys.settrace(None)
+            with suppress(Exception):  # whatever MPI says: the program wants to end
+                error = about[1]  # not made yet, before Python 3.12
+                tell(error.code if isinstance(error, SystemExit) else error)
+        return see
+
+    def called(frame: Any, event: str, about: Any) -> None:
+        if time.monotonic() > end:  # the others do not wait any longer
+            sys.settrace(None)
+
+    frame = sys._getframe(1)
+    while frame is not None:
+        frame.f_trace, frame.f_trace_lines = see, False
+        frame = frame.f_back  # type: ignore[assignment]
+    sys.settrace(called)

@@ -136,7 +136,7 @@ class EM:
         self._file: RunFile | None = None
         self._records: list[tuple[dict[str, float], list[str]]] = []
         with self.comm.guard():
-            source = open_for(model, data)
+            self._source = source = open_for(model, data)
             counts = None if weights is None else load_weights(weights, source.shape[0], self.comm)
             self._weights = counts
             for target in (output, trace):
@@ -404,7 +404,8 @@ class EM:
     def _advance(self, asked: Callable[[], bool]) -> Info:
         now = self.anneal[self.step]
         span = self._trace.span("EM step", step=self.step + 1, T=now["T"], Ncut=now["Ncut"])
-        with self.comm.guard(), self._saving(), span:  # saving comes first: the guard ends the job
+        # saving comes first: the guard ends the job
+        with self.comm.guard(), self._saving(), span, telling_gaps(self._source):
             noisy = self.model.perturb(self.params, now, generator(self.seed, "noise", self.step))
             settings = Step(
                 now["T"], now["Ncut"], self.anneal.anneal_prior, str(self.backend.dtype), self.anneal.reseed

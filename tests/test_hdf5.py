@@ -711,6 +711,8 @@ def test_gaps_are_told_where_the_model_takes_none(tmp_path, given):
         )
     assert not (tmp_path / "run.h5").exists()
     with pytest.raises(DataError, match=r"marks gaps by _FillValue = -99"):
+        gem.EM(BSC(D=D, H=4, Hprime=3, gamma=2), str(path), gem.Annealing(steps=1), params=some).run()
+    with pytest.raises(DataError, match=r"marks gaps by _FillValue = -99"):
         gem.posterior(BSC(D=D, H=4, Hprime=3, gamma=2), {"W": np.eye(D, 4), "pi": 0.2, "sigma": 1.0}, str(path))
     em = gem.EM(BSC(D=D, H=4, Hprime=3, gamma=2, missing=True), str(path), gem.Annealing(steps=1), backend="numpy")
     em.run()

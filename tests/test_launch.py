@@ -84,6 +84,25 @@ def test_one_of_many_that_finds_itself_alone_is_refused(tmp_path, mpiexec, envir
     assert not (tmp_path / "run.h5").exists()
 
 
+@pytest.mark.parametrize(
+    ("library", "loaded", "there", "line"),
+    [
+        ("MPICH", "env/lib/libmpi.so.12.5", ["env/bin/mpiexec", "bin/mpiexec"], "env/bin/mpiexec"),
+        ("Open MPI", "lib/x86/libmpi.so.40", ["bin/mpiexec", "bin/mpiexec.openmpi"], "bin/mpiexec.openmpi"),
+        ("Open MPI", "lib/x86/libmpi_cxx.so.40", ["bin/mpiexec"], None),
+        ("MPICH", "lib/libmpich.so.12", [], None),
+    ],
+)
+def test_the_launcher_in_a_message_is_of_the_library_in_use(tmp_path, library, loaded, there, line):
+    for name in there:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    given = ["/somewhere/libc.so.6", str(tmp_path / loaded)]
+    assert launch.launcher_of(library, given) == (
+        f"(the mpiexec of {library})" if line is None else str(tmp_path / line)
+    )
+
+
 @pytest.mark.serial
 @pytest.mark.parametrize("environment", [BATCH, {**OPEN_MPI, "GEM_MPI": "0"}])
 def test_one_that_is_meant_to_be_alone_is_not(tmp_path, environment):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -518,3 +519,15 @@ def test_the_posterior_smooths_or_only_fills():
     np.testing.assert_array_equal(filled[~lost], Y[~lost])
     np.testing.assert_array_equal(filled[lost], smooth[lost])
     assert np.abs(smooth - Y)[~lost].max() > 0.1
+
+
+def test_notes_are_told_where_a_picture_is_restored(tmp_path, capsys, monkeypatch):
+    def noted(*args, **options):
+        params, info = gem.em_step(*args, **options)
+        return params, replace(info, notes=["component 3 is empty"])
+
+    monkeypatch.setattr(gem.restore, "em_step", noted)
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).normal(size=(12, 12)))
+    line = ["denoise", str(tmp_path / "x.npy"), "--steps", "2", "--patch", "4", "--K", "2", "--sigma", "0.5", "--quiet"]
+    assert main([*line, "--sigma-unit", "own", "-o", str(tmp_path / "y.npy")]) == 0
+    assert "y.npy: note of steps 1 to 2: 2 × component 3 is empty" in capsys.readouterr().out

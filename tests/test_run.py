@@ -880,7 +880,7 @@ def terminate(process: subprocess.Popen[str], whom: Path | None = None) -> tuple
         assert line, f"it ended before its first step: {seen}"
         seen += line
     os.kill(int(whom.read_text()) if whom else process.pid, signal.SIGTERM)
-    return process.wait(20), seen + process.communicate()[1]
+    return process.wait(20), seen + "".join(process.communicate())
 
 
 @pytest.mark.serial
@@ -892,6 +892,7 @@ def test_terminated_and_resumed(tmp_path):
     reached = read_run(path).step
     assert 0 < reached < len(LONG)
     assert f"stopped by SIGTERM after step {reached}: continue with gem resume {path}" in said
+    assert f"stopped by SIGTERM after {reached} of 150 steps, F/N = " in said
     assert "Traceback" not in said
     assert_same(EM.resume(path).run(), whole)
 
@@ -1021,23 +1022,20 @@ def test_an_exception_in_the_body_of_the_loop_keeps_nobody_waiting(tmp_path, mpi
 
 @pytest.mark.serial
 @pytest.mark.parametrize(
-    ("rank", "leaves", "status"),
+    ("rank", "leaves", "end", "status"),
     [
-        ("0", "break", 1),  # its program goes on, and the others' cannot
-        ("1", "return 3", 3),
-        ("1", "sys.exit(4)", 4),
-        ("0", "raise SystemExit(5)", 5),
-        ("1", "sys.exit()", 1),
+        ("0", "break", "status = main()", 1),  # its program goes on, and the others' cannot
+        ("1", "return 3", "status = main(); sys.exit(status)", 3),
+        ("0", "return 3", "sys.exit(main())", 3),  # looked up before there is a loop
+        ("1", "sys.exit(4)", "main()", 4),
+        ("0", "raise SystemExit(5)", "main()", 5),
+        ("1", "sys.exit()", "main()", 1),
     ],
 )
-def test_a_rank_that_leaves_the_loop_on_its_own_ends_the_job(tmp_path, mpiexec, rank, leaves, status):
+def test_a_rank_that_leaves_the_loop_on_its_own_ends_the_job(tmp_path, mpiexec, rank, leaves, end, status):
     script = textwrap.dedent(IN_THE_LOOP).format(failure=leaves)
     head, _, body = script.partition("for info in run:")
-    body = (
-        "def main():\n    for info in run:"
-        + body.replace("\n", "\n    ").partition("assert")[0]
-        + "\nstatus = main()\nsys.exit(status)\n"
-    )
+    body = "def main():\n    for info in run:" + body.replace("\n", "\n    ").partition("assert")[0] + f"\n{end}\n"
     process = child("-c", head + body, tmp_path / "run.h5", rank, launcher=(mpiexec, "-n", "2"))
     _, err = process.communicate(timeout=30)
     assert process.returncode == status, err

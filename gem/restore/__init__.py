@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,8 @@ class Restored:
     seconds : float
     sigma : float
         The noise in the picture's own units, as given or estimated.
+    notes : list of (int, str)
+        What a step of one of the models told, in the order in which they learned; `gem.notes.counted` counts them.
     """
 
     picture: np.ndarray
@@ -64,6 +66,7 @@ class Restored:
     psnr_after: float | None
     seconds: float
     sigma: float = 0.0
+    notes: list[tuple[int, str]] = field(default_factory=list)
 
 
 def psnr(estimate: np.ndarray, clean: np.ndarray, white: float = WHITE) -> float:
@@ -154,10 +157,11 @@ def restore(
     before = filled(planes, side)
     after, made = before, None
     params: Params = {}
+    notes: list[tuple[int, str]] = []
     if which.size and (known > 0 or gaps):
         with Progress(rounds * whole_number("steps", steps), 0, progress) as line:
             plan = _Plan(name, side, stride, rounds, steps, whole_number("count", count), seed, select(backend, dtype),
-                         dtype, settings, line)  # fmt: skip
+                         dtype, settings, line, notes)  # fmt: skip
             least = np.nanmin(planes)
             guide, made, params = _in_colour((planes[which] - least) / unit, known / unit, plan)
         after = _kept(planes, before, (guide * unit + least)[back], known)
@@ -167,7 +171,7 @@ def restore(
         truth = as_planes(clean)
         peak = white or white_of(np.asarray(clean)) or float(np.ptp(truth)) or 1.0
         ratios = psnr(before, truth, peak), psnr(after, truth, peak)
-    return Restored(restored, made, params, *ratios, time.perf_counter() - began, known)
+    return Restored(restored, made, params, *ratios, time.perf_counter() - began, known, notes)
 
 
 def _noise(sigma: float | str, picture: np.ndarray, gaps: bool) -> float:
@@ -273,6 +277,7 @@ class _Plan:
     dtype: Any
     settings: Mapping[str, Any]
     line: Progress | None
+    notes: list[tuple[int, str]]  # told so far, by all that is restored
 
 
 def _in_colour(planes: np.ndarray, noise: float, plan: _Plan) -> tuple[np.ndarray, Model, Params]:
@@ -351,6 +356,7 @@ class _Job:
             params = params or start(self.model, Y, self.sigma, plan.seed)
             for step in range(plan.steps):
                 params, info = em_step(self.model, params, Y, backend=plan.backend, dtype=plan.dtype)
+                plan.notes.extend((number * plan.steps + step + 1, note) for note in info.notes)
                 params = known_noise(params, self.sigma, len(Y))
                 if plan.line:
                     plan.line.update(number * plan.steps + step + 1, info)

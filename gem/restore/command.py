@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from gem.errors import ConfigError, DataError
+from gem.notes import counted
 from gem.philox import generator
 from gem.picture_files import Picture, default_output, read_picture, write_picture
 from gem.restore import Restored, as_planes, check_model, estimate_sigma, restore
@@ -57,6 +58,8 @@ def restore_file(args: Namespace) -> None:
         **{name: getattr(args, name) for name in SIZES if getattr(args, name) is not None},
     )
     write_picture(output, replace(given, values=np.where(hidden, given.values, result.picture)))
+    for told in counted(result.notes):
+        print(f"{output}: note of {told.when}: {told.what}")
     print(f"{output}: {_summary(result, unit, sigma == AUTO)}")
 
 
