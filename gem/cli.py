@@ -61,6 +61,7 @@ OPTIONS: dict[str, dict[str, type]] = {
         "checkpoint": int,
         "checkpoint_seconds": float,
         "weights": str,
+        "keep": object,
     },
 }
 KINDS = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", list: "a list of numbers"}
@@ -237,6 +238,11 @@ def _add_run(fit: argparse.ArgumentParser) -> None:
     )
     run.add_argument(
         "--weights", metavar="FILE", help="how often each data point counts: FILE or FILE:NAME of (N,) numbers ≥ 0"
+    )
+    run.add_argument(
+        "--keep",
+        metavar="STEPS",
+        help="whose parameters the run file holds: all, last, or K, every K-th (default: all while they take 8 MB)",
     )
 
 

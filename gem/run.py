@@ -6,34 +6,31 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from math import nan
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gem.annealing import NOISE, WINDOW, Annealing
+from gem.annealing import WINDOW, Annealing
 from gem.backends import select
 from gem.backends._traced import Traced
 from gem.data import (
     Reading,
-    SampleWeights,
     Shard,
     Source,
     Survey,
     fingerprint,
-    from_spec,
     holds,
     load_weights,
-    open_data,
-    same_data,
 )
 from gem.data.shard import telling_gaps
 from gem.em import Info, check_options, closing, inward, local_shard, named_type, open_for, run_step, settled
 from gem.errors import ConfigError, RunFileError
+from gem.keeping import automatic, checked
 from gem.models import Model, Step, make
-from gem.parallel import Communicator, communicator
+from gem.parallel import communicator
 from gem.philox import generator
 from gem.progress import Progress
+from gem.run_checks import check_noise, check_numbers, functions_of, refuse_own_data
 from gem.store import (
     CHECKPOINT_SECONDS,
     ENDED,
@@ -45,10 +42,9 @@ from gem.store import (
     environment,
     read_run,
 )
+from gem.taking_up import data_of, weights_of
 from gem.termination import Termination
 from gem.trace import OFF, Recording, Trace
-
-MAX_SEED = 2**63  # the run file keeps it as a signed integer
 
 
 class EM:
@@ -78,6 +74,10 @@ class EM:
         Where the time line of all ranks goes (see `gem.trace`), written by rank 0 when the last step is done.
     weights : (N,) array, path, or gem.data source of one column, optional
         How often each data point counts, in the initialisation and in every step: see `em_step`.
+    keep : "all", "last" or int, optional
+        Of which steps the run file keeps the parameters: of all, of the last one, or of the start, every k-th and the
+        last one. By default of all while they take 8 MB at most, else of every 2nd, 5th, 10th, 20th, ..., so that they
+        do; of parameters that are larger than 2 MB, of the last step (`gem.keeping.automatic`).
 
     Attributes
     ----------
@@ -118,17 +118,14 @@ class EM:
         overwrite: bool = False,
         trace: Any = None,
         weights: Any = None,
+        keep: Any = None,
     ):
         if not isinstance(model, Model) or not isinstance(anneal, Annealing):
             raise ConfigError(f"EM(model, data, anneal) takes a Model and an Annealing, not {model!r} and {anneal!r}")
-        if not isinstance(seed, int | np.integer) or not 0 <= seed < MAX_SEED:
-            raise ConfigError(f"seed = {seed!r} must be a whole number, 0 to 2^63 - 1")
-        _check_noise(model, anneal.noisy)
+        asked_keep = checked(keep)
+        check_numbers(seed, checkpoint, checkpoint_seconds)
+        check_noise(model, anneal.noisy)
         check_options(model, anneal.ever("Ncut"), anneal.reseed)
-        if not isinstance(checkpoint, int | np.integer) or checkpoint < 1:
-            raise ConfigError(f"checkpoint = {checkpoint!r} must be a whole number of steps, at least 1")
-        if not isinstance(checkpoint_seconds, int | float | np.number) or not checkpoint_seconds > 0:
-            raise ConfigError(f"checkpoint_seconds = {checkpoint_seconds!r} must be a number of seconds above 0")
         self.model, self.anneal, self.seed = model, anneal, int(seed)
         self.reason: str | None = None
         self._calling = False  # a callback, on rank 0
@@ -140,8 +137,8 @@ class EM:
             counts = None if weights is None else load_weights(weights, source.shape[0], self.comm)
             self._weights = counts
             for target in (output, trace):
-                _refuse_own_data(target, source.spec)
-                _refuse_own_data(target, None if counts is None else counts.record["data"])
+                refuse_own_data(target, source.spec)
+                refuse_own_data(target, None if counts is None else counts.record["data"])
             self._trace: Trace = OFF if trace is None else Recording(trace, self.comm)
             stored = dtype if isinstance(dtype, Reading) else None  # of a run that is taken up
             chosen = select(backend, stored.dtype if stored else dtype, self.comm)
@@ -158,16 +155,19 @@ class EM:
             if self._reading.dtype != str(chosen.dtype):
                 chosen = select(backend, self._reading.dtype, self.comm)
             self.backend = Traced(chosen, self._trace) if self._trace.on else chosen
+            self._keep = asked_keep or automatic(len(anneal), sum(value.nbytes for value in self.params.values()))
             shard = local_shard(model, source, self.backend, self.comm, batch, self._reading)
             self._batch, self._batches = shard.batch, self.backend.load(shard)
             config = {
                 **self._config(source),
                 "checkpoint": int(checkpoint),
                 "checkpoint_seconds": float(checkpoint_seconds),
+                "keep": self._keep,
                 "asked": {
                     "backend": backend if backend is None else str(backend),
                     "dtype": str(dtype),
                     "batch": batch if batch is None else int(batch),
+                    "keep": asked_keep,
                 },
             }
             if output is not None:  # it may replace a run, which data that the first step refuses should not cost
@@ -183,6 +183,7 @@ class EM:
                     every=checkpoint,
                     seconds=checkpoint_seconds,
                     overwrite=overwrite,
+                    keep=self._keep,
                 )
 
     def _check_data(self, shard: Shard, given: bool) -> None:
@@ -243,18 +244,8 @@ class EM:
         with group.guard():
             run = group.bcast(read_run(path) if group.rank == 0 else None)
             config = run.config
-            if data is None and config["data"] is None:
-                raise RunFileError(
-                    f"{path}: the run was on an array in memory: give the data again, resume(path, data)"
-                )
-            source = from_spec(config["data"]) if data is None else open_data(data)
-            if list(source.shape) != config["shape"]:
-                raise RunFileError(
-                    f"{path}: the run was on data of shape {config['shape']}, these are {list(source.shape)}"
-                )
-            if not same_data(fingerprint(source), config["fingerprint"]):
-                raise RunFileError(f"{path}: the data have changed since the run began: it would not be the same run")
-            counts = _weights_of(path, config.get("weights"), weights, source.shape[0], group)
+            source = data_of(path, config, data)
+            counts = weights_of(path, config.get("weights"), weights, source.shape[0], group)
             own = config["ranks"][group.rank % len(config["ranks"])]
             em = cls(
                 make(run.model, config["settings"]),
@@ -275,7 +266,9 @@ class EM:
             em.reason = ended or (USED_UP if run.step >= len(em.anneal) else None)
             if group.rank == 0 and not run.finished:
                 seconds = config.get("checkpoint_seconds", CHECKPOINT_SECONDS)
-                em._file = RunFile.open(path, every=config["checkpoint"], seconds=seconds)
+                em._file = RunFile.open(
+                    path, every=config["checkpoint"], seconds=seconds, keep=config.get("keep", "all")
+                )
         return em
 
     # -- the loop ------------------------------------------------------------------------------------------
@@ -345,7 +338,7 @@ class EM:
         ConfigError
             If a callback is no function.
         """
-        functions = _functions(callbacks)
+        functions = functions_of(callbacks)
         self._go_on()
         with (
             Termination(self._save_soon()) as asked,
@@ -453,6 +446,8 @@ class EM:
             self._trace.write_alone()
             if not isinstance(error, RunFileError):
                 self._save()
+            if self._file is not None:
+                self._file.release()
             raise
 
     def _save(self) -> None:
@@ -466,8 +461,9 @@ class EM:
     def _end(self) -> None:
         with self.comm.guard():
             with self._trace.span("record"):
-                if self.stopped:
+                if self.stopped and self._file is not None:
                     self._save()
+                    self._file.release()
                 elif self._file is not None and not self._file.finished:
                     self._file.finish(self.reason or USED_UP)
             self._trace.write()
@@ -480,66 +476,3 @@ def _told(scalars: dict[str, float], notes: list[str]) -> Info:
     counts = {name: float(scalars[name]) for name in ("N", "N_use")}
     counts = {name: int(count) if count.is_integer() else count for name, count in counts.items()}
     return Info(**counts, notes=notes, share_at_gamma=share, **numbers)
-
-
-def _functions(callbacks: Any) -> list[Callable[[Info], object]]:
-    """The callbacks of a run, which may be any iterable of functions."""
-    try:
-        functions = list(callbacks)
-    except TypeError:
-        functions = [None]
-    if not all(map(callable, functions)):
-        raise ConfigError(f"callbacks = {callbacks!r} must be a list of functions, each called with the Info of a step")
-    return functions
-
-
-def _check_noise(model: Model, noisy: list[str]) -> None:
-    """Refuse noise of what the model does not have, or of what noise would spoil.
-
-    Raises
-    ------
-    ConfigError
-        With the names of what it has.
-    """
-    able = ", ".join(name for name in model.shapes if name != "cov")
-    for name in noisy:
-        if name not in model.shapes:
-            raise ConfigError(f"{name}{NOISE} has nothing to act on: {model.name} has the parameters {able}")
-        if name == "cov":
-            raise ConfigError(
-                f"cov{NOISE}: a covariance with noise on it may be none; of {model.name} {able} may have it"
-            )
-
-
-def _weights_of(
-    path: Any, record: Mapping[str, Any] | None, given: Any, N: int, comm: Communicator
-) -> SampleWeights | None:
-    """The weights of a run that is taken up: those `given`, or read again from where its `record` says.
-
-    Raises
-    ------
-    RunFileError
-        If the run had none, or others, or they were an array and are not given.
-    """
-    if record is None:
-        if given is not None:
-            raise RunFileError(f"{path}: the run had no weights: leave them out, or begin another run")
-        return None
-    if given is None and record["data"] is None:
-        raise RunFileError(
-            f"{path}: the weights of the run were an array in memory: give them again, resume(path, data, weights)"
-        )
-    counts = load_weights(record["data"]["data"] if given is None else given, N, comm)
-    if not np.allclose(counts.record["fingerprint"], record["fingerprint"], rtol=1e-9, atol=0):
-        raise RunFileError(f"{path}: the weights have changed since the run began: it would not be the same run")
-    return counts
-
-
-def _refuse_own_data(output: Any, spec: Any) -> None:
-    """A run file that would take the place of the data it is learned from."""
-    if output is None or spec is None:
-        return
-    names = [spec["data"]] if isinstance(spec["data"], str) else spec["data"]
-    target = str(Path(output).resolve())
-    if any(name == target or name.startswith(f"{target}:") for name in names):
-        raise ConfigError(f"the output {output} is the data file itself: choose another name for the run file")

@@ -9,6 +9,7 @@ from typing import Any
 from gem.annealing import Annealing
 from gem.data import Source, place_of
 from gem.errors import RunFileError
+from gem.keeping import checked
 from gem.models import Model, make
 from gem.parallel import Communicator
 from gem.store import CHECKPOINT_SECONDS, Run, read_run
@@ -28,7 +29,7 @@ def check_same(
         What the command describes.
     options : dict
         Arguments of `EM`, as far as they were given: backend, dtype, seed, batch, checkpoint, checkpoint_seconds,
-        weights (a path).
+        weights (a path), keep.
     comm : Communicator
         Rank 0 reads the file.
 
@@ -67,8 +68,11 @@ def _pairs(
         ({"checkpoint_seconds": options.get("checkpoint_seconds", CHECKPOINT_SECONDS)}, {"checkpoint_seconds": seconds})
     )
     if "asked" in config:
-        defaults = {"backend": None, "dtype": "auto", "batch": None}
-        parts.append(({name: options.get(name, value) for name, value in defaults.items()}, config["asked"]))
+        defaults = {"backend": None, "dtype": "auto", "batch": None, "keep": None}
+        here = {name: options.get(name, value) for name, value in defaults.items()} | {
+            "keep": checked(options.get("keep"))
+        }
+        parts.append((here, {"keep": None, **config["asked"]}))
     pairs: dict[str, tuple[Any, Any]] = {}
     for here, there in ((json.loads(json.dumps(a)), json.loads(json.dumps(b))) for a, b in parts):
         pairs |= {name: (here.get(name, ABSENT), there.get(name, ABSENT)) for name in {**here, **there}}

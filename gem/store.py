@@ -2,38 +2,37 @@
 
 Layout (T steps stored; open it with h5py or any other HDF5 reader):
 
-    attributes      format "gem-run" · format_version 1 · gem_version · created (ISO 8601, UTC) · seed
-                    model (class name) · config, machine (JSON)
+    attributes      format "gem-run" · format_version 1, or 2 where /steps is there · gem_version
+                    created (ISO 8601, UTC) · seed · model (class name) · config, machine (JSON)
                     checkpoint (T, the last step stored) · finished (bool)
                     reason (why no step follows: "settled", "steps used up", "ended by finish()", "stopped by SIGTERM",
                     or empty)
                     writer (who alone continues it) · job, rank (of the launch that it was begun in)
-    /params/NAME    (T + 1, *shape) float64: row 0 is the start, row t the parameters after step t
+    /params/NAME    (R, *shape) float64: the parameters after R of the steps 0 (the start) to T, the last after step T
+    /steps          (R,) int64: of which steps; not there if of all, T + 1 rows
     /history/NAME   (T,) float64: one scalar per step (free_energy, N_use, T, ...), NaN where a step had none.
-                    free_energy is that of the parameters a step began with, row t of /params; that of the last step of
-                    a finished run belongs to those it ended with, the last row
+                    free_energy is that of the parameters a step began with, those after the step before it; that of
+                    the last step of a finished run belongs to those it ended with, the last row of /params
     /history/notes  (T,) strings: a JSON list of the events of each step, e.g. re-seeded components
 
-The file in place is never edited. A checkpoint copies it to a temporary file in the same folder, appends the
-steps since the last one, and renames the copy over the original once it is on the disk: a process killed at
-any moment leaves either the old file or the new one. No file is open in between: there is nothing to close.
+The file in place is never edited. A checkpoint takes the file's former state, which stays beside it as a hidden spare
+(or, where there is none, makes a copy), adds what it lacks, and gives it the name of the file by a rename, once it is
+on the disk: a process killed at any moment leaves either the old file or the new one, and who has the old one open
+reads it to its end. So a checkpoint costs what is new, twice. No file is open in between: there is nothing to close.
 """
 
 from __future__ import annotations
 
-import errno
-import glob
-import io
 import json
 import os
 import platform
-import shutil
 import signal
 import threading
 import time
 import uuid
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from math import nan, prod
@@ -45,16 +44,16 @@ import numpy as np
 
 from gem._version import __version__
 from gem.errors import ConfigError, RunFileError
+from gem.keeping import Keep, kept_steps, lasting, lasting_rows
 from gem.launch import launch, same_job
+from gem.replacing import remove, remove_stale, rewriting
 
-FORMAT, FORMAT_VERSION = "gem-run", 1
+FORMAT, FORMAT_VERSION = "gem-run", 2
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
-CHECKSUMMED = ("v110", "v110")  # readable since HDF5 1.10 (2016), which gave its own structures checksums
 CHECKPOINT_SECONDS = 300.0  # between two checkpoints, however few the steps
 SETTLED, USED_UP, FINISHED = ENDED = ("settled", "steps used up", "ended by finish()")  # why a run is over
 STOPPED = "stopped by SIGTERM"  # and may be taken up
 CHUNK_BYTES = 4096  # small rows share a chunk of this size, a larger row is a chunk of its own
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
@@ -93,7 +92,14 @@ class RunFile:
     """
 
     def __init__(
-        self, path: Path, shapes: dict[str, tuple[int, ...]], step: int, finished: bool, every: int, seconds: float
+        self,
+        path: Path,
+        shapes: dict[str, tuple[int, ...]],
+        step: int,
+        finished: bool,
+        every: int,
+        seconds: float,
+        keep: Keep = "all",
     ):
         if every < 1:
             raise ConfigError(f"every = {every}: the steps from one checkpoint to the next must be 1 or more")
@@ -104,7 +110,9 @@ class RunFile:
         self.finished = finished
         self.reason: str | None = None
         self._shapes = shapes
-        self._every, self._seconds = every, seconds
+        self._every, self._seconds, self._keep = every, seconds, keep
+        self._spare = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.{os.getpid()}.tmp")
+        self._removed = weakref.finalize(self, remove, self._spare)  # at the latest when Python ends
         self._written = time.monotonic()
         self._writer: str | None = None  # until the file is ours
         self._rows: list[_Row] = []
@@ -130,6 +138,7 @@ class RunFile:
         every: int = 10,
         seconds: float = CHECKPOINT_SECONDS,
         overwrite: bool = False,
+        keep: Keep = "all",
     ) -> RunFile:
         """Begin a run file, and write it at once: a bad folder or a full disk shows before any work is done.
 
@@ -146,11 +155,13 @@ class RunFile:
         params : dict of name to array
             Where the run starts; their names and shapes hold for the whole run.
         every : int
-            Steps from one checkpoint to the next; each copies the whole file once.
+            Steps from one checkpoint to the next.
         seconds : float
             Seconds from one checkpoint to the next, at most, if a step is done by then.
         overwrite : bool
             Replace an existing file; it stays until the new one is on the disk.
+        keep : "all", "last" or int
+            Of which steps the parameters are kept: of all, of the last one, of the start and every k-th and the last.
 
         Raises
         ------
@@ -175,11 +186,11 @@ class RunFile:
             raise RunFileError(f"{path} is not overwritten{others}")
         _check_names(params)
         start = _float64(params)
-        run = cls(path, _shapes(start), 0, False, every, seconds)
+        run = cls(path, _shapes(start), 0, False, every, seconds, keep)
         run._writer, started = uuid.uuid4().hex, launch()
         attributes = {
             "format": FORMAT,
-            "format_version": FORMAT_VERSION,
+            "format_version": 1 if keep == "all" else FORMAT_VERSION,
             "gem_version": __version__,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "model": model,
@@ -193,18 +204,27 @@ class RunFile:
             "job": same_job(),
             "rank": started.rank if started else 0,
         }
-        _remove_stale(path)
+        remove_stale(path)
         place = None if overwrite else _place_new
-        with _rewriting(path, _nbytes(start), "Nothing was written.", fresh=True, place=place) as file:
+        with rewriting(path, _nbytes(start), "Nothing was written.", fresh=True, place=place) as file:
             file.attrs.update(attributes)
+            if keep != "all":
+                _append(_dataset(file, "steps", (), np.int64), [0], end=1)
             for name, value in start.items():
                 _append(_dataset(file, f"params/{name}", value.shape), [value], end=1)
-            _dataset(file, "history/notes", (), text=True)
+            _dataset(file, "history/notes", (), str)
         return run
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, every: int = 10, seconds: float = CHECKPOINT_SECONDS) -> RunFile:
-        """Continue a run file after its last checkpoint.
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        every: int = 10,
+        seconds: float = CHECKPOINT_SECONDS,
+        keep: Keep = "all",
+    ) -> RunFile:
+        """Continue a run file after its last checkpoint, with the `keep` that it began with.
 
         It is written anew at once: a bad folder or a full disk shows before any work is done.
 
@@ -215,8 +235,10 @@ class RunFile:
         """
         path = Path(path).resolve()
         found = read_run(path)
-        _remove_stale(path)
-        run = cls(path, _shapes(found.params), found.step, found.finished, every, seconds)
+        remove_stale(path)
+        if (found.kept is None) != (keep == "all"):
+            raise RunFileError(f"{path} does not keep the parameters of the steps that keep = {keep!r} says")
+        run = cls(path, _shapes(found.params), found.step, found.finished, every, seconds, keep)
         run.reason = found.reason
         run.checkpoint()
         return run
@@ -250,6 +272,8 @@ class RunFile:
                     f"the run began with {self._shapes}; they must stay"
                 )
             self.finished, self.reason = False, reason
+            if self._rows and not lasting(self._keep, step - 1):
+                self._rows[-1] = self._rows[-1]._replace(params={})
             self._rows.append(row)
             if step % self._every == 0 or time.monotonic() - self._written >= self._seconds:
                 self.checkpoint()
@@ -286,9 +310,8 @@ class RunFile:
             The file cannot be written: the disk is full, say. It still holds every step up to `checkpointed`,
             and the later steps stay in memory: a checkpoint after space was made stores them.
         """
-        with self._lock:
-            with _reading(self.path) as file:
-                stored, writer = int(file.attrs["checkpoint"]), file.attrs.get("writer")
+        with self._lock, _reading(self.path) as file:
+            stored, writer = int(file.attrs["checkpoint"]), file.attrs.get("writer")
             if stored != self.checkpointed or (self._writer is not None and writer != self._writer):
                 raise RunFileError(
                     f"{self.path} stands at step {stored}, this run left it at {self.checkpointed}: another "
@@ -299,13 +322,13 @@ class RunFile:
                 f"The file still holds every step up to {self.checkpointed}; "
                 f"once this is put right, `gem resume {self.path}` continues from there."
             )
-            with _rewriting(self.path, size, remains) as file:
-                if self._amended is not None:
-                    _amend_last(file, self._amended, self.checkpointed)
-                self._append_rows(file)
-                mine = self._writer or uuid.uuid4().hex
+            mine = self._writer or uuid.uuid4().hex
+            with rewriting(self.path, size, remains, spare=self._spare) as new:
+                self._complete(new, file)
                 about = {"finished": self.finished, "reason": self.reason or ""}
-                file.attrs.update(checkpoint=self.step, writer=mine, **about)
+                new.attrs.update(checkpoint=self.step, writer=mine, **about)
+            if self._amended is not None or self.finished:
+                remove(self._spare)  # it has what no longer holds, or no more steps follow
             self.checkpointed, self._rows, self._amended = self.step, [], None
             self._writer, self._written = mine, time.monotonic()
 
@@ -325,18 +348,42 @@ class RunFile:
                 self.finished = False
                 raise
 
-    def _append_rows(self, file: Any) -> None:
+    def release(self) -> None:
+        """Give back the space that checkpoints use beside the file; the next one takes it anew."""
+        with self._lock:
+            remove(self._spare)
+
+    def _complete(self, new: Any, file: Any) -> None:
+        """Add to `new`, the file or a former state of it, what it lacks of the file, and the rows in memory."""
+        have, history = int(new.attrs["checkpoint"]), file["history"]
+        for name in sorted({*history, *(told for row in self._rows for told in row.diagnostics)}):
+            kind = str if name == "notes" else float
+            missing: list[Any] = []
+            if have < self.checkpointed and name in history:
+                stored = history[name].asstr() if kind is str else history[name]
+                missing = list(stored[have:])
+            missing += [json.dumps(row.notes) if kind is str else row.diagnostics.get(name, nan) for row in self._rows]
+            _append(_dataset(new, f"history/{name}", (), kind), missing, self.step)
+        if self._amended is not None:
+            _amend_last(new, self._amended, self.checkpointed)
+        self._add_params(new, file["params"], have)
+
+    def _add_params(self, new: Any, stored: Any, have: int) -> None:
+        """The parameters; a last row that does not stay, as another step has followed, makes room for the next."""
+        first, after = lasting_rows(self._keep, have), lasting_rows(self._keep, self.checkpointed)
+        if not self._rows:
+            after = len(next(iter(stored.values())))
+        rows = [row for row in self._rows if row.params]
         for name in self._shapes:
-            _append(file["params"][name], [row.params[name] for row in self._rows], end=self.step + 1)
-        _append(file["history"]["notes"], [json.dumps(row.notes) for row in self._rows], end=self.step)
-        names = set(file["history"]).union(*(row.diagnostics for row in self._rows)) - {"notes"}
-        for name in sorted(names):
-            values = [row.diagnostics.get(name, nan) for row in self._rows]
-            _append(_dataset(file, f"history/{name}", ()), values, end=self.step)
+            missing = list(stored[name][first:after]) if first < after else []
+            _append(new["params"][name], missing + [row.params[name] for row in rows], after + len(rows))
+        if self._keep != "all":
+            steps = kept_steps(self._keep, self.step)[first:]
+            _append(new["steps"], steps, after + len(rows))
 
 
 class _Row(NamedTuple):
-    """One step, waiting for its checkpoint."""
+    """One step, waiting for its checkpoint; `params` are empty if they are not kept."""
 
     params: dict[str, np.ndarray]
     diagnostics: dict[str, float]
@@ -369,7 +416,9 @@ class Run:
         Why no step follows the last one: "settled", "steps used up", "ended by finish()"; or "stopped by SIGTERM",
         after which it may be taken up. None of a run that goes on, or was killed.
     params : dict of name to float64 array
-        The parameters after the last step; `load_params` reads those of every step.
+        The parameters after the last step; `load_params` reads those of all steps that are kept.
+    kept : (R,) int array, or None
+        The steps of which they are kept, ascending, 0 for the start; None if they are of all.
     history : dict of name to (T,) float64 array
         Diagnostics per step, NaN where a step had none.
     notes : list of T lists of str
@@ -389,6 +438,7 @@ class Run:
     params: dict[str, np.ndarray]
     history: dict[str, np.ndarray]
     notes: list[list[str]]
+    kept: np.ndarray | None = None
 
 
 def read_run(path: str | os.PathLike[str]) -> Run:
@@ -402,7 +452,9 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     with _reading(path) as file:
         about, params, history = file.attrs, file["params"], file["history"]
         step = int(about["checkpoint"])
-        for group, rows in (params, step + 1), (history, step):
+        kept = _kept(path, file)
+        stored = step + 1 if kept is None else len(kept)
+        for group, rows in (params, stored), (history, step):
             for dataset in group.values():
                 if len(dataset) != rows:
                     raise RunFileError(
@@ -420,10 +472,29 @@ def read_run(path: str | os.PathLike[str]) -> Run:
             step=step,
             finished=bool(about["finished"]),
             reason=_reason(about),
-            params={name: np.asarray(dataset[step]) for name, dataset in params.items()},
+            params={name: np.asarray(dataset[stored - 1]) for name, dataset in params.items()},
             history={name: dataset[:] for name, dataset in history.items() if name != "notes"},
             notes=[json.loads(events) for events in history["notes"].asstr()[:]],
+            kept=kept,
         )
+
+
+def _kept(path: str | os.PathLike[str], file: Any) -> np.ndarray | None:
+    """The steps whose parameters the file holds; None: all.
+
+    Raises
+    ------
+    RunFileError
+        If the last one is not that of the checkpoint, or they do not ascend.
+    """
+    if "steps" not in file and int(file.attrs["format_version"]) == 1:
+        return None
+    kept, step = np.asarray(file["steps"][:]), int(file.attrs["checkpoint"])
+    if not len(kept) or kept[-1] != step or kept[0] < 0 or np.any(np.diff(kept) <= 0):
+        raise RunFileError(
+            f"{path} is damaged: /steps does not ascend to {step}; take an earlier copy, or begin a new run"
+        )
+    return kept
 
 
 def _reason(about: Mapping[str, Any]) -> str | None:
@@ -433,12 +504,13 @@ def _reason(about: Mapping[str, Any]) -> str | None:
 
 
 def load_params(path: str | os.PathLike[str], name: str) -> np.ndarray:
-    """Read one parameter at every step.
+    """Read one parameter at every step that is kept.
 
     Returns
     -------
-    (T + 1, *shape) float64 array
-        Row 0 is the start, row t follows step t.
+    (R, *shape) float64 array
+        If those of all steps are kept, row 0 is the start, and row t follows step t; else row i follows step
+        `load_steps(path)[i]`. The last row is that of the last step.
 
     Raises
     ------
@@ -449,6 +521,19 @@ def load_params(path: str | os.PathLike[str], name: str) -> np.ndarray:
         if name not in file["params"]:
             raise RunFileError(f"{path} has no parameter {name!r}; it has {', '.join(file['params'])}")
         return np.asarray(file["params"][name][:])
+
+
+def load_steps(path: str | os.PathLike[str]) -> np.ndarray:
+    """The steps whose parameters `load_params` reads, (R,), ascending: 0 is the start, t after step t.
+
+    Raises
+    ------
+    RunFileError
+        As `read_run`.
+    """
+    with _reading(path) as file:
+        kept = _kept(path, file)
+        return np.arange(int(file.attrs["checkpoint"]) + 1) if kept is None else kept
 
 
 @contextmanager
@@ -489,40 +574,6 @@ def _check_format(path: str | os.PathLike[str], attributes: Mapping[str, Any]) -
         raise RunFileError(f"{path} has format {version}, this gem reads up to {FORMAT_VERSION}: upgrade gem")
 
 
-@contextmanager
-def _rewriting(
-    path: Path, size: int, remains: str, fresh: bool = False, place: Callable[[Path, Path], None] | None = None
-) -> Iterator[Any]:
-    """Yield a copy of the file (fresh: an empty file) that takes its place once it is whole and on the disk.
-
-    `size` is what will be added to it, in bytes; `remains` tells the user what is there if that fails.
-    """
-    import h5py
-
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        if not fresh:
-            size += path.stat().st_size
-            shutil.copy(path, temporary)
-        with _Disk(temporary, "w+" if fresh else "r+") as disk:
-            with h5py.File(disk, "w" if fresh else "r+", libver=CHECKSUMMED) as file:
-                yield file
-            os.fsync(disk.fileno())
-        (place or os.replace)(temporary, path)
-    except RunFileError:
-        raise
-    except (OSError, RuntimeError) as error:
-        reason = "cannot be written"
-        if getattr(error, "errno", None) in NO_SPACE:
-            reason = f"has no space: {path.parent} needs about {max(0.1, size / 2**20):.1f} MiB free"
-        detail = getattr(error, "strerror", None) or error
-        raise RunFileError(f"{path} {reason} ({detail}). {remains}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
-    _sync_folder(path.parent)
-
-
 def _place_new(temporary: Path, path: Path) -> None:
     """Give a file its name, unless another process took that first."""
     try:
@@ -550,36 +601,6 @@ def _of_same_job(path: Path) -> str:
         f': it was begun by process {rank} of those that {started.program} started together. Pass comm="world" for one '
         "run of them all, or give each an output of its own"
     )
-
-
-class _Disk(io.FileIO):
-    """A file for HDF5 to write to that seems never to fail: HDF5 can't close a file that it can't write.
-
-    The first error waits until this file is closed; what HDF5 writes after it is dropped.
-    """
-
-    error: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        rest = memoryview(data)
-        try:
-            while rest and self.error is None:
-                rest = rest[super().write(rest) :]
-        except OSError as error:
-            self.error = error
-        return len(data)
-
-    def truncate(self, size: int | None = None) -> int:
-        try:
-            return super().truncate(size)
-        except OSError as error:
-            self.error = self.error or error
-            return size or 0
-
-    def __exit__(self, *exception: Any) -> None:
-        super().__exit__(*exception)
-        if self.error is not None:
-            raise self.error
 
 
 def _is_run_file(path: Path) -> bool:
@@ -638,7 +659,7 @@ def _nbytes(params: Mapping[str, np.ndarray]) -> int:
     return sum(value.nbytes for value in params.values())
 
 
-def _dataset(file: Any, name: str, shape: tuple[int, ...], text: bool = False) -> Any:
+def _dataset(file: Any, name: str, shape: tuple[int, ...], kind: type = float) -> Any:
     """The dataset of that name, made with no rows of the given shape if it isn't there."""
     import h5py
 
@@ -650,55 +671,25 @@ def _dataset(file: Any, name: str, shape: tuple[int, ...], text: bool = False) -
         shape=(0, *shape),
         maxshape=(None, *shape),
         chunks=(rows, *shape),
-        dtype=h5py.string_dtype() if text else np.float64,
-        fillvalue=None if text else nan,
-        fletcher32=not text,  # a checksum of each chunk; HDF5 has none for strings
+        dtype=h5py.string_dtype() if kind is str else np.dtype(kind),
+        fillvalue=nan if kind is float else None,
+        fletcher32=kind is not str,  # a checksum of each chunk; HDF5 has none for strings
     )
 
 
-def _append(dataset: Any, rows: Sequence[Any], end: int) -> None:
-    """Make `rows` the last of `end` rows."""
-    if rows:
+def _append(dataset: Any, rows: Sequence[Any] | np.ndarray, end: int) -> None:
+    """Make `rows` the last of `end` rows, and of what was there those before them."""
+    if len(dataset) > end or len(rows):
         dataset.resize(end, axis=0)
+    if len(rows):
         dataset[end - len(rows) :] = rows
 
 
-def _amend_last(file: Any, row: _Row, rows: int) -> None:
-    """Overwrite what the last of so many rows tells."""
+def _amend_last(file: Any, row: _Row, last: int) -> None:
+    """Overwrite what the row of step `last` tells."""
     told: dict[str, Any] = {"notes": json.dumps(row.notes), **row.diagnostics}
     for name, value in told.items():
         dataset = _dataset(file, f"history/{name}", ())
-        dataset.resize(rows, axis=0)
-        dataset[rows - 1] = value
-
-
-def _remove_stale(path: Path) -> None:
-    """Remove what a killed process left in the middle of a checkpoint."""
-    for stale in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        if _alive(stale.suffixes[-2][1:]):
-            continue  # of a process that begins the same file right now: one of the two is told
-        with suppress(OSError):  # what keeps us from it keeps us from writing too, and is reported there
-            stale.unlink()
-
-
-def _alive(process: str) -> bool:
-    """Whether another process of this host has that number."""
-    if not process.isdigit() or int(process) == os.getpid():
-        return False
-    try:
-        os.kill(int(process), 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # somebody else's
-        return True
-    return True
-
-
-def _sync_folder(folder: Path) -> None:
-    """Put the rename on the disk too. Some network file systems refuse this; the file is whole either way."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        if len(dataset) < last:
+            dataset.resize(last, axis=0)
+        dataset[last - 1] = value

@@ -1,0 +1,75 @@
+"""What a run is asked for, checked before any work is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gem.annealing import NOISE
+from gem.em import Info
+from gem.errors import ConfigError
+from gem.models import Model
+
+MAX_SEED = 2**63  # the run file keeps it as a signed integer
+
+
+def check_numbers(seed: Any, checkpoint: Any, checkpoint_seconds: Any) -> None:
+    """Refuse what is no seed, no number of steps, no number of seconds.
+
+    Raises
+    ------
+    ConfigError
+    """
+    if not isinstance(seed, int | np.integer) or not 0 <= seed < MAX_SEED:
+        raise ConfigError(f"seed = {seed!r} must be a whole number, 0 to 2^63 - 1")
+    if not isinstance(checkpoint, int | np.integer) or checkpoint < 1:
+        raise ConfigError(f"checkpoint = {checkpoint!r} must be a whole number of steps, at least 1")
+    if not isinstance(checkpoint_seconds, int | float | np.number) or not checkpoint_seconds > 0:
+        raise ConfigError(f"checkpoint_seconds = {checkpoint_seconds!r} must be a number of seconds above 0")
+
+
+def functions_of(callbacks: Any) -> list[Callable[[Info], object]]:
+    """The callbacks of a run, which may be any iterable of functions."""
+    try:
+        functions = list(callbacks)
+    except TypeError:
+        functions = [None]
+    if not all(map(callable, functions)):
+        raise ConfigError(f"callbacks = {callbacks!r} must be a list of functions, each called with the Info of a step")
+    return functions
+
+
+def check_noise(model: Model, noisy: list[str]) -> None:
+    """Refuse noise of what the model does not have, or of what noise would spoil.
+
+    Raises
+    ------
+    ConfigError
+        With the names of what it has.
+    """
+    able = ", ".join(name for name in model.shapes if name != "cov")
+    for name in noisy:
+        if name not in model.shapes:
+            raise ConfigError(f"{name}{NOISE} has nothing to act on: {model.name} has the parameters {able}")
+        if name == "cov":
+            raise ConfigError(
+                f"cov{NOISE}: a covariance with noise on it may be none; of {model.name} {able} may have it"
+            )
+
+
+def refuse_own_data(output: Any, spec: Any) -> None:
+    """Refuse a run file that would take the place of the data it is learned from.
+
+    Raises
+    ------
+    ConfigError
+    """
+    if output is None or spec is None:
+        return
+    names = [spec["data"]] if isinstance(spec["data"], str) else spec["data"]
+    target = str(Path(output).resolve())
+    if any(name == target or name.startswith(f"{target}:") for name in names):
+        raise ConfigError(f"the output {output} is the data file itself: choose another name for the run file")

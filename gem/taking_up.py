@@ -1,0 +1,54 @@
+"""A run that is taken up: what belongs to it, found again from its file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from gem.data import SampleWeights, Source, fingerprint, from_spec, load_weights, open_data, same_data
+from gem.errors import RunFileError
+from gem.parallel import Communicator
+
+
+def data_of(path: Any, config: Mapping[str, Any], data: Any) -> Source:
+    """The data of a run: those given, or read again from where they were.
+
+    Raises
+    ------
+    RunFileError
+        If they were an array and are not given, or they are others.
+    """
+    if data is None and config["data"] is None:
+        raise RunFileError(f"{path}: the run was on an array in memory: give the data again, resume(path, data)")
+    source = from_spec(config["data"]) if data is None else open_data(data)
+    if list(source.shape) != config["shape"]:
+        raise RunFileError(f"{path}: the run was on data of shape {config['shape']}, these are {list(source.shape)}")
+    if not same_data(fingerprint(source), config["fingerprint"]):
+        raise RunFileError(f"{path}: the data have changed since the run began: it would not be the same run")
+    return source
+
+
+def weights_of(
+    path: Any, record: Mapping[str, Any] | None, given: Any, N: int, comm: Communicator
+) -> SampleWeights | None:
+    """The weights of a run that is taken up: those `given`, or read again from where its `record` says.
+
+    Raises
+    ------
+    RunFileError
+        If the run had none, or others, or they were an array and are not given.
+    """
+    if record is None:
+        if given is not None:
+            raise RunFileError(f"{path}: the run had no weights: leave them out, or begin another run")
+        return None
+    if given is None and record["data"] is None:
+        raise RunFileError(
+            f"{path}: the weights of the run were an array in memory: give them again, resume(path, data, weights)"
+        )
+    counts = load_weights(record["data"]["data"] if given is None else given, N, comm)
+    if not np.allclose(counts.record["fingerprint"], record["fingerprint"], rtol=1e-9, atol=0):
+        raise RunFileError(f"{path}: the weights have changed since the run began: it would not be the same run")
+    return counts
