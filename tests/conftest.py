@@ -13,6 +13,9 @@ from benchmarks import scaling
 from gem.errors import ConfigError
 from gem.parallel import communicator, launched
 
+# Hundreds of tests start a Python of their own: each would compile gem anew where the environment forbids to keep that.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 REQUIRED = {name for name in os.environ.get("GEM_REQUIRE", "").split(",") if name}
 
 
@@ -70,6 +73,7 @@ def backend(request):
 @pytest.hookimpl(tryfirst=True)  # before pytest makes its own folder
 def pytest_configure(config):
     config.addinivalue_line("markers", "serial: starts processes or judges the whole machine: not under mpiexec")
+    config.addinivalue_line("markers", "long: takes many seconds: begun first where several workers share the tests")
     if launched() and config.option.basetemp is None:
         # ranks that end together would tidy up the folder that pytest shares among its runs, in each other's way
         folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
@@ -84,8 +88,11 @@ def gpu():
 
 
 def pytest_collection_modifyitems(config, items):
-    """Drop what this run is not for: those of a GPU where none is (unless required), and under mpiexec the serial ones
-    and all to which ranks make no difference: those without the communicator `world`."""
+    """Begin with long tests where workers share them, so that none is left with one at the end. Drop what this run is
+    not for: those of a GPU where none is (unless required), and under mpiexec the serial ones and all to which ranks
+    make no difference: those without the communicator `world`."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.get_closest_marker("long") is None)
     without = {"gpu"} if "gpu" not in REQUIRED and not gpu() else set()
     if launched():
         without.add("serial")

@@ -26,7 +26,7 @@ from gem.errors import DataError
 from gem.kernels import scale_rows
 from gem.models import BSC, DSC, MCA, MODELS, MoG, MoP
 
-pytestmark = pytest.mark.serial
+pytestmark = [pytest.mark.serial, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")

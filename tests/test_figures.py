@@ -13,7 +13,7 @@ import pytest
 from benchmarks import bars
 from examples import photographs
 
-pytestmark = pytest.mark.serial  # whole runs: ranks are tested elsewhere
+pytestmark = [pytest.mark.serial, pytest.mark.long]  # whole runs: ranks are tested elsewhere
 ROOT = Path(__file__).parent.parent
 GROWN = """
 import sys

@@ -469,6 +469,7 @@ def test_tables_of_states_in_c():
     assert source.state_constants(state_table(4, 3), spilled=True) == "".join([*lines[:2], lines[4]])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["fwd", "rand", "ubsan"])
 def test_cuda_branch_runs_on_the_host(how):
     """Rungs 3 and 4: kernels, golden vectors and the backend's own tests under CuPy on the CPU."""

@@ -154,6 +154,7 @@ def test_the_table_has_a_row_per_record():
     assert lines[1].split() == ["k", "sm_90", "64", "8", "4", "4", "512", "1", "50%"]
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("nvrtc")
 @pytest.mark.parametrize("name", source.names())
 def test_our_kernels_spill_nothing_and_leave_half_the_threads(name):

@@ -852,6 +852,7 @@ def whole_run(folder: Path, **options) -> EM:
     return fit(str(folder / "x.npy"), LONG, **options).run()
 
 
+@pytest.mark.long
 @pytest.mark.serial
 def test_killed_at_random_moments_and_resumed(tmp_path):
     path, wait = tmp_path / "run.h5", random.Random(0)
@@ -914,6 +915,7 @@ def done(process: subprocess.Popen[str]) -> str:
     return out
 
 
+@pytest.mark.long
 @pytest.mark.serial
 def test_terminated_under_mpi_and_resumed(tmp_path, mpiexec):
     two = (mpiexec, "-n", "2")

@@ -19,7 +19,7 @@ from gem.errors import RunFileError
 from gem.models import BSC
 from gem.store import load_params, read_run
 
-pytestmark = pytest.mark.serial
+pytestmark = [pytest.mark.serial, pytest.mark.long]
 
 ROOT = Path(__file__).parents[2]
 WHEELS = ROOT / ".cache" / "mpis"  # .ci/run installs them there: two in one environment would be in each other's way
@@ -76,11 +76,24 @@ def call(environment: dict[str, str], folder: Path, *line: str) -> str:
     return done.stdout.strip()
 
 
-def wait_for(what, seconds: float = 60) -> None:
+def state(environment: dict[str, str], folder: Path, job: str) -> str:
+    return call(environment, folder, "squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T")
+
+
+def submit(environment: dict[str, str], folder: Path, *line: str) -> None:
+    """What `sbatch --wait` does, which looks after 2, 10 and 42 seconds only."""
+    job = call(environment, folder, "sbatch", "--parsable", *line)
+    waiting = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING")
+    wait_for(lambda: state(environment, folder, job) not in waiting, 100, 0.3)
+    out = "".join(path.read_text() for path in sorted(folder.glob("*.out")))
+    assert state(environment, folder, job) == "COMPLETED", out
+
+
+def wait_for(what, seconds: float = 60, pause: float = 0.1) -> None:
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end
-        time.sleep(0.05)
+        time.sleep(pause)
 
 
 def test_a_job_that_is_preempted_and_requeued_is_one_run(slurm, tmp_path):
@@ -93,21 +106,18 @@ def test_a_job_that_is_preempted_and_requeued_is_one_run(slurm, tmp_path):
     )
     job = call(slurm, tmp_path, "sbatch", "--parsable", "job.sh")
 
-    def state() -> str:
-        return call(slurm, tmp_path, "squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T")
-
     wait_for(lambda: steps(run) >= 1)
-    call(slurm, tmp_path, "sbatch", "--wait", "--partition=high", "--exclusive", "--output=/dev/null", "urgent.sh")
-    wait_for(lambda: state() == "PENDING")
+    submit(slurm, tmp_path, "--partition=high", "--exclusive", "--output=/dev/null", "urgent.sh")
+    wait_for(lambda: state(slurm, tmp_path, job) == "PENDING")
     reached = steps(run)
     assert 1 <= reached < 150, "it was over before it was preempted: the test shows nothing"
     assert f"stopped by SIGTERM after step {reached}" in (tmp_path / "fields.out").read_text()
     call(slurm, tmp_path, "scontrol", "update", f"JobId={job}", "StartTime=now")
-    wait_for(lambda: state() == "COMPLETED", 100)
+    wait_for(lambda: state(slurm, tmp_path, job) == "COMPLETED", 100, 0.3)
     said = (tmp_path / "fields.out").read_text()
     assert f"resuming after step {reached} of 150" in said
     (tmp_path / "whole.sh").write_text(f"#!/bin/bash\n#SBATCH --ntasks=2\n{whole}\n")
-    call(slurm, tmp_path, "sbatch", "--wait", "--output=whole.out", "whole.sh")
+    submit(slurm, tmp_path, "--output=whole.out", "whole.sh")
     assert_same(run, tmp_path / "whole.h5")
 
 
@@ -117,7 +127,7 @@ def test_a_job_that_is_preempted_and_requeued_is_one_run(slurm, tmp_path):
 def test_a_script_of_the_page(slurm, tmp_path, name, written):
     save_data(tmp_path, 300)
     (tmp_path / "job.sh").write_text(script(name))
-    call(slurm, tmp_path, "sbatch", "--wait", "job.sh")
+    submit(slurm, tmp_path, "job.sh")
     assert all(read_run(tmp_path / each).finished for each in written)
 
 
