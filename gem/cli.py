@@ -62,6 +62,9 @@ OPTIONS: dict[str, dict[str, type]] = {
         "checkpoint_seconds": float,
         "weights": str,
         "keep": object,
+        "params": str,
+        "held_out": str,
+        "held_out_every": int,
     },
 }
 KINDS = {int: "a whole number", float: "a number", str: "a string", bool: "true or false", list: "a list of numbers"}
@@ -141,6 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     resume = commands.add_parser("resume", help="take up a run at its last checkpoint")
     resume.add_argument("run", help="run file")
     resume.add_argument("--backend", help="default: the run's own")
+    resume.add_argument("--steps", type=int, help="do so many more steps, also of a run that is finished, and end")
     resume.set_defaults(command=_resume)
     for command in (fit, resume):
         command.add_argument(
@@ -239,6 +243,11 @@ def _add_run(fit: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--weights", metavar="FILE", help="how often each data point counts: FILE or FILE:NAME of (N,) numbers ≥ 0"
     )
+    run.add_argument("--params", metavar="RUN.h5", help="begin with the last parameters of another run")
+    run.add_argument("--held-out", metavar="FILE", help="data that nothing is learned from: their F/N is told")
+    run.add_argument(
+        "--held-out-every", type=int, metavar="K", help="steps from one look at them to the next (default: 10)"
+    )
     run.add_argument(
         "--keep",
         metavar="STEPS",
@@ -330,10 +339,12 @@ def _fit(args: argparse.Namespace, comm: Communicator) -> int:
     if drawn and MODELS[args.model].domains.get("W") == "nonnegative":
         of_images["onoff"] = True
     source = open_data(args.data, **{**of_images, **settings["data"]})
+    if "held_out" in run:
+        run["held_out"] = open_data([run["held_out"]], **{**of_images, **settings["data"]})
     model = make(args.model, {"D": source.shape[1], **settings["model"]})
     if args.resume and comm.bcast(Path(args.output).exists()):
         check_same(args.output, model, source, anneal, run, comm)
-        return _take_up(args, args.output, comm, None)
+        return _take_up(args, args.output, comm, None, None)
     em = EM(model, source, anneal, comm=comm, output=args.output, overwrite=args.overwrite, trace=args.trace, **run)
     if comm.rank == 0 and not args.quiet:
         print(f"{model!r} on {source.shape[0]:,} data points, {comm.size} rank(s), {_on(em)}", file=sys.stderr)
@@ -341,17 +352,17 @@ def _fit(args: argparse.Namespace, comm: Communicator) -> int:
 
 
 def _resume(args: argparse.Namespace, comm: Communicator) -> int:
-    return _take_up(args, args.run, comm, args.backend)
+    return _take_up(args, args.run, comm, args.backend, args.steps)
 
 
-def _take_up(args: argparse.Namespace, path: str, comm: Communicator, backend: str | None) -> int:
-    em = EM.resume(path, backend=backend, comm=comm, trace=args.trace)
+def _take_up(args: argparse.Namespace, path: str, comm: Communicator, backend: str | None, steps: int | None) -> int:
+    em = EM.resume(path, backend=backend, comm=comm, trace=args.trace, steps=steps)
     if comm.rank == 0 and em.reason is not None:
         all_done = f"all its {em.step} steps are done"
-        said = all_done if em.reason == USED_UP else ending(em.reason, em.step, len(em.anneal))
+        said = all_done if em.reason == USED_UP else ending(em.reason, em.step, em.planned)
         print(f"gem: {path} is finished: {said}", file=sys.stderr)
     if comm.rank == 0 and not args.quiet:
-        print(f"{em.model!r}: resuming after step {em.step} of {len(em.anneal)}, {_on(em)}", file=sys.stderr)
+        print(f"{em.model!r}: resuming after step {em.step} of {em.planned}, {_on(em)}", file=sys.stderr)
     return _run(em, args, path, comm)
 
 
@@ -365,11 +376,12 @@ def _run(em: EM, args: argparse.Namespace, path: str, comm: Communicator) -> int
         if em.step:
             last = {name: values[-1] for name, values in em.history.items()}
             share = last.get("share_at_gamma", nan)
-            whole = em.reason == USED_UP and em.anneal.until is None
-            said = f"{em.step} steps" if whole else ending(str(em.reason), em.step, len(em.anneal))
+            whole = em.reason == USED_UP and (em.anneal.until is None or em.planned != len(em.anneal))
+            said = f"{em.step} steps" if whole else ending(str(em.reason), em.step, em.planned)
             print(
                 f"{path}: {said}, F/N = {last['free_energy'] / last['N']:.6f}"
                 + (" before the last of them" if em.stopped else "")
+                + ("" if isnan(held_out := last.get("held_out", nan)) else f", held out {held_out:.6f}")
                 + ("" if isnan(share) else f", {share:.1%} of the points at gamma = {em.model.settings()['gamma']}")
             )
     return TERMINATED if em.stopped else 0

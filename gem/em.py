@@ -52,6 +52,8 @@ class Info:
         Share of the N points whose most probable state, at T = 1, has γ active latents, the most that a state of K_n
         may have, of the parameters that `free_energy` belongs to: where it is large γ is too small. NaN of a model
         that truncates nothing.
+    held_out : float
+        F per point of held-out data, of the parameters that `free_energy` belongs to; NaN where it is not told.
     """
 
     free_energy: float
@@ -62,10 +64,12 @@ class Info:
     seconds: float
     notes: list[str] = field(default_factory=list)
     share_at_gamma: float = math.nan
+    held_out: float = math.nan
 
     def scalars(self) -> dict[str, float]:
-        """Everything but the notes, and but `share_at_gamma` where the model has none."""
-        return {k: v for k, v in asdict(self).items() if k != "notes" and not (k == "share_at_gamma" and math.isnan(v))}
+        """Everything but the notes, and but `share_at_gamma` and `held_out` where there are none."""
+        some = ("share_at_gamma", "held_out")
+        return {k: v for k, v in asdict(self).items() if k != "notes" and not (k in some and math.isnan(v))}
 
 
 def em_step(

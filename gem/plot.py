@@ -27,7 +27,7 @@ HEAT_COLOURS = "RdBu_r"
 GAP = "#7aa0cc"  # between fields: black, grey and white all occur in them
 BLANK = 2.0  # where there is no field
 SMALL = 16  # fields of fewer pixels are drawn larger, so that the gaps stay thin
-INK, FAINT = "#1d4f85", "0.55"
+INK, FAINT, HELD_OUT = "#1d4f85", "0.55", "#c2452d"
 DPI, WIDTH, HEIGHT, MARGIN = 150, 11.0, 5.6, 0.15  # inches
 USAGE_POINTS = 20_000  # data points that tell how much each latent is used
 PHASES = {  # of a trace, each drawn over those before it, which may hold it → colour
@@ -119,13 +119,14 @@ def _heat_map(axes: Axes, W: np.ndarray) -> None:
 def free_energy(axes: Axes, history: Mapping[str, np.ndarray]) -> None:
     """Draw the free energy per data point against the step.
 
-    The temperature T, and the share N_use/N of the data in the M-step, are added faintly if they change.
+    So is that of held-out data, where it is told. The temperature T, and the share N_use/N of the data in the M-step,
+    are added faintly if they change.
 
     Parameters
     ----------
     axes : matplotlib axes
     history : dict of (steps,) arrays
-        free_energy and N, and possibly T and N_use, as in `EM.history` and `gem.store.Run.history`.
+        free_energy and N, and possibly held_out, T and N_use, as in `EM.history` and `gem.store.Run.history`.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -139,6 +140,11 @@ def free_energy(axes: Axes, history: Mapping[str, np.ndarray]) -> None:
     step = np.arange(1, len(history["free_energy"]) + 1)
     marker = "o" if len(step) == 1 else ""  # one point makes no line
     axes.plot(step, history["free_energy"] / history["N"], color=INK, linewidth=1.8, marker=marker)
+    if np.isfinite(held := history.get("held_out", np.zeros(0))).any():
+        told = np.isfinite(held)
+        axes.plot(step[told], held[told], color=HELD_OUT, linewidth=1.4, marker=".", label="held-out data")
+        axes.lines[0].set_label("data")
+        axes.legend(loc="lower right", frameon=False)
     beside = {"temperature T": history.get("T"), "share of the data used, N_use/N": _share(history)}
     changing = {name: values for name, values in beside.items() if values is not None and np.ptp(values) > 0}
     for i, (name, values) in enumerate(changing.items()):
@@ -293,6 +299,6 @@ def _fields(run: Run) -> tuple[np.ndarray, str]:
 
 def _title(run: Run) -> str:
     settings = ", ".join(f"{name} = {value}" for name, value in run.config["settings"].items())
-    N, planned = run.config["shape"][0], run.config["annealing"]["steps"]
+    N, planned = run.config["shape"][0], run.planned
     steps = f"{run.step} EM steps" if run.finished else f"{run.step} of {planned} EM steps"
     return f"{run.model}({settings}) on N = {N:,} data points, {steps}"

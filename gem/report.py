@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping
+from math import nan
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from gem import backends
 from gem._version import __version__
@@ -33,8 +36,8 @@ def describe_run(path: str) -> None:
         "model": f"{run.model}({', '.join(f'{k}={v!r}' for k, v in run.config['settings'].items())})",
         "data": f"{run.config['data'] or 'an array in memory'}, shape {tuple(run.config['shape'])}",
         "annealing": ", ".join(f"{k} {v}" for k, v in run.config["annealing"].items()),
-        "steps": f"{run.step} of {run.config['annealing']['steps']}, {state}",
-        **({} if run.reason is None else {"ended": ending(run.reason, run.step, run.config["annealing"]["steps"])}),
+        "steps": f"{run.step} of {run.planned}, {state}",
+        **({} if run.reason is None else {"ended": ending(run.reason, run.step, run.planned)}),
         "seed": run.seed,
         "ran on": ", ".join(f"{k} {v}" for k, v in run.machine.items()),
     }
@@ -42,12 +45,18 @@ def describe_run(path: str) -> None:
         rows[f"parameter {name}"] = f"{float(value):.6g}" if value.shape == () else f"shape {value.shape}"
     if run.step:
         before = "" if run.finished else f" (of the parameters before step {run.step})"
-        rows |= {f"last {name}": f"{values[-1]:.6g}" for name, values in run.history.items()}
+        rows |= {f"last {name}": f"{_last(values):.6g}" for name, values in run.history.items()}
         rows["last free_energy"] = rows["last free_energy"] + before
         for told in _notes(run):
             name = f"note of {told.when}"
             rows[name] = f"{rows[name]}\n{told.what}" if name in rows else told.what
     _table(path, rows)
+
+
+def _last(values: np.ndarray) -> float:
+    """The last number that was told, as not every step tells each."""
+    told = values[np.isfinite(values)]
+    return float(told[-1]) if len(told) else nan
 
 
 def show_run(path: str, picture_path: Path | None, gabor: bool) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from math import nan
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import numpy as np
 from gem.annealing import WINDOW, Annealing
 from gem.backends import select
 from gem.backends._traced import Traced
+from gem.checks import whole_number
 from gem.data import (
     Reading,
     Shard,
@@ -25,6 +27,8 @@ from gem.data import (
 from gem.data.shard import telling_gaps
 from gem.em import Info, check_options, closing, inward, local_shard, named_type, open_for, run_step, settled
 from gem.errors import ConfigError, RunFileError
+from gem.falling import fall, must_rise, told
+from gem.held_out import EVERY, HeldOut
 from gem.keeping import automatic, checked
 from gem.models import Model, Step, make
 from gem.parallel import communicator
@@ -33,16 +37,17 @@ from gem.progress import Progress
 from gem.run_checks import check_noise, check_numbers, functions_of, refuse_own_data
 from gem.store import (
     CHECKPOINT_SECONDS,
-    ENDED,
+    FELL,
     FINISHED,
     SETTLED,
     STOPPED,
     USED_UP,
     RunFile,
     environment,
+    is_over,
     read_run,
 )
-from gem.taking_up import data_of, weights_of
+from gem.taking_up import data_of, held_out_of, params_of, weights_of
 from gem.termination import Termination
 from gem.trace import OFF, Recording, Trace
 
@@ -55,8 +60,8 @@ class EM:
     model : Model
     data : (N, D) array, path, or gem.data source
     anneal : Annealing
-    params : dict, optional
-        Where to start (default: `model.init_params`).
+    params : dict or path, optional
+        Where to start: parameters, or the run file whose last ones are taken (default: `model.init_params`).
     backend, dtype, comm, batch
         As in `em_step`. What dtype "auto" finds is part of the run: it is in the run file,
         with the shift of the data if there is one, and `resume` keeps it.
@@ -79,14 +84,24 @@ class EM:
         last one. By default of all while they take 8 MB at most, else of every 2nd, 5th, 10th, 20th, ..., so that they
         do; of parameters that are larger than 2 MB, of the last step (`gem.keeping.automatic`).
 
+    held_out : (N', D) array, path, or gem.data source, optional
+        Data that nothing is learned from: their F per point, at T = 1 and with each point once, is `held_out` of the
+        steps' `Info`, of `history` and of the run file, and `gem show` draws it.
+    held_out_every : int
+        Steps from one such look to the next; the last step of a run has one in any case.
+
     Attributes
     ----------
     params : dict of float64 arrays
     step : int
         Steps done.
+    planned : int
+        Steps that the run is to have: those of `anneal`, or more where `resume` was asked for more.
     reason : str or None
-        Why no step follows: "settled" (see `Annealing`, until), "steps used up", "ended by finish()"; or "stopped by
-        SIGTERM", its last step checkpointed, after which the run can go on. None as long as none of these holds.
+        Why no step follows: "settled" (see `Annealing`, until), "steps used up", "ended by finish()", "F fell at step
+        17" (of a run that may settle: F of a model that `must_rise` fell by more than rounding; without `until` a note
+        says so, and the run goes on); or "stopped by SIGTERM", its last step checkpointed, after which the run can go
+        on. None as long as none of these holds.
     stopped : bool
         Whether SIGTERM ended `run` early.
 
@@ -106,7 +121,7 @@ class EM:
         data: Any,
         anneal: Annealing,
         *,
-        params: Mapping[str, Any] | None = None,
+        params: Any = None,
         backend: Any = None,
         dtype: Any = "auto",
         comm: Any = None,
@@ -119,6 +134,8 @@ class EM:
         trace: Any = None,
         weights: Any = None,
         keep: Any = None,
+        held_out: Any = None,
+        held_out_every: int = EVERY,
     ):
         if not isinstance(model, Model) or not isinstance(anneal, Annealing):
             raise ConfigError(f"EM(model, data, anneal) takes a Model and an Annealing, not {model!r} and {anneal!r}")
@@ -127,6 +144,7 @@ class EM:
         check_noise(model, anneal.noisy)
         check_options(model, anneal.ever("Ncut"), anneal.reseed)
         self.model, self.anneal, self.seed = model, anneal, int(seed)
+        self.planned, self._longer = len(anneal), False
         self.reason: str | None = None
         self._calling = False  # a callback, on rank 0
         self.comm = communicator(comm)
@@ -136,9 +154,14 @@ class EM:
             self._source = source = open_for(model, data)
             counts = None if weights is None else load_weights(weights, source.shape[0], self.comm)
             self._weights = counts
+            self._held_out = None if held_out is None else HeldOut(model, held_out, held_out_every)
+            asked_params = str(Path(params).resolve()) if isinstance(params, str | Path) else None
+            if asked_params is not None:
+                params = params_of(model, asked_params, self.comm)
+            others = [each.record["data"] for each in (counts, self._held_out) if each is not None]
             for target in (output, trace):
-                refuse_own_data(target, source.spec)
-                refuse_own_data(target, None if counts is None else counts.record["data"])
+                for spec in (source.spec, *others):
+                    refuse_own_data(target, spec)
             self._trace: Trace = OFF if trace is None else Recording(trace, self.comm)
             stored = dtype if isinstance(dtype, Reading) else None  # of a run that is taken up
             chosen = select(backend, stored.dtype if stored else dtype, self.comm)
@@ -158,6 +181,8 @@ class EM:
             self._keep = asked_keep or automatic(len(anneal), sum(value.nbytes for value in self.params.values()))
             shard = local_shard(model, source, self.backend, self.comm, batch, self._reading)
             self._batch, self._batches = shard.batch, self.backend.load(shard)
+            if self._held_out is not None:
+                self._held_out.load(self.backend, self.comm, self._reading)
             config = {
                 **self._config(source),
                 "checkpoint": int(checkpoint),
@@ -168,6 +193,7 @@ class EM:
                     "dtype": str(dtype),
                     "batch": batch if batch is None else int(batch),
                     "keep": asked_keep,
+                    "params": asked_params,
                 },
             }
             if output is not None:  # it may replace a run, which data that the first step refuses should not cost
@@ -203,6 +229,7 @@ class EM:
             "shape": list(source.shape),
             "fingerprint": fingerprint(source),
             **({} if self._weights is None else {"weights": self._weights.record}),
+            **({} if self._held_out is None else {"held_out": self._held_out.record}),
             "dtype": str(self.backend.dtype),
             **({} if self._reading.shift is None else {"shift": self._reading.shift.tolist()}),
             "ranks": self.comm.allgather({"backend": self.backend.name, "batch": self._batch}),
@@ -218,6 +245,8 @@ class EM:
         backend: Any = None,
         comm: Any = None,
         trace: Any = None,
+        steps: int | None = None,
+        held_out: Any = None,
     ) -> EM:
         """Take up a run at its last checkpoint: the numbers are those of a run that was never interrupted.
 
@@ -234,6 +263,11 @@ class EM:
             The number of ranks may differ from the run's own; sums then differ by rounding.
         trace : path, optional
             As in `EM`.
+        steps : int, optional
+            Do so many more steps and end, also where the run is finished, whatever it was to have: along its schedules,
+            which keep their last values from their end on, and without a look at whether it has settled.
+        held_out : optional
+            Needed only if the held-out data of the run were an array in memory.
 
         Raises
         ------
@@ -259,16 +293,20 @@ class EM:
                 seed=run.seed,
                 trace=trace,
                 weights=counts,
+                **held_out_of(path, config.get("held_out"), held_out),
             )
             names = list(run.history)
             em._records = [({n: float(run.history[n][t]) for n in names}, run.notes[t]) for t in range(run.step)]
-            ended = run.reason if run.reason in ENDED else None
-            em.reason = ended or (USED_UP if run.step >= len(em.anneal) else None)
-            if group.rank == 0 and not run.finished:
+            em.planned, em._longer, em._keep = run.planned, "steps" in config, config.get("keep", "all")
+            longer = {}
+            if steps is not None:
+                em.planned, em._longer = run.step + whole_number("steps", steps), True
+                longer = {"config": {**config, "steps": em.planned}}
+            elif is_over(run.reason) or run.step >= em.planned:
+                em.reason = run.reason if is_over(run.reason) else USED_UP
+            if group.rank == 0 and (longer or not run.finished):
                 seconds = config.get("checkpoint_seconds", CHECKPOINT_SECONDS)
-                em._file = RunFile.open(
-                    path, every=config["checkpoint"], seconds=seconds, keep=config.get("keep", "all")
-                )
+                em._file = RunFile.open(path, every=config["checkpoint"], seconds=seconds, keep=em._keep, **longer)
         return em
 
     # -- the loop ------------------------------------------------------------------------------------------
@@ -283,7 +321,8 @@ class EM:
 
     @property
     def history(self) -> dict[str, np.ndarray]:
-        """Per step, as float64: free_energy, N, N_use, T, Ncut, seconds, and share_at_gamma of a truncated model.
+        """Per step, as float64: free_energy, N, N_use, T, Ncut, seconds, share_at_gamma of a truncated model, and
+        held_out if there are such data, NaN where it was not told.
 
         As in `Info`: `free_energy` is that of the parameters a step began with, and in the last step of the run that
         of the parameters it ended with, `params`.
@@ -314,14 +353,16 @@ class EM:
             self._end()
 
     def _unfinished(self) -> bool:
-        return self.reason is None and self.step < len(self.anneal)
+        return self.reason is None and self.step < self.planned
 
     def _go_on(self) -> None:
         """SIGTERM ended what was begun before: it may go on."""
         if self.stopped:
             self.reason = None
 
-    def run(self, progress: bool = False, callbacks: Iterable[Callable[[Info], object]] = ()) -> EM:
+    def run(
+        self, progress: bool = False, callbacks: Iterable[Callable[[Info], object]] = (), on_all_ranks: bool = False
+    ) -> EM:
         """Do the remaining steps; SIGTERM has those that are done stored at once, and ends the run after the next.
 
         Parameters
@@ -332,6 +373,8 @@ class EM:
             Each is called with the `Info` of a step once that is recorded, on rank 0 only; the other ranks are then at
             the next step. What it returns does not count; an exception in it ends the run like any other, with all
             steps kept. To end a run from its steps, iterate over it, and call `finish` on all ranks.
+        on_all_ranks : bool
+            Call them on every rank instead, where they may call `finish`, or communicate, if all ranks do.
 
         Raises
         ------
@@ -343,20 +386,20 @@ class EM:
         with (
             Termination(self._save_soon()) as asked,
             self._saving(),
-            Progress(len(self.anneal), self.step, progress and self.comm.rank == 0) as line,
+            Progress(self.planned, self.step, progress and self.comm.rank == 0) as line,
         ):
             while self._unfinished():
                 info = self._advance(asked.is_set)
                 line.update(self.step, info)
-                self._call(functions, info)
+                self._call(functions, info, on_all_ranks)
             self._end()
         return self
 
-    def _call(self, functions: list[Callable[[Info], object]], info: Info) -> None:
-        if self.comm.rank or not functions:
+    def _call(self, functions: list[Callable[[Info], object]], info: Info, on_all_ranks: bool) -> None:
+        if not functions or (self.comm.rank and not on_all_ranks):
             return
         with self.comm.guard(), self._saving():  # in this order, as in a step
-            self._calling = True
+            self._calling = not on_all_ranks
             try:
                 for function in functions:
                     function(info)
@@ -380,9 +423,10 @@ class EM:
         """
         if self._calling:
             raise ConfigError(
-                "finish() is for all ranks, a callback is on rank 0: iterate over the run, for info in em"
+                "finish() is for all ranks, a callback is on rank 0: run(callbacks=..., on_all_ranks=True), or iterate "
+                "over the run, for info in em"
             )
-        if self.reason not in ENDED:
+        if not is_over(self.reason):
             if not self.step:
                 raise ConfigError("no step of the run is done: there is nothing to finish")
             with self.comm.guard(), self._saving():
@@ -408,9 +452,14 @@ class EM:
                 self.model, local, self._batches, self.backend, self.comm, settings, asked, self._trace, self._weights
             )
             new = self.model.settle(self.model.moved(new, self._reading.shift), self.params)
-            ended = self._ended_by(info)
+            fallen = self._fallen(info)
+            ended = self._ended_by(info, fallen)
+            if fallen:
+                info = replace(info, notes=[*info.notes, told(self.step + 1, fallen, self.model)])
             if ended:  # what is told last belongs to what is left
                 info = self._closed(info, new)
+            elif self._held_out is not None and self._held_out.due(self.step + 1):
+                info = replace(info, held_out=self._held_out.per_point(local))
             self.params = new
             if self.step == 0:
                 info = replace(info, notes=[*self._reading.notes, *info.notes])
@@ -422,17 +471,31 @@ class EM:
                     self._file.record(self.step, self.params, info.scalars(), info.notes, self.reason)
         return info
 
-    def _ended_by(self, info: Info) -> str | None:
+    def _fallen(self, info: Info) -> float:
+        """By how much the F that this step began with is below that of the step before, where that cannot be."""
+        if not self._records:
+            return 0.0
+        before, notes = self._records[-1]
+        noted = [note for note in notes if note not in self._reading.notes]
+        if not must_rise(self.model, self.anneal, self.step, bool(noted)):
+            return 0.0
+        return fall(before["free_energy"], info.free_energy, info.N, self.model.D, self._reading.dtype)
+
+    def _ended_by(self, info: Info, fallen: float) -> str | None:
         """Why the step at hand is the last one; the same on all ranks and after `resume`, by the sums over all."""
-        recent = [scalars["free_energy"] / scalars["N"] for scalars, _ in self._records[-WINDOW:]]
-        if self.anneal.settled([*recent, info.free_energy / info.N], self.step + 1):
-            return SETTLED
-        return USED_UP if self.step + 1 == len(self.anneal) else None
+        if self.anneal.until is not None and not self._longer:
+            if fallen:
+                return f"{FELL} {self.step + 1}"
+            recent = [scalars["free_energy"] / scalars["N"] for scalars, _ in self._records[-WINDOW:]]
+            if self.anneal.settled([*recent, info.free_energy / info.N], self.step + 1):
+                return SETTLED
+        return USED_UP if self.step + 1 == self.planned else None
 
     def _closed(self, info: Info, params: dict[str, np.ndarray]) -> Info:
         """The `Info` of the last step, with how good these parameters are, which it left."""
         last = inward(self.model, params, self._reading)
-        return closing(info, self.model, last, self._batches, self.backend, self.comm, self._trace, self._weights)
+        info = closing(info, self.model, last, self._batches, self.backend, self.comm, self._trace, self._weights)
+        return info if self._held_out is None else replace(info, held_out=self._held_out.per_point(last))
 
     @contextmanager
     def _saving(self) -> Iterator[None]:
@@ -472,7 +535,7 @@ class EM:
 def _told(scalars: dict[str, float], notes: list[str]) -> Info:
     """The `Info` of a step from its record."""
     numbers = {name: scalars[name] for name in ("free_energy", "T", "Ncut", "seconds")}
-    share = scalars.get("share_at_gamma", nan)
+    some = {name: scalars.get(name, nan) for name in ("share_at_gamma", "held_out")}
     counts = {name: float(scalars[name]) for name in ("N", "N_use")}
     counts = {name: int(count) if count.is_integer() else count for name, count in counts.items()}
-    return Info(**counts, notes=notes, share_at_gamma=share, **numbers)
+    return Info(**counts, notes=notes, **some, **numbers)

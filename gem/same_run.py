@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from gem.annealing import Annealing
 from gem.data import Source, place_of
 from gem.errors import RunFileError
+from gem.held_out import EVERY
 from gem.keeping import checked
 from gem.models import Model, make
 from gem.parallel import Communicator
@@ -29,7 +31,7 @@ def check_same(
         What the command describes.
     options : dict
         Arguments of `EM`, as far as they were given: backend, dtype, seed, batch, checkpoint, checkpoint_seconds,
-        weights (a path), keep.
+        weights and params (paths), keep, held_out (a Source) and held_out_every.
     comm : Communicator
         Rank 0 reads the file.
 
@@ -63,16 +65,21 @@ def _pairs(
         ({"seed": options.get("seed", 0)}, {"seed": run.seed}),
         ({"checkpoint": options.get("checkpoint", 10)}, {"checkpoint": config["checkpoint"]}),
     ]
+    held_out = options.get("held_out")
+    every = options.get("held_out_every", EVERY)
+    here = {} if held_out is None else {"held_out": held_out.spec, "held_out_every": every}
+    there = config.get("held_out")
+    parts.append((here, {} if there is None else {"held_out": there["data"], "held_out_every": there["every"]}))
     seconds = config.get("checkpoint_seconds", CHECKPOINT_SECONDS)
     parts.append(
         ({"checkpoint_seconds": options.get("checkpoint_seconds", CHECKPOINT_SECONDS)}, {"checkpoint_seconds": seconds})
     )
     if "asked" in config:
-        defaults = {"backend": None, "dtype": "auto", "batch": None, "keep": None}
-        here = {name: options.get(name, value) for name, value in defaults.items()} | {
-            "keep": checked(options.get("keep"))
-        }
-        parts.append((here, {"keep": None, **config["asked"]}))
+        defaults = {"backend": None, "dtype": "auto", "batch": None, "keep": None, "params": None}
+        given = {name: options.get(name, value) for name, value in defaults.items()}
+        given["keep"] = checked(given["keep"])
+        given["params"] = given["params"] and str(Path(given["params"]).resolve())
+        parts.append((given, {"keep": None, "params": None, **config["asked"]}))
     pairs: dict[str, tuple[Any, Any]] = {}
     for here, there in ((json.loads(json.dumps(a)), json.loads(json.dumps(b))) for a, b in parts):
         pairs |= {name: (here.get(name, ABSENT), there.get(name, ABSENT)) for name in {**here, **there}}

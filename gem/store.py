@@ -5,8 +5,8 @@ Layout (T steps stored; open it with h5py or any other HDF5 reader):
     attributes      format "gem-run" · format_version 1, or 2 where /steps is there · gem_version
                     created (ISO 8601, UTC) · seed · model (class name) · config, machine (JSON)
                     checkpoint (T, the last step stored) · finished (bool)
-                    reason (why no step follows: "settled", "steps used up", "ended by finish()", "stopped by SIGTERM",
-                    or empty)
+                    reason (why no step follows: "settled", "steps used up", "ended by finish()", "F fell at step 17",
+                    "stopped by SIGTERM", or empty)
                     writer (who alone continues it) · job, rank (of the launch that it was begun in)
     /params/NAME    (R, *shape) float64: the parameters after R of the steps 0 (the start) to T, the last after step T
     /steps          (R,) int64: of which steps; not there if of all, T + 1 rows
@@ -52,8 +52,14 @@ FORMAT, FORMAT_VERSION = "gem-run", 2
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 CHECKPOINT_SECONDS = 300.0  # between two checkpoints, however few the steps
 SETTLED, USED_UP, FINISHED = ENDED = ("settled", "steps used up", "ended by finish()")  # why a run is over
+FELL = "F fell at step"  # and its number: another such reason
 STOPPED = "stopped by SIGTERM"  # and may be taken up
 CHUNK_BYTES = 4096  # small rows share a chunk of this size, a larger row is a chunk of its own
+
+
+def is_over(reason: str | None) -> bool:
+    """Whether a run with this reason is over: no step follows unless more are asked for."""
+    return reason is not None and (reason in ENDED or reason.startswith(FELL))
 
 
 @contextmanager
@@ -88,7 +94,7 @@ class RunFile:
     finished : bool
         Whether the run has come to its end.
     reason : str or None
-        Why no step follows the last one: one of ENDED, or STOPPED.
+        Why no step follows the last one: one that `is_over`, or STOPPED.
     """
 
     def __init__(
@@ -112,6 +118,7 @@ class RunFile:
         self._shapes = shapes
         self._every, self._seconds, self._keep = every, seconds, keep
         self._spare = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.{os.getpid()}.tmp")
+        self._config: str | None = None  # if it is another from the next checkpoint on
         self._removed = weakref.finalize(self, remove, self._spare)  # at the latest when Python ends
         self._written = time.monotonic()
         self._writer: str | None = None  # until the file is ours
@@ -223,8 +230,11 @@ class RunFile:
         every: int = 10,
         seconds: float = CHECKPOINT_SECONDS,
         keep: Keep = "all",
+        config: Mapping[str, Any] | None = None,
     ) -> RunFile:
         """Continue a run file after its last checkpoint, with the `keep` that it began with.
+
+        With another `config` it is a longer run, which is not finished, even if it was.
 
         It is written anew at once: a bad folder or a full disk shows before any work is done.
 
@@ -240,6 +250,8 @@ class RunFile:
             raise RunFileError(f"{path} does not keep the parameters of the steps that keep = {keep!r} says")
         run = cls(path, _shapes(found.params), found.step, found.finished, every, seconds, keep)
         run.reason = found.reason
+        if config is not None:
+            run.finished, run.reason, run._config = False, None, json.dumps(config)
         run.checkpoint()
         return run
 
@@ -325,7 +337,9 @@ class RunFile:
             mine = self._writer or uuid.uuid4().hex
             with rewriting(self.path, size, remains, spare=self._spare) as new:
                 self._complete(new, file)
-                about = {"finished": self.finished, "reason": self.reason or ""}
+                about: dict[str, Any] = {"finished": self.finished, "reason": self.reason or ""}
+                if self._config is not None:
+                    about["config"] = self._config
                 new.attrs.update(checkpoint=self.step, writer=mine, **about)
             if self._amended is not None or self.finished:
                 remove(self._spare)  # it has what no longer holds, or no more steps follow
@@ -413,8 +427,8 @@ class Run:
     finished : bool
         Whether the run came to its end.
     reason : str or None
-        Why no step follows the last one: "settled", "steps used up", "ended by finish()"; or "stopped by SIGTERM",
-        after which it may be taken up. None of a run that goes on, or was killed.
+        Why no step follows the last one: "settled", "steps used up", "ended by finish()", "F fell at step 17"; or
+        "stopped by SIGTERM", after which it may be taken up. None of a run that goes on, or was killed.
     params : dict of name to float64 array
         The parameters after the last step; `load_params` reads those of all steps that are kept.
     kept : (R,) int array, or None
@@ -439,6 +453,11 @@ class Run:
     history: dict[str, np.ndarray]
     notes: list[list[str]]
     kept: np.ndarray | None = None
+
+    @property
+    def planned(self) -> int:
+        """Steps that the run is to have."""
+        return int(self.config.get("steps", self.config["annealing"]["steps"]))
 
 
 def read_run(path: str | os.PathLike[str]) -> Run:
@@ -500,7 +519,7 @@ def _kept(path: str | os.PathLike[str], file: Any) -> np.ndarray | None:
 def _reason(about: Mapping[str, Any]) -> str | None:
     """Why no step follows the last one; before gem stored it, a run that had come to its end had done all its steps."""
     reason = str(about.get("reason", "")) or None
-    return USED_UP if about["finished"] and reason not in ENDED else reason
+    return USED_UP if about["finished"] and not is_over(reason) else reason
 
 
 def load_params(path: str | os.PathLike[str], name: str) -> np.ndarray:

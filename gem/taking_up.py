@@ -9,7 +9,9 @@ import numpy as np
 
 from gem.data import SampleWeights, Source, fingerprint, from_spec, load_weights, open_data, same_data
 from gem.errors import RunFileError
+from gem.models import Model
 from gem.parallel import Communicator
+from gem.store import read_run
 
 
 def data_of(path: Any, config: Mapping[str, Any], data: Any) -> Source:
@@ -52,3 +54,50 @@ def weights_of(
     if not np.allclose(counts.record["fingerprint"], record["fingerprint"], rtol=1e-9, atol=0):
         raise RunFileError(f"{path}: the weights have changed since the run began: it would not be the same run")
     return counts
+
+
+def held_out_of(path: Any, record: Mapping[str, Any] | None, given: Any) -> dict[str, Any]:
+    """The held-out data of a run, as arguments of `EM`: those `given`, or read again from where its `record` says.
+
+    Raises
+    ------
+    RunFileError
+        If the run had none, or others, or they were an array and are not given.
+    """
+    if record is None:
+        if given is not None:
+            raise RunFileError(f"{path}: the run had no held-out data: leave them out, or begin another run")
+        return {}
+    if given is None and record["data"] is None:
+        raise RunFileError(
+            f"{path}: the held-out data of the run were an array in memory: give them again, "
+            "resume(path, data, held_out=...)"
+        )
+    source = from_spec(record["data"]) if given is None else open_data(given)
+    if list(source.shape) != record["shape"] or not same_data(fingerprint(source), record["fingerprint"]):
+        raise RunFileError(f"{path}: the held-out data have changed since the run began: give those it began with")
+    return {"held_out": source, "held_out_every": record["every"]}
+
+
+def params_of(model: Model, path: Any, comm: Communicator) -> dict[str, np.ndarray]:
+    """The last parameters of another run of the same model.
+
+    Raises
+    ------
+    RunFileError
+        If the file is none, or of another model, or of other sizes.
+    """
+    run = comm.bcast(read_run(path) if comm.rank == 0 else None)
+    if run.model != model.name:
+        raise RunFileError(f"params = {path}: that is a run of {run.model}, not of {model.name}")
+    for name, shape in model.shapes.items():
+        if name not in run.params or run.params[name].shape != shape:
+            raise RunFileError(
+                f"params = {path}: its model is {run.model}({_listed(run.config['settings'])}), not {model!r}: begin "
+                "with the same settings"
+            )
+    return dict(run.params)
+
+
+def _listed(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in settings.items())

@@ -378,6 +378,11 @@ class Model(ABC):
         """
         return False
 
+    @property
+    def monotone(self) -> bool:
+        """Whether no EM step at T = 1 on all data can lower F, but by rounding: E-step and M-step are exact."""
+        return False
+
     def settle(self, new: Params, old: Params) -> Params:
         """Parameters of the same likelihood as `new`, in which what it leaves open is as in `old`; `EM` keeps to it."""
         return new

@@ -299,6 +299,11 @@ class LinearSuperposition(Truncated):
         active = counts / (N * self.H) * self.selection_factor(params, step)
         return {"W": W, "pi": self.prior(active, notes), "sigma": sigma}, notes + of_noise
 
+    @property
+    def monotone(self) -> bool:
+        """Where no state is left out."""
+        return self.Hprime == self.gamma == self.H and not self.missing
+
     def needs_residuals(self, params: Params, step: Step, stats: Statistics | None = None) -> bool:
         with np.errstate(over="ignore"):
             square = self.probabilities(params)[1:] @ np.square(self.values) * np.sum(params["W"] ** 2) / self.D

@@ -214,6 +214,10 @@ class Mixture(Model):
         return best, np.exp(np.take_along_axis(joint, best, axis=1) - total)
 
     @property
+    def monotone(self) -> bool:
+        return True
+
+    @property
     def layout(self) -> Layout:
         return {"counts": (self.K,), "first": (self.K, self.D)}
 
