@@ -262,7 +262,8 @@ class Mixture(Model):
             budget += counts[big] * np.log1p(-share)
             direction = generator(int(k), "reseed").standard_normal(self.D)
             self._place_beside(new, int(k), big, direction / np.linalg.norm(direction))
-            new["pi"][k], new["pi"][big] = share * new["pi"][big], (1 - share) * new["pi"][big]
+            taken = share * new["pi"][big]
+            new["pi"][k], new["pi"][big] = new["pi"][k] + taken, new["pi"][big] - taken  # their sum stays 1
             notes.append(f"component {k} was empty and re-seeded beside component {big}")
 
     @abstractmethod
