@@ -41,6 +41,7 @@ OPTIONS: dict[str, dict[str, type]] = {
         "K": int,
         "covariance": str,
         "reg": float,
+        "alpha": float,
         "penalty": float,
         "iterations": int,
         "tol": float,
@@ -62,6 +63,8 @@ OPTIONS: dict[str, dict[str, type]] = {
         "checkpoint_seconds": float,
         "weights": str,
         "keep": object,
+        "keep_best": bool,
+        "hold": object,
         "params": str,
         "held_out": str,
         "held_out_every": int,
@@ -243,6 +246,10 @@ def _add_run(fit: argparse.ArgumentParser) -> None:
     run.add_argument(
         "--weights", metavar="FILE", help="how often each data point counts: FILE or FILE:NAME of (N,) numbers ≥ 0"
     )
+    run.add_argument(
+        "--keep-best", action="store_true", default=None, help="end with the parameters of the largest F, where it fell"
+    )
+    run.add_argument("--hold", metavar="NAMES", help="parameters that keep their first values, as sigma,mu")
     run.add_argument("--params", metavar="RUN.h5", help="begin with the last parameters of another run")
     run.add_argument("--held-out", metavar="FILE", help="data that nothing is learned from: their F/N is told")
     run.add_argument(

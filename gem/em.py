@@ -17,6 +17,7 @@ from gem.checks import whole_number
 from gem.data import Reading, SampleWeights, Shard, Source, Survey, holds, load_weights, open_data
 from gem.data.shard import telling_gaps
 from gem.errors import BackendError, ConfigError, DataError
+from gem.holding import Hold
 from gem.models import Model, Posterior, Step
 from gem.models.base import Params
 from gem.models.mixtures import Mixture
@@ -86,6 +87,7 @@ def em_step(
     comm: Any = None,
     batch: int | None = None,
     weights: Any = None,
+    hold: Any = None,
 ) -> tuple[Params, Info]:
     """One step of (truncated) EM: new parameters from old ones and the data.
 
@@ -110,6 +112,9 @@ def em_step(
     weights : (N,) array, path, or gem.data source of one column, optional
         How often each data point counts, a number ≥ 0: 2 is the point twice, 0 the point left out. Those that are all
         below 1 count in units of the largest, where a number of data points is a threshold (math.md, sample weights).
+    hold : list of str, or dict of name to bool array, optional
+        Parameters, or entries of them where a mask is True, that keep the values of `params`; the others are as good as
+        they can be beside them, and the free entries of a distribution share what the held ones leave.
 
     Returns
     -------
@@ -130,12 +135,13 @@ def em_step(
     def one_step(batches: Batches, chosen: Backend, reading: Reading) -> tuple[Params, Info]:
         step = Step(T, Ncut, anneal_prior, str(chosen.dtype), reseed)
         check_options(model, Ncut > 0, reseed)
-        new, info, _ = step_on(model, model.check(params), batches, chosen, group, step, reading, counts)
+        new, info, _ = step_on(model, model.check(params), batches, chosen, group, step, reading, counts, held)
         return new, replace(info, notes=[*reading.notes, *info.notes])
 
     group = communicator(comm)
     with group.guard():
         source = open_for(model, data)
+        held = Hold.of(model, hold)
         counts = None if weights is None else load_weights(weights, source.shape[0], group)
         return _on_data(model, source, backend, dtype, group, batch, one_step, one_pass=Ncut == 0)
 
@@ -277,6 +283,7 @@ def run_step(
     stop: Callable[[], bool] = bool,
     trace: Trace = OFF,
     weights: SampleWeights | None = None,
+    hold: Hold | None = None,
 ) -> tuple[Params, Info, bool]:
     """E-step on this rank's data, one reduction, M-step.
 
@@ -291,10 +298,13 @@ def run_step(
             stats = _expect(model, params, batches, backend, comm, step, stop, trace, weights)
             with trace.span("M-step"):
                 new, notes = model.m_step(stats, params, step)
+                if hold is not None:
+                    new = hold.after(new, params, stats, step)
                 done = step.residuals or not model.needs_residuals(new, step, stats)
                 if done and step.reseed:
                     new, revived = model.reseed(new, stats)
                     notes = notes + revived
+                    new = new if hold is None else hold.put_back(new, params)
             step = replace(step, residuals=True)  # of the second time, if there is one
     for name, value in new.items():
         if not np.all(np.isfinite(value)):
@@ -547,10 +557,13 @@ def step_on(
     step: Step,
     reading: Reading,
     weights: SampleWeights | None = None,
+    hold: Hold | None = None,
 ) -> tuple[Params, Info, bool]:
     """`run_step` on data that may have been shifted, with parameters of the data as they were."""
-    new, info, stop = run_step(model, inward(model, params, reading), batches, backend, comm, step, weights=weights)
-    return model.moved(new, reading.shift), info, stop
+    local = inward(model, params, reading)
+    new, info, stop = run_step(model, local, batches, backend, comm, step, weights=weights, hold=hold)
+    new = model.moved(new, reading.shift)
+    return new if hold is None else hold.put_back(new, params), info, stop
 
 
 def _on_data(

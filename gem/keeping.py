@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gem.checks import whole_number
+from gem.checks import whole_number, yes_or_no
 from gem.errors import ConfigError
 
 Keep = str | int  # "all", "last", or every so many steps
@@ -29,10 +29,21 @@ def checked(keep: Any) -> Keep | None:
     if isinstance(keep, bool) or not isinstance(keep, int | np.integer):
         raise ConfigError(
             f"keep = {keep!r} must be 'all', 'last' or a number k, the parameters of every k-th step: it says which "
-            "of them the run file holds"
+            "of them the run file holds; or 'best', to end with the best ones"
         )
     k = whole_number("keep", keep)
     return "all" if k == 1 else k
+
+
+def with_best(keep: Any, keep_best: Any) -> tuple[Keep | None, bool]:
+    """What a user asked for: the steps, and whether the run ends with its best parameters; keep="best" asks for that.
+
+    Raises
+    ------
+    ConfigError
+    """
+    best = isinstance(keep, str) and keep == "best"
+    return checked(None if best else keep), yes_or_no("keep_best", keep_best) or best
 
 
 def automatic(steps: int, nbytes: int) -> Keep:

@@ -14,6 +14,7 @@ import numpy as np
 from gem.annealing import WINDOW, Annealing
 from gem.backends import select
 from gem.backends._traced import Traced
+from gem.best import Best
 from gem.checks import whole_number
 from gem.data import (
     Reading,
@@ -29,7 +30,8 @@ from gem.em import Info, check_options, closing, inward, local_shard, named_type
 from gem.errors import ConfigError, RunFileError
 from gem.falling import fall, must_rise, told
 from gem.held_out import EVERY, HeldOut
-from gem.keeping import automatic, checked
+from gem.holding import Hold
+from gem.keeping import automatic, with_best
 from gem.models import Model, Step, make
 from gem.parallel import communicator
 from gem.philox import generator
@@ -47,7 +49,7 @@ from gem.store import (
     is_over,
     read_run,
 )
-from gem.taking_up import data_of, held_out_of, params_of, weights_of
+from gem.taking_up import data_of, held_out_of, masks_of, params_of, weights_of
 from gem.termination import Termination
 from gem.trace import OFF, Recording, Trace
 
@@ -84,6 +86,11 @@ class EM:
         last one. By default of all while they take 8 MB at most, else of every 2nd, 5th, 10th, 20th, ..., so that they
         do; of parameters that are larger than 2 MB, of the last step (`gem.keeping.automatic`).
 
+    keep_best : bool
+        End with the best parameters, those of the largest F, where these are not the last ones: F may fall where states
+        are truncated or left out. keep="best" is the same, with the default for the steps. In any case a note says so.
+    hold : list of str, or dict of name to bool array, optional
+        Parameters, or entries of them, that keep the values they begin with: see `em_step`.
     held_out : (N', D) array, path, or gem.data source, optional
         Data that nothing is learned from: their F per point, at T = 1 and with each point once, is `held_out` of the
         steps' `Info`, of `history` and of the run file, and `gem show` draws it.
@@ -134,16 +141,20 @@ class EM:
         trace: Any = None,
         weights: Any = None,
         keep: Any = None,
+        keep_best: bool = False,
+        hold: Any = None,
         held_out: Any = None,
         held_out_every: int = EVERY,
     ):
         if not isinstance(model, Model) or not isinstance(anneal, Annealing):
             raise ConfigError(f"EM(model, data, anneal) takes a Model and an Annealing, not {model!r} and {anneal!r}")
-        asked_keep = checked(keep)
+        asked_keep, keep_best = with_best(keep, keep_best)
         check_numbers(seed, checkpoint, checkpoint_seconds)
         check_noise(model, anneal.noisy)
         check_options(model, anneal.ever("Ncut"), anneal.reseed)
         self.model, self.anneal, self.seed = model, anneal, int(seed)
+        self._hold = Hold.of(model, hold, anneal.noisy)
+        self._keep_best, self._best = keep_best, Best(keep_best)
         self.planned, self._longer = len(anneal), False
         self.reason: str | None = None
         self._calling = False  # a callback, on rank 0
@@ -183,34 +194,34 @@ class EM:
             self._batch, self._batches = shard.batch, self.backend.load(shard)
             if self._held_out is not None:
                 self._held_out.load(self.backend, self.comm, self._reading)
-            config = {
-                **self._config(source),
-                "checkpoint": int(checkpoint),
-                "checkpoint_seconds": float(checkpoint_seconds),
-                "keep": self._keep,
-                "asked": {
-                    "backend": backend if backend is None else str(backend),
-                    "dtype": str(dtype),
-                    "batch": batch if batch is None else int(batch),
-                    "keep": asked_keep,
-                    "params": asked_params,
-                },
+            asked = {
+                "backend": backend if backend is None else str(backend),
+                "dtype": str(dtype),
+                "batch": batch if batch is None else int(batch),
+                "keep": asked_keep,
+                "params": asked_params,
             }
+            config = {**self._config(source), "asked": asked}
+            config |= {"checkpoint": int(checkpoint), "checkpoint_seconds": float(checkpoint_seconds)}
             if output is not None:  # it may replace a run, which data that the first step refuses should not cost
                 self._check_data(shard, given=params is not None)
-            if output is not None and self.comm.rank == 0:
-                self._file = RunFile.create(
-                    output,
-                    model=model.name,
-                    config=config,
-                    machine={**environment(), **self.backend.describe()},
-                    seed=self.seed,
-                    params=self.params,
-                    every=checkpoint,
-                    seconds=checkpoint_seconds,
-                    overwrite=overwrite,
-                    keep=self._keep,
-                )
+                self._begin(output, config, overwrite)
+
+    def _begin(self, output: Any, config: dict[str, Any], overwrite: bool) -> None:
+        """Begin the run file, on rank 0."""
+        if self.comm.rank == 0:
+            self._file = RunFile.create(
+                output,
+                model=self.model.name,
+                config=config,
+                machine={**environment(), **self.backend.describe()},
+                seed=self.seed,
+                params=self.params,
+                every=config["checkpoint"],
+                seconds=config["checkpoint_seconds"],
+                overwrite=overwrite,
+                keep=self._keep,
+            )
 
     def _check_data(self, shard: Shard, given: bool) -> None:
         """What the initialisation has not seen: data beside given parameters, and what only this model asks of them."""
@@ -230,7 +241,10 @@ class EM:
             "fingerprint": fingerprint(source),
             **({} if self._weights is None else {"weights": self._weights.record}),
             **({} if self._held_out is None else {"held_out": self._held_out.record}),
+            **({} if self._hold is None else {"hold": self._hold.record}),
+            **({"keep_best": True} if self._keep_best else {}),
             "dtype": str(self.backend.dtype),
+            "keep": self._keep,
             **({} if self._reading.shift is None else {"shift": self._reading.shift.tolist()}),
             "ranks": self.comm.allgather({"backend": self.backend.name, "batch": self._batch}),
         }
@@ -293,10 +307,17 @@ class EM:
                 seed=run.seed,
                 trace=trace,
                 weights=counts,
+                keep_best=config.get("keep_best", False),
+                hold=masks_of(config.get("hold")),
                 **held_out_of(path, config.get("held_out"), held_out),
             )
             names = list(run.history)
             em._records = [({n: float(run.history[n][t]) for n in names}, run.notes[t]) for t in range(run.step)]
+            for t, (scalars, _) in enumerate(em._records):
+                em._best.see(scalars["free_energy"], t + 1, None)
+            if run.best is not None:
+                em._best = Best(True)
+                em._best.see(run.best[1], run.best[0], run.best[2])
             em.planned, em._longer, em._keep = run.planned, "steps" in config, config.get("keep", "all")
             longer = {}
             if steps is not None:
@@ -430,10 +451,11 @@ class EM:
             if not self.step:
                 raise ConfigError("no step of the run is done: there is nothing to finish")
             with self.comm.guard(), self._saving():
-                info = self._closed(_told(*self._records[-1]), self.params)
+                info, params = self._closed(_told(*self._records[-1]), self.params)
                 self._records[-1] = info.scalars(), info.notes
                 if self._file is not None:
-                    self._file.amend(info.scalars(), info.notes)
+                    self._file.amend(info.scalars(), info.notes, params)
+                self.params = params
             self.reason = FINISHED
         self._end()
         return self
@@ -447,17 +469,22 @@ class EM:
             settings = Step(
                 now["T"], now["Ncut"], self.anneal.anneal_prior, str(self.backend.dtype), self.anneal.reseed
             )
+            if self._hold is not None:
+                noisy = self._hold.put_back(noisy, self.params)
             local = inward(self.model, noisy, self._reading)
             new, info, stop = run_step(
-                self.model, local, self._batches, self.backend, self.comm, settings, asked, self._trace, self._weights
-            )
-            new = self.model.settle(self.model.moved(new, self._reading.shift), self.params)
+                self.model, local, self._batches, self.backend, self.comm, settings, asked, self._trace, self._weights,
+                self._hold,
+            )  # fmt: skip
+            new = self.model.moved(new, self._reading.shift)
+            new = (self.model.settle if self._hold is None else self._hold.settled)(new, self.params)
+            self._best.see(info.free_energy, self.step + 1, noisy)
             fallen = self._fallen(info)
             ended = self._ended_by(info, fallen)
             if fallen:
                 info = replace(info, notes=[*info.notes, told(self.step + 1, fallen, self.model)])
             if ended:  # what is told last belongs to what is left
-                info = self._closed(info, new)
+                info, new = self._closed(info, new)
             elif self._held_out is not None and self._held_out.due(self.step + 1):
                 info = replace(info, held_out=self._held_out.per_point(local))
             self.params = new
@@ -468,7 +495,9 @@ class EM:
             self.reason = ended or (STOPPED if stop else None)  # after the last step there is nothing to stop
             if self._file is not None:
                 with self._trace.span("record"):
-                    self._file.record(self.step, self.params, info.scalars(), info.notes, self.reason)
+                    best = self._best
+                    kept = None if best.params is None else (best.step, best.free_energy, best.params)
+                    self._file.record(self.step, self.params, info.scalars(), info.notes, self.reason, kept)
         return info
 
     def _fallen(self, info: Info) -> float:
@@ -477,7 +506,7 @@ class EM:
             return 0.0
         before, notes = self._records[-1]
         noted = [note for note in notes if note not in self._reading.notes]
-        if not must_rise(self.model, self.anneal, self.step, bool(noted)):
+        if self._hold is not None or not must_rise(self.model, self.anneal, self.step, bool(noted)):
             return 0.0
         return fall(before["free_energy"], info.free_energy, info.N, self.model.D, self._reading.dtype)
 
@@ -491,8 +520,21 @@ class EM:
                 return SETTLED
         return USED_UP if self.step + 1 == self.planned else None
 
-    def _closed(self, info: Info, params: dict[str, np.ndarray]) -> Info:
-        """The `Info` of the last step, with how good these parameters are, which it left."""
+    def _closed(self, info: Info, params: dict[str, np.ndarray]) -> tuple[Info, dict[str, np.ndarray]]:
+        """The `Info` of the last step, with how good what it leaves is, and this: the best parameters, if kept."""
+        told_last, best = self._look(info, params), self._best
+        before = fall(best.free_energy, told_last.free_energy, info.N, self.model.D, self._reading.dtype)
+        if not before:
+            return told_last, params
+        kept = best.params is not None
+        note = best.told(told_last.free_energy, info.N, kept)
+        if best.params is not None:
+            params = {name: np.array(value) for name, value in best.params.items()}
+            told_last = self._look(info, params)
+        return replace(told_last, notes=[*told_last.notes, note]), params
+
+    def _look(self, info: Info, params: dict[str, np.ndarray]) -> Info:
+        """How good these parameters are: F on all data, at T = 1, and that of the held-out data."""
         last = inward(self.model, params, self._reading)
         info = closing(info, self.model, last, self._batches, self.backend, self.comm, self._trace, self._weights)
         return info if self._held_out is None else replace(info, held_out=self._held_out.per_point(last))

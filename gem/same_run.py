@@ -11,7 +11,8 @@ from gem.annealing import Annealing
 from gem.data import Source, place_of
 from gem.errors import RunFileError
 from gem.held_out import EVERY
-from gem.keeping import checked
+from gem.holding import Hold
+from gem.keeping import with_best
 from gem.models import Model, make
 from gem.parallel import Communicator
 from gem.store import CHECKPOINT_SECONDS, Run, read_run
@@ -31,7 +32,7 @@ def check_same(
         What the command describes.
     options : dict
         Arguments of `EM`, as far as they were given: backend, dtype, seed, batch, checkpoint, checkpoint_seconds,
-        weights and params (paths), keep, held_out (a Source) and held_out_every.
+        weights and params (paths), keep, keep_best, hold, held_out (a Source) and held_out_every.
     comm : Communicator
         Rank 0 reads the file.
 
@@ -65,6 +66,8 @@ def _pairs(
         ({"seed": options.get("seed", 0)}, {"seed": run.seed}),
         ({"checkpoint": options.get("checkpoint", 10)}, {"checkpoint": config["checkpoint"]}),
     ]
+    hold = Hold.of(model, options.get("hold"))
+    parts.append(({"hold": None if hold is None else hold.record}, {"hold": config.get("hold")}))
     held_out = options.get("held_out")
     every = options.get("held_out_every", EVERY)
     here = {} if held_out is None else {"held_out": held_out.spec, "held_out_every": every}
@@ -77,7 +80,8 @@ def _pairs(
     if "asked" in config:
         defaults = {"backend": None, "dtype": "auto", "batch": None, "keep": None, "params": None}
         given = {name: options.get(name, value) for name, value in defaults.items()}
-        given["keep"] = checked(given["keep"])
+        given["keep"], best = with_best(given["keep"], options.get("keep_best", False))
+        parts.append(({"keep_best": best}, {"keep_best": config.get("keep_best", False)}))
         given["params"] = given["params"] and str(Path(given["params"]).resolve())
         parts.append((given, {"keep": None, "params": None, **config["asked"]}))
     pairs: dict[str, tuple[Any, Any]] = {}

@@ -10,6 +10,8 @@ Layout (T steps stored; open it with h5py or any other HDF5 reader):
                     writer (who alone continues it) · job, rank (of the launch that it was begun in)
     /params/NAME    (R, *shape) float64: the parameters after R of the steps 0 (the start) to T, the last after step T
     /steps          (R,) int64: of which steps; not there if of all, T + 1 rows
+    /best/NAME      (*shape) float64: of a run that is to end with its best parameters, these so far; attributes step,
+                    that began with them, and free_energy
     /history/NAME   (T,) float64: one scalar per step (free_energy, N_use, T, ...), NaN where a step had none.
                     free_energy is that of the parameters a step began with, those after the step before it; that of
                     the last step of a finished run belongs to those it ended with, the last row of /params
@@ -118,6 +120,7 @@ class RunFile:
         self._shapes = shapes
         self._every, self._seconds, self._keep = every, seconds, keep
         self._spare = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.{os.getpid()}.tmp")
+        self._best: tuple[int, float, Mapping[str, Any]] | None = None
         self._config: str | None = None  # if it is another from the next checkpoint on
         self._removed = weakref.finalize(self, remove, self._spare)  # at the latest when Python ends
         self._written = time.monotonic()
@@ -262,10 +265,12 @@ class RunFile:
         diagnostics: Mapping[str, float],
         notes: Sequence[str] = (),
         reason: str | None = None,
+        best: tuple[int, float, Mapping[str, Any]] | None = None,
     ) -> None:
         """Keep one step in memory, and checkpoint if its turn has come (`step % every == 0`, or the time).
 
-        `reason` says why no step will follow, where that is known.
+        `reason` says why no step will follow, where that is known; `best` are step, F and parameters of the best ones
+        so far, for a run that is to end with these.
 
         Raises
         ------
@@ -284,21 +289,26 @@ class RunFile:
                     f"the run began with {self._shapes}; they must stay"
                 )
             self.finished, self.reason = False, reason
+            self._best = best or self._best
             if self._rows and not lasting(self._keep, step - 1):
                 self._rows[-1] = self._rows[-1]._replace(params={})
             self._rows.append(row)
             if step % self._every == 0 or time.monotonic() - self._written >= self._seconds:
                 self.checkpoint()
 
-    def amend(self, diagnostics: Mapping[str, float], notes: Sequence[str]) -> None:
-        """Have the last step recorded tell something else, from the next checkpoint on; its parameters stay."""
+    def amend(
+        self, diagnostics: Mapping[str, float], notes: Sequence[str], params: Mapping[str, Any] | None = None
+    ) -> None:
+        """Have the last step recorded tell something else, from the next checkpoint on, or leave other parameters."""
         with self._lock:
             _check_names(diagnostics)
             values = {name: float(value) for name, value in diagnostics.items()}
+            others = {} if params is None else _float64(params)
             if self._rows:
-                self._rows[-1] = self._rows[-1]._replace(diagnostics=values, notes=list(notes))
+                others = others or self._rows[-1].params
+                self._rows[-1] = self._rows[-1]._replace(diagnostics=values, notes=list(notes), params=others)
             elif self.checkpointed:
-                self._amended = _Row({}, values, list(notes))
+                self._amended = _Row(others, values, list(notes))
 
     def save(self) -> None:
         """Checkpoint if there is a step that is not stored; from any thread.
@@ -394,6 +404,16 @@ class RunFile:
         if self._keep != "all":
             steps = kept_steps(self._keep, self.step)[first:]
             _append(new["steps"], steps, after + len(rows))
+        if self._amended is not None and not self._rows:
+            for name, value in self._amended.params.items():
+                new["params"][name][after - 1] = value
+        if self._best is not None:
+            step, F, params = self._best
+            group = new.require_group("best")
+            if group.attrs.get("step") != step:
+                for name, value in _float64(params).items():
+                    group.require_dataset(name, value.shape, np.float64)[...] = value
+                group.attrs.update(step=step, free_energy=F)
 
 
 class _Row(NamedTuple):
@@ -433,6 +453,8 @@ class Run:
         The parameters after the last step; `load_params` reads those of all steps that are kept.
     kept : (R,) int array, or None
         The steps of which they are kept, ascending, 0 for the start; None if they are of all.
+    best : (step, F, parameters), or None
+        The best so far, of a run that is to end with them, and the step that began with them.
     history : dict of name to (T,) float64 array
         Diagnostics per step, NaN where a step had none.
     notes : list of T lists of str
@@ -453,6 +475,7 @@ class Run:
     history: dict[str, np.ndarray]
     notes: list[list[str]]
     kept: np.ndarray | None = None
+    best: tuple[int, float, dict[str, np.ndarray]] | None = None
 
     @property
     def planned(self) -> int:
@@ -495,7 +518,17 @@ def read_run(path: str | os.PathLike[str]) -> Run:
             history={name: dataset[:] for name, dataset in history.items() if name != "notes"},
             notes=[json.loads(events) for events in history["notes"].asstr()[:]],
             kept=kept,
+            best=_best(file),
         )
+
+
+def _best(file: Any) -> tuple[int, float, dict[str, np.ndarray]] | None:
+    """Step, F and parameters of the best ones so far, where they are kept."""
+    if "best" not in file:
+        return None
+    found = file["best"]
+    params = {name: np.asarray(dataset[()]) for name, dataset in found.items()}
+    return int(found.attrs["step"]), float(found.attrs["free_energy"]), params
 
 
 def _kept(path: str | os.PathLike[str], file: Any) -> np.ndarray | None:

@@ -79,6 +79,11 @@ def held_out_of(path: Any, record: Mapping[str, Any] | None, given: Any) -> dict
     return {"held_out": source, "held_out_every": record["every"]}
 
 
+def masks_of(record: Mapping[str, Any] | None) -> dict[str, np.ndarray] | None:
+    """The held entries of a run, as an argument of `EM`."""
+    return None if record is None else {name: np.asarray(mask) for name, mask in record.items()}
+
+
 def params_of(model: Model, path: Any, comm: Communicator) -> dict[str, np.ndarray]:
     """The last parameters of another run of the same model.
 

@@ -31,7 +31,8 @@ FLOORS = [
      "gem.trace", "gem.launch", "gem.cores", "gem.leaving", "gem.termination"},
     {"gem.backends"},
     {"gem.models"},
-    {"gem.em", "gem.run", "gem.same_run", "gem.run_checks", "gem.taking_up", "gem.held_out", "gem.falling"},
+    {"gem.em", "gem.run", "gem.same_run", "gem.run_checks", "gem.taking_up", "gem.held_out", "gem.falling",
+     "gem.holding", "gem.best"},
     {"gem.gabor", "gem.plot", "gem.report", "gem.restore", "gem.cli", "gem.kernels.__main__"},
 ]  # fmt: skip
 

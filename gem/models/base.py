@@ -14,6 +14,7 @@ from gem.checks import number, whole_number
 from gem.data import SampleWeights, Shard, check_finite, load_weights, open_data
 from gem.data.shard import telling_gaps
 from gem.errors import ConfigError, DataError
+from gem.models.held import Masks, put_back
 from gem.parallel import Communicator, communicator
 from gem.philox import per_point
 from gem.statistics import Layout, Statistics, Sums
@@ -377,6 +378,17 @@ class Model(ABC):
         Asked about the old parameters before an E-step, and about the new ones with its `stats`, the same on all ranks.
         """
         return False
+
+    def refuses_to_hold(self, name: str, mask: np.ndarray) -> str | None:
+        """Why the entries of a parameter that `mask`, of its shape, marks cannot be held; None: they can."""
+        return None
+
+    def hold(self, new: Params, old: Params, masks: Masks, stats: Statistics, step: Step) -> Params:
+        """What `m_step`, which gave `new`, would have given if the entries of `masks` kept the values of `old`.
+
+        Held entries are those of `old`, and what depends on them is as good as it can be then; by default nothing does.
+        """
+        return put_back(new, old, masks, self.domains)
 
     @property
     def monotone(self) -> bool:

@@ -23,6 +23,7 @@ from gem.models.base import (
     column_sums,
     squared_norms,
 )
+from gem.models.held import Masks, added_variance, held_fields, put_back
 from gem.models.imputation import impute
 from gem.models.observed import ObservedGram, split_missing
 from gem.models.residuals import discrete_spread, loses_digits, residual_sums
@@ -299,6 +300,11 @@ class LinearSuperposition(Truncated):
         active = counts / (N * self.H) * self.selection_factor(params, step)
         return {"W": W, "pi": self.prior(active, notes), "sigma": sigma}, notes + of_noise
 
+    def hold(self, new: Params, old: Params, masks: Masks, stats: Statistics, step: Step) -> Params:
+        """σ follows the fields."""
+        ss = stats["ss"] if step.residuals else symmetric(stats["ss"], stats["squares"])
+        return with_held_fields(new, old, masks, ss, float(stats["N_use"]), self.domains)
+
     @property
     def monotone(self) -> bool:
         """Where no state is left out."""
@@ -470,6 +476,18 @@ def noise_is_lost(square: float, params: Params, step: Step, stats: Statistics |
     if stats is not None:
         square = float(stats["yy"]) / (float(stats["N_use"]) * len(params["W"]))
     return loses_digits(square, float(params["sigma"]) ** 2, step)
+
+
+def with_held_fields(
+    new: Params, old: Params, masks: Masks, ss: np.ndarray, N: float, domains: Mapping[str, str]
+) -> Params:
+    """`Model.hold` of fields W with Σ⟨ssᵀ⟩, and of σ, which is larger by what they are off their minimum."""
+    out = dict(new)
+    if "W" in masks:
+        W = held_fields(new["W"], old["W"], masks["W"], ss)
+        added = added_variance(W, new["W"], ss, N * len(W))
+        out |= {"W": W, "sigma": np.sqrt(new["sigma"] ** 2 + added)}
+    return put_back(out, old, {name: mask for name, mask in masks.items() if name != "W"}, domains)
 
 
 def fields_and_noise(

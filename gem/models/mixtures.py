@@ -27,6 +27,7 @@ from gem.models.base import (
     shard_and_moments,
     subsample,
 )
+from gem.models.held import Masks, held_centres, put_back
 from gem.philox import generator
 from gem.statistics import Layout, Statistics, Sum, Sums
 
@@ -76,6 +77,8 @@ class Mixture(Model):
         Floor of what must not vanish.
     missing : bool
         Whether NaN in the data marks missing entries; else it is refused.
+    alpha : float
+        Of the Dirichlet prior of pi: see `MoG`.
 
     Raises
     ------
@@ -87,13 +90,15 @@ class Mixture(Model):
     component: str  # a key of KERNEL_CODE
     common: bool = False  # whether a component has one variance for all dimensions
 
-    def __init__(self, D: int, K: int, reg: float, missing: bool):
+    def __init__(self, D: int, K: int, reg: float, missing: bool, alpha: float = 1.0):
+        self.alpha = number("alpha", alpha, "a positive number, the concentration of the prior of pi", 0, inside=True)
         self.D, self.K = whole_number("D", D), whole_number("K", K)
         self.reg = number("reg", reg, "a number, finite and not negative: a floor", 0)
         self.missing = yes_or_no("missing", missing)
 
     def settings(self) -> dict[str, Any]:
-        given = {"D": self.D, "K": self.K, "reg": self.reg}
+        given: dict[str, Any] = {"D": self.D, "K": self.K, "reg": self.reg}
+        given |= {} if self.alpha == 1 else {"alpha": self.alpha}
         return {**given, "missing": True} if self.missing else given
 
     def init_params(self, Y: Any, seed: int = 0, comm: Any = None, weights: Any = None) -> Params:
@@ -215,7 +220,7 @@ class Mixture(Model):
 
     @property
     def monotone(self) -> bool:
-        return True
+        return self.alpha == 1
 
     @property
     def layout(self) -> Layout:
@@ -234,16 +239,23 @@ class Mixture(Model):
         old = {**params, self.centre: params[self.centre].astype(step.dtype).astype(np.float64)}
         notes: list[str] = []
         new = {
-            "pi": np.maximum(counts / counts.sum(), TINY),
+            "pi": self._proportions(counts),
             self.centre: old[self.centre] + moved,  # what the moments were taken about
         }
         self._update(new, old, stats, moved, idle, step, notes)
-        if np.any(counts < EMPTY):
+        if np.any(counts < EMPTY) and self.alpha >= 1:  # a sparse prior means them to be empty
             live = counts >= EMPTY
             gain = counts[live] @ np.log(new["pi"][live] / old["pi"][live])
             gain += self._gain(new, old, stats, moved, live) - 2 * counts[~live].sum()
             self._reseed(new, counts, gain / 2, notes)
         return new, notes
+
+    def _proportions(self, counts: np.ndarray) -> np.ndarray:
+        """The mode of the posterior of pi, π_k ∝ max(N_k + α − 1, 0); at α = 1 the largest likelihood."""
+        mass = np.maximum(counts + (self.alpha - 1), 0)
+        if not mass.any():  # no component has what the prior takes
+            mass = np.where(counts == counts.max(), counts, 0)
+        return np.maximum(mass / mass.sum(), TINY)
 
     def _reseed(self, new: Params, counts: np.ndarray, budget: float, notes: list[str]) -> None:
         """Give each empty component a part of the largest one's weight, beside it: math.md, mixtures.
@@ -307,6 +319,10 @@ class MoG(Mixture):
         clusters. Covariances are held invertible at any scale of the data besides.
     missing : bool
         Whether NaN in the data marks missing entries; else it is refused.
+    alpha : float
+        Concentration of a Dirichlet prior of pi, of which the M-step takes the mode: each component has alpha − 1 data
+        points more than it explains. Below 1 those that explain less than 1 − alpha vanish, for good; 1 is no prior.
+        F is that of the data, without the prior.
 
     Raises
     ------
@@ -323,10 +339,18 @@ class MoG(Mixture):
     domains: ClassVar[Mapping[str, str]] = {"pi": "distribution", "mu": "real", "var": "positive", "cov": "real"}
     centre = location = "mu"
 
-    def __init__(self, D: int, K: int, covariance: str = "diag", reg: float | None = None, missing: bool = False):
+    def __init__(
+        self,
+        D: int,
+        K: int,
+        covariance: str = "diag",
+        reg: float | None = None,
+        missing: bool = False,
+        alpha: float = 1.0,
+    ):
         if covariance not in COVARIANCES:
             raise ConfigError(f"covariance = {covariance!r}: choose among {', '.join(COVARIANCES)}")
-        super().__init__(D, K, FLOOR if reg is None else reg, missing)
+        super().__init__(D, K, FLOOR if reg is None else reg, missing, alpha)
         self.relative = reg is None
         self.covariance = covariance
         self.common = covariance == "spherical"
@@ -459,6 +483,38 @@ class MoG(Mixture):
             spread[idle] = old[name][idle]
         floor = self._floors(self._data_variance(new["mu"], stats, moved, step.resolution))
         new[name] = self._floor(spread, floor, step, notes)
+
+    def refuses_to_hold(self, name: str, mask: np.ndarray) -> str | None:
+        whole = mask.reshape(*mask.shape[:-2], -1)
+        if name == "cov" and not np.array_equal(whole.any(axis=-1), whole.all(axis=-1)):
+            return "of a covariance all entries are held, or none: it must stay positive definite"
+        return None
+
+    def hold(self, new: Params, old: Params, masks: Masks, stats: Statistics, step: Step) -> Params:
+        """Variances are about the centres, held or not; an empty component keeps what it had beside held entries."""
+        out, name = dict(new), SPREAD[self.covariance]
+        if "mu" in masks:
+            inverse = None
+            if self.component != "diag":
+                inverse = np.broadcast_to(np.linalg.inv(new[name]), (self.K, self.D, self.D))
+            out["mu"] = held_centres(new["mu"], old["mu"], masks["mu"], inverse)
+            empty = (stats["counts"] < EMPTY) & masks["mu"].any(axis=1)
+            out["mu"][empty] = old["mu"][empty]
+            off = np.where(empty[:, None], 0, out["mu"] - new["mu"])
+            out[name] = new[name] + self._spread_of(off, stats["counts"])
+            if self.covariance != "tied":
+                out[name][empty] = old[name][empty]
+        return put_back(out, old, {key: mask for key, mask in masks.items() if key != "mu"}, self.domains)
+
+    def _spread_of(self, off: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """What variances are larger about centres that are `off` (K, D) the means."""
+        if self.covariance == "diag":
+            return off**2
+        if self.covariance == "spherical":
+            return np.asarray((off**2).mean(axis=1))
+        if self.covariance == "tied":
+            return np.asarray(off.T @ (counts[:, None] * off) / counts.sum())
+        return np.asarray(off[:, :, None] * off[:, None, :])
 
     def _gain(self, new: Params, old: Params, stats: Statistics, moved: np.ndarray, live: np.ndarray) -> float:
         """Of Gaussians: from their second moments, about the old means and about the new ones."""
@@ -599,6 +655,8 @@ class MoP(Mixture):
         Floor of the rates.
     missing : bool
         Whether NaN in the data marks missing entries; else it is refused.
+    alpha : float
+        Of the Dirichlet prior of pi: see `MoG`.
 
     Raises
     ------
@@ -615,9 +673,9 @@ class MoP(Mixture):
     domains: ClassVar[Mapping[str, str]] = {"pi": "distribution", "lam": "positive"}
     centre, component = "lam", "poisson"
 
-    def __init__(self, D: int, K: int, reg: float = FLOOR, missing: bool = False):
+    def __init__(self, D: int, K: int, reg: float = FLOOR, missing: bool = False, alpha: float = 1.0):
         reg = number("reg", reg, "a positive number, the floor of the rates", 0, inside=True)
-        super().__init__(D, K, reg, missing)
+        super().__init__(D, K, reg, missing, alpha)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

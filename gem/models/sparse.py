@@ -219,6 +219,11 @@ class SC(Model):
         notes = [f"latent {h} was never active: its field was kept" for h in np.flatnonzero(np.diag(stats["ss"]) == 0)]
         return {"W": W, "sigma": params["sigma"], "b": params["b"]}, notes + self.shortfalls(stats)
 
+    def refuses_to_hold(self, name: str, mask: np.ndarray) -> str | None:
+        if name == "W" and not np.array_equal(mask.any(axis=0), mask.all(axis=0)):
+            return "the fields of SC have length 1: one is held as a whole, or not"
+        return None
+
     def reseed(self, new: Params, stats: Statistics) -> tuple[Params, list[str]]:
         """Turn fields that were never used 45° away from that of the most active latent, each its own way."""
         used = np.diag(stats["ss"])

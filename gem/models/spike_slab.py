@@ -19,8 +19,16 @@ from gem.models.base import (
     column_sums,
     squared_norms,
 )
+from gem.models.held import Masks
 from gem.models.imputation import impute
-from gem.models.linear import fields_and_noise, in_white_noise, noise_is_lost, pair_moments, symmetric
+from gem.models.linear import (
+    fields_and_noise,
+    in_white_noise,
+    noise_is_lost,
+    pair_moments,
+    symmetric,
+    with_held_fields,
+)
 from gem.models.observed import ObservedGram, split_missing
 from gem.models.residuals import SURE, residual_sums, strength_spread
 from gem.models.truncated import Truncated, held, log_odds, pieces
@@ -289,6 +297,19 @@ class GSC(Truncated):
         if np.any(new_psi < floor):
             notes.append(f"{np.sum(new_psi < floor)} of {self.H} psi were held at the resolution of the E-step")
         return {**new, "sigma": sigma}, notes + of_noise
+
+    def hold(self, new: Params, old: Params, masks: Masks, stats: Statistics, step: Step) -> Params:
+        """σ follows the fields, and ψ the means of the strengths."""
+        spread, ss = np.sqrt(old["psi"]), stats["pairs"]
+        if not step.residuals:
+            mu, s = old["mu"], stats["s"]
+            second = np.maximum(old["psi"] * stats["square"] + mu * (2 * stats["sz"] - mu * s), 0)
+            ss = symmetric(ss * spread * spread[:, None], second)
+        out = dict(new)
+        if "mu" in masks:
+            off = np.where(masks["mu"] & (stats["s"] > 0), new["mu"] - old["mu"], 0)
+            out["psi"] = new["psi"] + off**2
+        return with_held_fields(out, old, masks, ss, float(stats["N_use"]), self.domains)
 
     def needs_residuals(self, params: Params, step: Step, stats: Statistics | None = None) -> bool:
         with np.errstate(over="ignore", invalid="ignore"):
