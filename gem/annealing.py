@@ -97,6 +97,11 @@ class Annealing:
         moving = np.flatnonzero((x < last) & (values != end))
         return 0.0 if len(moving) == 0 else float(min([*x[moving[-1] + 1 :], last]))
 
+    @property
+    def at_rest(self) -> float:
+        """From which step on, counted from 0, nothing moves any more and T is 1; infinite if that is never so."""
+        return self._rest
+
     def settled(self, recent: Sequence[float], done: int) -> bool:
         """Whether a run may end now.
 

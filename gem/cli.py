@@ -19,9 +19,10 @@ from gem.errors import ConfigError, GemError
 from gem.models import MODELS, known_options, make
 from gem.notes import counted, ending
 from gem.parallel import Communicator, communicator, launched
+from gem.restarts import best_of
 from gem.run import EM
 from gem.same_run import check_same
-from gem.store import USED_UP
+from gem.store import USED_UP, is_decided
 
 TERMINATED = 128 + 15  # the shell's exit status for a process that SIGTERM ended
 ANNEALED = [  # every parameter of a model may get noise, but a covariance, which would not stay one
@@ -66,6 +67,8 @@ OPTIONS: dict[str, dict[str, type]] = {
         "keep_best": bool,
         "hold": object,
         "params": str,
+        "start": str,
+        "restarts": int,
         "held_out": str,
         "held_out_every": int,
     },
@@ -250,6 +253,10 @@ def _add_run(fit: argparse.ArgumentParser) -> None:
         "--keep-best", action="store_true", default=None, help="end with the parameters of the largest F, where it fell"
     )
     run.add_argument("--hold", metavar="NAMES", help="parameters that keep their first values, as sigma,mu")
+    run.add_argument(
+        "--start", metavar="FILE", help="begin with labels (N,), responsibilities (N, K), or a smaller run"
+    )
+    run.add_argument("--restarts", type=int, metavar="N", help="the best of N seeds: short runs first, the best go on")
     run.add_argument("--params", metavar="RUN.h5", help="begin with the last parameters of another run")
     run.add_argument("--held-out", metavar="FILE", help="data that nothing is learned from: their F/N is told")
     run.add_argument(
@@ -351,8 +358,14 @@ def _fit(args: argparse.Namespace, comm: Communicator) -> int:
     model = make(args.model, {"D": source.shape[1], **settings["model"]})
     if args.resume and comm.bcast(Path(args.output).exists()):
         check_same(args.output, model, source, anneal, run, comm)
-        return _take_up(args, args.output, comm, None, None)
-    em = EM(model, source, anneal, comm=comm, output=args.output, overwrite=args.overwrite, trace=args.trace, **run)
+        if comm.bcast(is_decided(args.output)):
+            return _take_up(args, args.output, comm, None, None)
+        args.overwrite = True
+    shared: dict[str, Any] = {"comm": comm, "output": args.output, "overwrite": args.overwrite, "trace": args.trace}
+    if "restarts" in run:
+        em = best_of(run.pop("restarts"), model, source, anneal, progress=not args.quiet, **shared, **run)
+        return _run(em, args, args.output, comm)
+    em = EM(model, source, anneal, **shared, **run)
     if comm.rank == 0 and not args.quiet:
         print(f"{model!r} on {source.shape[0]:,} data points, {comm.size} rank(s), {_on(em)}", file=sys.stderr)
     return _run(em, args, args.output, comm)
@@ -374,9 +387,15 @@ def _take_up(args: argparse.Namespace, path: str, comm: Communicator, backend: s
 
 
 def _run(em: EM, args: argparse.Namespace, path: str, comm: Communicator) -> int:
-    em.run(progress=not args.quiet)
+    if not em.restarts:
+        em.run(progress=not args.quiet)
     if comm.rank == 0:
-        if em.stopped:
+        for each in em.restarts:
+            F, kept = each.free_energy / em.history["N"][-1], "" if each.seed != em.seed else ": the best one"
+            print(f"{path}: seed {each.seed}: F/N = {F:.6f} after {each.steps} steps{kept}")
+        if em.stopped and em.restarts:
+            print("gem: stopped by SIGTERM before one seed was left: begin again with --overwrite", file=sys.stderr)
+        elif em.stopped:
             print(f"gem: stopped by SIGTERM after step {em.step}: continue with gem resume {path}", file=sys.stderr)
         for told in counted(em.notes):
             print(f"{path}: note of {told.when}: {told.what}")

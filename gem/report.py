@@ -39,6 +39,7 @@ def describe_run(path: str) -> None:
         "steps": f"{run.step} of {run.planned}, {state}",
         **({} if run.reason is None else {"ended": ending(run.reason, run.step, run.planned)}),
         "seed": run.seed,
+        **_restarts(run),
         "ran on": ", ".join(f"{k} {v}" for k, v in run.machine.items()),
     }
     for name, value in run.params.items():
@@ -51,6 +52,16 @@ def describe_run(path: str) -> None:
             name = f"note of {told.when}"
             rows[name] = f"{rows[name]}\n{told.what}" if name in rows else told.what
     _table(path, rows)
+
+
+def _restarts(run: Run) -> dict[str, str]:
+    """F per point of each of several runs, of which this one was the best."""
+    found = run.config.get("restarts", {})
+    if not found.get("decided"):
+        return {"restarts": f"{found['n']} seeds, none is left yet"} if found else {}
+    N = run.history["N"][-1] if run.step else nan
+    runs = zip(found["seeds"], found["free_energy"], found["steps"], strict=True)
+    return {"restarts": "; ".join(f"seed {seed}: F/N = {F / N:.6g} after {steps} steps" for seed, F, steps in runs)}
 
 
 def _last(values: np.ndarray) -> float:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
 from math import nan
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from gem.data import (
     load_weights,
 )
 from gem.data.shard import telling_gaps
-from gem.em import Info, check_options, closing, inward, local_shard, named_type, open_for, run_step, settled
+from gem.em import Info, closing, inward, local_shard, named_type, open_for, run_step, settled
 from gem.errors import ConfigError, RunFileError
 from gem.falling import fall, must_rise, told
 from gem.held_out import EVERY, HeldOut
@@ -36,7 +36,8 @@ from gem.models import Model, Step, make
 from gem.parallel import communicator
 from gem.philox import generator
 from gem.progress import Progress
-from gem.run_checks import check_noise, check_numbers, functions_of, refuse_own_data
+from gem.run_checks import check_kinds, check_numbers, functions_of, one_of, place_on_disk, refuse_own_data
+from gem.starts import starting
 from gem.store import (
     CHECKPOINT_SECONDS,
     FELL,
@@ -64,6 +65,10 @@ class EM:
     anneal : Annealing
     params : dict or path, optional
         Where to start: parameters, or the run file whose last ones are taken (default: `model.init_params`).
+    start : array, path, run, or function, optional
+        Where to start, in place of `params`: labels (N,) or responsibilities (N, K) of a mixture, or a file of them; a
+        run, or run file, of the same model with fewer components or latents, which are split; or a function that gives
+        parameters, of a numpy Generator that depends on the seed.
     backend, dtype, comm, batch
         As in `em_step`. What dtype "auto" finds is part of the run: it is in the run file,
         with the shift of the data if there is one, and `resume` keeps it.
@@ -102,6 +107,8 @@ class EM:
     params : dict of float64 arrays
     step : int
         Steps done.
+    restarts : list of gem.restarts.Restart
+        Of `best_of`: seed, steps and F of each run. Else empty.
     planned : int
         Steps that the run is to have: those of `anneal`, or more where `resume` was asked for more.
     reason : str or None
@@ -129,6 +136,7 @@ class EM:
         anneal: Annealing,
         *,
         params: Any = None,
+        start: Any = None,
         backend: Any = None,
         dtype: Any = "auto",
         comm: Any = None,
@@ -146,17 +154,15 @@ class EM:
         held_out: Any = None,
         held_out_every: int = EVERY,
     ):
-        if not isinstance(model, Model) or not isinstance(anneal, Annealing):
-            raise ConfigError(f"EM(model, data, anneal) takes a Model and an Annealing, not {model!r} and {anneal!r}")
+        check_kinds(model, anneal)
         asked_keep, keep_best = with_best(keep, keep_best)
         check_numbers(seed, checkpoint, checkpoint_seconds)
-        check_noise(model, anneal.noisy)
-        check_options(model, anneal.ever("Ncut"), anneal.reseed)
         self.model, self.anneal, self.seed = model, anneal, int(seed)
         self._hold = Hold.of(model, hold, anneal.noisy)
         self._keep_best, self._best = keep_best, Best(keep_best)
         self.planned, self._longer = len(anneal), False
         self.reason: str | None = None
+        self.restarts: list[Any] = []
         self._calling = False  # a callback, on rank 0
         self.comm = communicator(comm)
         self._file: RunFile | None = None
@@ -166,23 +172,19 @@ class EM:
             counts = None if weights is None else load_weights(weights, source.shape[0], self.comm)
             self._weights = counts
             self._held_out = None if held_out is None else HeldOut(model, held_out, held_out_every)
-            asked_params = str(Path(params).resolve()) if isinstance(params, str | Path) else None
+            asked_params = place_on_disk(params)
             if asked_params is not None:
                 params = params_of(model, asked_params, self.comm)
             others = [each.record["data"] for each in (counts, self._held_out) if each is not None]
-            for target in (output, trace):
-                for spec in (source.spec, *others):
-                    refuse_own_data(target, spec)
+            refuse_own_data((output, trace), (source.spec, *others))
             self._trace: Trace = OFF if trace is None else Recording(trace, self.comm)
             stored = dtype if isinstance(dtype, Reading) else None  # of a run that is taken up
             chosen = select(backend, stored.dtype if stored else dtype, self.comm)
             looks = stored is None and not holds(chosen.dtype, source.dtype)
             seen = Survey(source, *self.comm.slab(source.shape[0])) if looks else source
-            weighted = {} if counts is None else {"weights": counts}
+            self._start = one_of(params, start)
             with self._trace.span("initialisation"):
-                self.params = model.check(
-                    model.init_params(seen, self.seed, self.comm, **weighted) if params is None else params
-                )
+                self.params = self._first_params(seen) if params is None else model.check(params)
             self._reading = stored or Reading(str(chosen.dtype))
             if isinstance(seen, Survey):
                 self._reading = settled(model, seen, named_type(backend, dtype, chosen), self.comm)
@@ -200,28 +202,52 @@ class EM:
                 "batch": batch if batch is None else int(batch),
                 "keep": asked_keep,
                 "params": asked_params,
+                "start": place_on_disk(start),
             }
-            config = {**self._config(source), "asked": asked}
+            self._about = config = {**self._config(source), "asked": asked}
             config |= {"checkpoint": int(checkpoint), "checkpoint_seconds": float(checkpoint_seconds)}
             if output is not None:  # it may replace a run, which data that the first step refuses should not cost
-                self._check_data(shard, given=params is not None)
-                self._begin(output, config, overwrite)
+                self._check_data(shard, given=params is not None or start is not None)
+                if self.comm.rank == 0:
+                    self._begin(output, config, overwrite)
 
     def _begin(self, output: Any, config: dict[str, Any], overwrite: bool) -> None:
-        """Begin the run file, on rank 0."""
-        if self.comm.rank == 0:
-            self._file = RunFile.create(
-                output,
-                model=self.model.name,
-                config=config,
-                machine={**environment(), **self.backend.describe()},
-                seed=self.seed,
-                params=self.params,
-                every=config["checkpoint"],
-                seconds=config["checkpoint_seconds"],
-                overwrite=overwrite,
-                keep=self._keep,
-            )
+        """Begin the run file."""
+        self._file = RunFile.create(
+            output,
+            model=self.model.name,
+            config=config,
+            machine={**environment(), **self.backend.describe()},
+            seed=self.seed,
+            params=self.params,
+            every=config["checkpoint"],
+            seconds=config["checkpoint_seconds"],
+            overwrite=overwrite,
+            keep=self._keep,
+        )
+
+    def _first_params(self, seen: Any) -> dict[str, np.ndarray]:
+        """Where the run begins, by its seed; `seen` is the data, which the model may read."""
+        if self._start is None:
+            weighted = {} if self._weights is None else {"weights": self._weights}
+            return self.model.check(self.model.init_params(seen, self.seed, self.comm, **weighted))
+        found = starting(self.model, self._start, self._source, self.seed, self.comm, self._weights)
+        return self.model.check(found)
+
+    def again(self, seed: int) -> EM:
+        """Another run of the same model on the same data, which are not read anew, by another seed; with no file."""
+        other = copy(self)
+        other.seed, other.reason, other._records, other._file = int(seed), None, [], None
+        other._best = Best(self._keep_best)
+        other.params = other._first_params(self._source)
+        return other
+
+    @classmethod
+    def best_of(cls, n: int, model: Model, data: Any, anneal: Annealing, **options: Any) -> EM:
+        """The best of n runs, which differ in their seeds: see `gem.restarts.best_of`."""
+        from gem.restarts import best_of
+
+        return best_of(n, model, data, anneal, **options)
 
     def _check_data(self, shard: Shard, given: bool) -> None:
         """What the initialisation has not seen: data beside given parameters, and what only this model asks of them."""
@@ -292,6 +318,10 @@ class EM:
         with group.guard():
             run = group.bcast(read_run(path) if group.rank == 0 else None)
             config = run.config
+            if not config.get("restarts", {}).get("decided", True):
+                raise RunFileError(
+                    f"{path}: its restarts ended before one seed was left: begin again, --overwrite (overwrite=True)"
+                )
             source = data_of(path, config, data)
             counts = weights_of(path, config.get("weights"), weights, source.shape[0], group)
             own = config["ranks"][group.rank % len(config["ranks"])]

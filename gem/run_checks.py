@@ -2,18 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gem.annealing import NOISE
-from gem.em import Info
+from gem.annealing import NOISE, Annealing
+from gem.em import Info, check_options
 from gem.errors import ConfigError
 from gem.models import Model
 
 MAX_SEED = 2**63  # the run file keeps it as a signed integer
+
+
+def check_kinds(model: Any, anneal: Any) -> None:
+    """Refuse what is no model and no annealing, or do not go together.
+
+    Raises
+    ------
+    ConfigError
+    """
+    if not isinstance(model, Model) or not isinstance(anneal, Annealing):
+        raise ConfigError(f"EM(model, data, anneal) takes a Model and an Annealing, not {model!r} and {anneal!r}")
+    check_noise(model, anneal.noisy)
+    check_options(model, anneal.ever("Ncut"), anneal.reseed)
+
+
+def one_of(params: Any, start: Any) -> Any:
+    """`start`, as long as there are no parameters, too.
+
+    Raises
+    ------
+    ConfigError
+    """
+    if params is not None and start is not None:
+        raise ConfigError("params and start both say where to begin: give one of them")
+    return start
+
+
+def place_on_disk(given: Any) -> str | None:
+    """The absolute path, of what is one."""
+    return str(Path(given).resolve()) if isinstance(given, str | Path) else None
 
 
 def check_numbers(seed: Any, checkpoint: Any, checkpoint_seconds: Any) -> None:
@@ -60,16 +90,16 @@ def check_noise(model: Model, noisy: list[str]) -> None:
             )
 
 
-def refuse_own_data(output: Any, spec: Any) -> None:
-    """Refuse a run file that would take the place of the data it is learned from.
+def refuse_own_data(outputs: Iterable[Any], specs: Iterable[Any]) -> None:
+    """Refuse files of a run that would take the place of data it is learned from.
 
     Raises
     ------
     ConfigError
     """
-    if output is None or spec is None:
-        return
-    names = [spec["data"]] if isinstance(spec["data"], str) else spec["data"]
-    target = str(Path(output).resolve())
-    if any(name == target or name.startswith(f"{target}:") for name in names):
-        raise ConfigError(f"the output {output} is the data file itself: choose another name for the run file")
+    data = [spec["data"] for spec in specs if spec is not None]
+    names = [name for each in data for name in ([each] if isinstance(each, str) else each)]
+    for output in outputs:
+        target = None if output is None else str(Path(output).resolve())
+        if target is not None and any(name == target or name.startswith(f"{target}:") for name in names):
+            raise ConfigError(f"the output {output} is the data file itself: choose another name for the run file")

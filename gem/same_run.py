@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from gem.annealing import Annealing
@@ -15,6 +14,7 @@ from gem.holding import Hold
 from gem.keeping import with_best
 from gem.models import Model, make
 from gem.parallel import Communicator
+from gem.run_checks import place_on_disk
 from gem.store import CHECKPOINT_SECONDS, Run, read_run
 
 ABSENT = "nothing"
@@ -32,7 +32,7 @@ def check_same(
         What the command describes.
     options : dict
         Arguments of `EM`, as far as they were given: backend, dtype, seed, batch, checkpoint, checkpoint_seconds,
-        weights and params (paths), keep, keep_best, hold, held_out (a Source) and held_out_every.
+        restarts, weights, params and start (paths), keep, keep_best, hold, held_out (a Source) and held_out_every.
     comm : Communicator
         Rank 0 reads the file.
 
@@ -63,7 +63,8 @@ def _pairs(
         (anneal.to_dict(), Annealing.from_dict(config["annealing"]).to_dict()),
         (_as_dict(source.spec), _as_dict(config["data"])),
         ({"weights": place_of(options.get("weights"))}, {"weights": config.get("weights", {"data": None})["data"]}),
-        ({"seed": options.get("seed", 0)}, {"seed": run.seed}),
+        ({"seed": options.get("seed", 0)}, {"seed": config.get("restarts", {}).get("seeds", [run.seed])[0]}),
+        ({"restarts": options.get("restarts")}, {"restarts": config.get("restarts", {}).get("n")}),
         ({"checkpoint": options.get("checkpoint", 10)}, {"checkpoint": config["checkpoint"]}),
     ]
     hold = Hold.of(model, options.get("hold"))
@@ -78,12 +79,13 @@ def _pairs(
         ({"checkpoint_seconds": options.get("checkpoint_seconds", CHECKPOINT_SECONDS)}, {"checkpoint_seconds": seconds})
     )
     if "asked" in config:
-        defaults = {"backend": None, "dtype": "auto", "batch": None, "keep": None, "params": None}
+        defaults = {"backend": None, "dtype": "auto", "batch": None, "keep": None, "params": None, "start": None}
         given = {name: options.get(name, value) for name, value in defaults.items()}
         given["keep"], best = with_best(given["keep"], options.get("keep_best", False))
         parts.append(({"keep_best": best}, {"keep_best": config.get("keep_best", False)}))
-        given["params"] = given["params"] and str(Path(given["params"]).resolve())
-        parts.append((given, {"keep": None, "params": None, **config["asked"]}))
+        for name in ("params", "start"):
+            given[name] = place_on_disk(given[name])
+        parts.append((given, {"keep": None, "params": None, "start": None, **config["asked"]}))
     pairs: dict[str, tuple[Any, Any]] = {}
     for here, there in ((json.loads(json.dumps(a)), json.loads(json.dumps(b))) for a, b in parts):
         pairs |= {name: (here.get(name, ABSENT), there.get(name, ABSENT)) for name in {**here, **there}}

@@ -129,6 +129,10 @@ class RunFile:
         self._amended: _Row | None = None
         self._lock = threading.RLock()  # a signal's thread stores what is done, while the run goes on
 
+    def checkpoint_every(self, every: int) -> None:
+        """So many steps from one checkpoint to the next, from now on."""
+        self._every = every
+
     @property
     def step(self) -> int:
         """Last step recorded."""
@@ -665,6 +669,20 @@ def _is_run_file(path: Path) -> bool:
     except OSError:
         start = path.read_bytes()[: 1 << 16]
         return not start or (start.startswith(HDF5_SIGNATURE) and FORMAT.encode() in start)
+
+
+def is_run_file(path: Any) -> bool:
+    """Whether there is a run of gem at that path."""
+    try:
+        with _reading(path):
+            return True
+    except RunFileError:
+        return False
+
+
+def is_decided(path: Any) -> bool:
+    """Whether a run file is of one run, and not of several of which the best one was not found yet."""
+    return bool(read_run(path).config.get("restarts", {}).get("decided", True))
 
 
 def environment() -> dict[str, Any]:

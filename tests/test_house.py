@@ -32,7 +32,7 @@ FLOORS = [
     {"gem.backends"},
     {"gem.models"},
     {"gem.em", "gem.run", "gem.same_run", "gem.run_checks", "gem.taking_up", "gem.held_out", "gem.falling",
-     "gem.holding", "gem.best"},
+     "gem.holding", "gem.best", "gem.starts", "gem.restarts"},
     {"gem.gabor", "gem.plot", "gem.report", "gem.restore", "gem.cli", "gem.kernels.__main__"},
 ]  # fmt: skip
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import lgamma, prod
 from typing import Any, ClassVar
@@ -13,6 +13,7 @@ import numpy as np
 from gem.backends import blas
 from gem.backends.base import Array, Backend, Kernel
 from gem.checks import number, whole_number, yes_or_no
+from gem.data import Source
 from gem.errors import ConfigError, DataError
 from gem.models import missing_gaussian, seeding
 from gem.models.base import (
@@ -24,10 +25,13 @@ from gem.models.base import (
     Posterior,
     Step,
     Weights,
+    moments,
     shard_and_moments,
     subsample,
+    whole_shard,
 )
 from gem.models.held import Masks, held_centres, put_back
+from gem.parallel import Communicator
 from gem.philox import generator
 from gem.statistics import Layout, Statistics, Sum, Sums
 
@@ -278,6 +282,36 @@ class Mixture(Model):
             new["pi"][k], new["pi"][big] = new["pi"][k] + taken, new["pi"][big] - taken  # their sum stays 1
             notes.append(f"component {k} was empty and re-seeded beside component {big}")
 
+    def split(self, new: Params, k: int, big: int, direction: np.ndarray) -> None:
+        """Make component k of one half of component `big`, beside it; `direction` (D,) has length 1."""
+        self._place_beside(new, k, big, direction)
+        new["pi"][k] = new["pi"][big] = new["pi"][big] / 2
+
+    def from_groups(self, source: Source, r: np.ndarray, first: int, last: int, comm: Communicator) -> Params:
+        """Parameters of data that belong to components by `r` (N, K); this rank has the rows from first to last."""
+        data = moments(whole_shard(source, self.D, comm), comm, self.missing)
+        mine, mean = r[first:last], np.zeros((self.K, self.D))
+        counts = mine.sum(axis=0)
+        comm.allreduce(counts)
+        for y, part in _centred(source, mine, first, last, data.mean):
+            mean += part.T @ y
+        comm.allreduce(mean)
+        mean /= counts[:, None]
+        scatter = np.zeros({"tied": (self.D, self.D), "full": (self.K, self.D, self.D)}.get(self.component, mean.shape))
+        for y, part in _centred(source, mine, first, last, data.mean):
+            for k in range(self.K):
+                off = y - mean[k]
+                if self.component == "tied":
+                    scatter += (part[:, k, None] * off).T @ off
+                else:
+                    scatter[k] += (part[:, k, None] * off).T @ off if self.component == "full" else part[:, k] @ off**2
+        comm.allreduce(scatter)
+        return {"pi": counts / counts.sum(), **self._of_groups(counts, mean + data.mean, scatter, data)}
+
+    @abstractmethod
+    def _of_groups(self, counts: np.ndarray, mean: np.ndarray, scatter: np.ndarray, data: Moments) -> Params:
+        """Parameters but pi, from how much each component has, its mean, and sums of squares (products) about it."""
+
     @abstractmethod
     def _update(
         self,
@@ -388,6 +422,16 @@ class MoG(Mixture):
             "full": np.tile(np.diag(var), (self.K, 1, 1)),
         }[self.covariance]
         return {"mu": centres, SPREAD[self.covariance]: spread}
+
+    def _of_groups(self, counts: np.ndarray, mean: np.ndarray, scatter: np.ndarray, data: Moments) -> Params:
+        floor = np.maximum(self._floors(data.var), np.finfo(np.float32).eps * data.var)
+        if self.covariance == "diag":
+            spread = np.maximum(scatter / counts[:, None], floor)
+        elif self.covariance == "spherical":
+            spread = np.maximum((scatter / counts[:, None]).mean(axis=1), floor.mean())
+        else:
+            spread = scatter / (counts.sum() if self.covariance == "tied" else counts[:, None, None]) + np.diag(floor)
+        return {"mu": mean, SPREAD[self.covariance]: spread}
 
     def _draw(self, params: Params, k: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         e = rng.standard_normal((len(k), self.D))
@@ -635,6 +679,16 @@ class MoG(Mixture):
                 notes.append(f"covariance{of} was held at {least:.2g} of its scale: some dimensions depend on others")
 
 
+def _centred(
+    source: Source, r: np.ndarray, first: int, last: int, mean: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows first to last of the data less their mean, 0 where they are missing, and of `r`, some at a time."""
+    rows = max(1, (8 << 20) // (8 * source.shape[1]))
+    for start in range(first, last, rows):
+        stop = min(start + rows, last)
+        yield np.nan_to_num(source.read(start, stop).astype(np.float64) - mean), r[start - first : stop - first]
+
+
 def _near_singular(cov: np.ndarray, floor: float, least: float) -> bool:
     """Whether an eigenvalue may be below the floor, or below `least` times the largest one: by a Cholesky factor."""
     try:
@@ -693,6 +747,9 @@ class MoP(Mixture):
 
     def _start(self, centres: np.ndarray, var: np.ndarray, data: Moments) -> Params:
         return {"lam": np.maximum((centres + data.mean) / 2, self.reg)}  # a count of 0 is no rate of 0
+
+    def _of_groups(self, counts: np.ndarray, mean: np.ndarray, scatter: np.ndarray, data: Moments) -> Params:
+        return {"lam": np.maximum(mean, self.reg)}
 
     def largest(self, params: Params) -> float:
         return float(np.sqrt((params["lam"].max(axis=0) ** 2).sum()))  # their rounding adds up by squares
