@@ -154,15 +154,32 @@ def test_the_table_has_a_row_per_record():
     assert lines[1].split() == ["k", "sm_90", "64", "8", "4", "4", "512", "1", "50%"]
 
 
+def architectures(name):
+    """What each variant of a kernel is compiled for: the example for all, others for two, or for one of these in turn
+    where there are many (`python -m gem.kernels --check` compiles all for both)."""
+    many = len(variants(name)) > 6
+    for number, sizes in enumerate(variants(name)):
+        in_turn = PAIR if sizes in SPILLED.get(name, []) or not many else PAIR[number.bit_count() % 2 :][:1]
+        yield sizes, in_turn if sizes else module.ARCHITECTURES
+
+
 @pytest.mark.long
 @pytest.mark.usefixtures("nvrtc")
 @pytest.mark.parametrize("name", source.names())
 def test_our_kernels_spill_nothing_and_leave_half_the_threads(name):
-    """Rung 2: float32; the example and spilled states on every architecture, what else models build on two."""
-    for sizes in variants(name):
-        everywhere = not sizes or sizes in SPILLED.get(name, [])
-        for record, block in check(name, 32, sizes, module.ARCHITECTURES if everywhere else PAIR):
+    """Rung 2, in float32."""
+    for sizes, wanted in architectures(name):
+        for record, block in check(name, 32, sizes, wanted):
             assert not poor(record, block), (record, sizes)
+
+
+@pytest.mark.parametrize("name", source.names())
+def test_every_value_of_a_size_meets_two_architectures(name):
+    met = {}
+    for sizes, wanted in architectures(name):
+        for value in {**EXAMPLES[name], **sizes}.items():
+            met.setdefault(value, set()).update(wanted)
+    assert all(met[value] >= set(PAIR) for value in met), met
 
 
 def test_what_is_compiled_for_states_in_global_memory():
@@ -217,11 +234,11 @@ def test_the_tool_checks(monkeypatch, capsys):
 
 @pytest.mark.usefixtures("nvrtc")
 def test_the_tool_compiles_variants_and_both_types(monkeypatch, capsys):
-    status, out = run_tool(monkeypatch, capsys, "--check", "shrink")
+    status, out = run_tool(monkeypatch, capsys, "--check", "spike_slab_scores")
     assert status == 0
-    assert "float32 MOVE=0: " in out
-    assert "float64 MOVE=0: " in out
-    _, out = run_tool(monkeypatch, capsys, "--check", "shrink", "--real", "32", "--define", "H=64")
+    assert "float32 MASKED=1: " in out
+    assert "float64 MASKED=1: " in out
+    _, out = run_tool(monkeypatch, capsys, "--check", "spike_slab_scores", "--real", "32", "--define", "H=64")
     assert "'H': 64" in out
     assert "float64" not in out
 
