@@ -1,6 +1,6 @@
 """Learn the features of real photographs: binary sparse coding on 150,000 whitened 16 × 16 patches.
 
-    python -m examples.photographs [--output run.h5] [--steps 200] [--count 150000]
+    python -m examples.photographs [--output run.h5] [--steps 200] [--count 150000] [--H 200]
 
 The photographs come with scikit-learn (china.jpg, flower.jpg). What it does is what these two commands do:
 
@@ -26,12 +26,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", default="run.h5")
     parser.add_argument("--steps", default="200")
     parser.add_argument("--count", default="150000", help="of patches")
+    parser.add_argument("--H", default="200", help="number of fields")
     args = parser.parse_args(arguments)
     folder = Path(sklearn.datasets.__file__).parent / "images"
     photographs = [str(folder / name) for name in ("china.jpg", "flower.jpg")]
     settings = [
         "--H",
-        "200",
+        args.H,
         "--Hprime",
         "8",
         "--gamma",

@@ -56,8 +56,8 @@ def test_the_memory_of_a_process_is_its_own():
 
 def test_photographs_become_fields(tmp_path, capsys):
     output = tmp_path / "run.h5"
-    assert photographs.main(["--steps", "2", "--count", "2000", "--output", str(output)]) == 0
-    assert "of 200 fields" in capsys.readouterr().out
+    assert photographs.main(["--steps", "2", "--count", "2000", "--H", "40", "--output", str(output)]) == 0
+    assert "of 40 fields" in capsys.readouterr().out
     with h5py.File(output) as file:
-        assert file["params/W"].shape == (3, 256, 200)
+        assert file["params/W"].shape == (3, 256, 40)
     assert output.with_suffix(".png").stat().st_size > 10_000

@@ -310,6 +310,7 @@ CASES = {
     + [(counts, a) for a in ((37, 5, 3, 1.0, 0, 10**7), (20, 17, 2, 2.0, 1, 10**5))],
 }
 
+ALL = [(name, n) for name, cases in CASES.items() for n in range(len(cases))]
 SPILLED = [  # more states than local memory holds on a GPU, in float32, too
     (gram_posterior, (7, 24, 20, 4, 1.0)),
     (gram_posterior, (5, 40, 32, 4, 2.5, (1.0,), 1)),
@@ -367,9 +368,7 @@ def run(backend, name, case, dtype):
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("kind", list(devices()))
-@pytest.mark.parametrize(
-    ("name", "number"), [(name, n) for name, cases in CASES.items() for n in range(len(cases))], ids=str
-)
+@pytest.mark.parametrize(("name", "number"), ALL, ids=str)
 def test_parity(name, number, kind, dtype):
     make, arguments = CASES[name][number]
     backend = device(kind, dtype)
@@ -469,29 +468,46 @@ def test_tables_of_states_in_c():
     assert source.state_constants(state_table(4, 3), spilled=True) == "".join([*lines[:2], lines[4]])
 
 
+SOME = [(name, n) for name, cases in CASES.items() for n in range(len(cases)) if n % 3 == 1 or n == len(cases) - 1]
+
+
+PLAIN, UBSAN = "-O0", "-O0 -fsanitize=undefined"  # of g++, which takes most of the time: with -O1 the sanitizer 7 times
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("how", ["fwd", "rand", "ubsan"])
-def test_cuda_branch_runs_on_the_host(how):
-    """Rungs 3 and 4: kernels, golden vectors and the backend's own tests under CuPy on the CPU."""
+@pytest.mark.parametrize("what", ["kernels", "models", "ubsan"])
+def test_cuda_branch_runs_on_the_host(what):
+    """Rungs 3 and 4: kernels, golden vectors and the backend's own tests under CuPy on the CPU.
+
+    In float32, which OpenCL shows at every size, some sizes of each kernel and model.
+    """
+    from test_golden import ONE_OF_EACH, golden
+
+    if what == "kernels":
+        left = [f"test_kernels.py::test_parity[{name}-{n}-cuda-float32]" for name, n in ALL if (name, n) not in SOME]
+        on_the_host("test_kernels.py", without=left, order="fwd")
+        on_the_host("test_kernels.py", wanted="cuda and not host and not float32", order="rand")  # the same programs
+    elif what == "models":
+        left = [f"test_golden.py::test_golden[cuda-{name}-float32]" for name in golden.NAMES if name not in ONE_OF_EACH]
+        on_the_host("test_devices.py", "test_golden.py", "test_totals.py", without=left)
+    else:
+        some = [f"test_kernels.py::test_parity[{name}-{n}-cuda-float64]" for name, n in SOME]
+        on_the_host(*some, flags=UBSAN)
+
+
+def on_the_host(*chosen, without=(), wanted="cuda and not host", order="fwd", flags=PLAIN):
+    """Run tests under CuPy on the CPU."""
     from cupy_on_cpu import build as harness
 
     try:
         interpreter, environment = harness.build(), harness.env()
     except harness.BuildError as error:
         missing("cuda", str(error))
-    chosen = ["tests/test_kernels.py"]
-    wanted = "cuda and not host"
-    if how == "fwd":
-        chosen += ["tests/test_devices.py", "tests/test_golden.py", "tests/test_totals.py"]
-    if how == "rand":  # what the order of fibres changes, it changes in both types
-        wanted += " and not float32"
-    if how == "ubsan":  # of each kernel some cases: a build with the sanitizer takes twice as long
-        some = [(name, n) for name, cases in CASES.items() for n in range(min(1, len(cases) - 1), len(cases), 3)]
-        chosen = [f"tests/test_kernels.py::test_parity[{name}-{n}-cuda-float64]" for name, n in some]
-        environment["FAKECUDA_CXXFLAGS"] = "-O1 -fsanitize=undefined"
-    environment |= {"CUSHIM_ORDER": "rand" if how == "rand" else "fwd", "GEM_REQUIRE": "cuda"}
+    environment |= {"CUSHIM_ORDER": order, "GEM_REQUIRE": "cuda", "FAKECUDA_CXXFLAGS": flags}
+    left = [f"--deselect=tests/{test}" for test in without]
     done = subprocess.run(
-        [interpreter, "-m", "pytest", "-s", "-p", "no:cacheprovider", "-k", wanted, *chosen],
+        [interpreter, "-m", "pytest", "-s", "-p", "no:cacheprovider", "-k", wanted, *left]
+        + [f"tests/{test}" for test in chosen],
         env={**os.environ, **environment},
         capture_output=True, text=True, cwd=Path(__file__).parent.parent, check=False,
     )  # fmt: skip

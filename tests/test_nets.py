@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import missing
-from test_kernels import device
+from test_kernels import PLAIN, UBSAN, device
 
 from gem.kernels import source
 
@@ -99,8 +99,7 @@ def test_rung_3_cuda_on_the_host(broken):
         interpreter, environment = harness.build(), harness.env()
     except harness.BuildError as error:
         missing("cuda", str(error))
-    if what == "overrun":
-        environment = {**environment, "FAKECUDA_CXXFLAGS": "-O1 -fsanitize=undefined"}
+    environment |= {"FAKECUDA_CXXFLAGS": UBSAN if what == "overrun" else PLAIN}
     for order in ("fwd", "rand"):
         same, said = parity(interpreter, {**environment, "CUSHIM_ORDER": order}, "cuda", what, folder)
         if not same:
