@@ -1,6 +1,6 @@
 """Half of a picture's pixels lost at random: models of its patches beside scikit-image's biharmonic inpainting.
 
-    python -m benchmarks.inpaint [--models gsc bsc mog] [--missing 0.5] [--backend auto]
+    python -m benchmarks.inpaint [--models auto bsc mog] [--missing 0.5] [--side 256] [--backend auto]
 
 The pictures of benchmarks.denoise, without noise; PSNR in dB over all pixels, known ones included, and seconds.
 """
@@ -12,19 +12,20 @@ import time
 
 import numpy as np
 
-from benchmarks.denoise import pictures
+from benchmarks.denoise import SIDE, pictures
 from gem.restore import psnr, restore
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", nargs="+", default=["gsc", "bsc", "mog"])
+    parser.add_argument("--models", nargs="+", default=["auto", "bsc", "mog"])
+    parser.add_argument("--side", type=int, default=SIDE)
     parser.add_argument("--missing", type=float, default=0.5)
     parser.add_argument("--backend", default="auto")
     args = parser.parse_args()
     from skimage.restoration import inpaint_biharmonic
 
-    for name, clean in pictures():
+    for name, clean in pictures(args.side):
         lost = np.random.default_rng(0).random(clean.shape) < args.missing
         began = time.perf_counter()
         reference = psnr(255 * inpaint_biharmonic(np.where(lost, 0, clean) / 255, lost), clean)
