@@ -60,6 +60,9 @@ def rewriting(
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     placed = False
     try:
+        if fresh and path.exists():
+            temporary.touch()
+            shutil.copymode(path, temporary)
         if not fresh and not (spare is not None and _taken(spare, temporary, path)):
             size += path.stat().st_size
             shutil.copy(path, temporary)

@@ -48,6 +48,9 @@ def describe_run(path: str) -> None:
         before = "" if run.finished else f" (of the parameters before step {run.step})"
         rows |= {f"last {name}": f"{_last(values):.6g}" for name, values in run.history.items()}
         rows["last free_energy"] = rows["last free_energy"] + before
+        F = run.history["free_energy"]
+        if np.nanmax(F) > F[-1]:
+            rows["best free_energy"] = f"{np.nanmax(F):.6g} (of the parameters before step {np.nanargmax(F) + 1})"
         for told in _notes(run):
             name = f"note of {told.when}"
             rows[name] = f"{rows[name]}\n{told.what}" if name in rows else told.what

@@ -367,6 +367,12 @@ class EM:
         return len(self._records)
 
     @property
+    def best(self) -> tuple[int, float] | None:
+        """The largest F so far, and the step, counted from 1, that began with its parameters; None before any step."""
+        found = self._best
+        return (found.step, found.free_energy) if found.step else None
+
+    @property
     def stopped(self) -> bool:
         return self.reason == STOPPED
 

@@ -34,7 +34,7 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from math import nan, prod
@@ -56,6 +56,8 @@ CHECKPOINT_SECONDS = 300.0  # between two checkpoints, however few the steps
 SETTLED, USED_UP, FINISHED = ENDED = ("settled", "steps used up", "ended by finish()")  # why a run is over
 FELL = "F fell at step"  # and its number: another such reason
 STOPPED = "stopped by SIGTERM"  # and may be taken up
+WASTE = 4 << 20  # bytes that are not worth a copy
+NOTE_BYTES = 64  # of a step, about
 CHUNK_BYTES = 4096  # small rows share a chunk of this size, a larger row is a chunk of its own
 
 
@@ -375,6 +377,18 @@ class RunFile:
             except BaseException:
                 self.finished = False
                 raise
+            self._pack()
+
+    @_uninterrupted()
+    def _pack(self) -> None:
+        """Write the file anew where many checkpoints have left much unused space in it; as it was if that fails."""
+        with _reading(self.path) as file, suppress(RunFileError):
+            if self.path.stat().st_size - _content(file) < WASTE:
+                return
+            with rewriting(self.path, _content(file), "", fresh=True) as new:
+                for name in file:
+                    file.copy(name, new)
+                new.attrs.update(file.attrs)
 
     def release(self) -> None:
         """Give back the space that checkpoints use beside the file; the next one takes it anew."""
@@ -524,6 +538,12 @@ def read_run(path: str | os.PathLike[str]) -> Run:
             kept=kept,
             best=_best(file),
         )
+
+
+def _content(file: Any) -> int:
+    """About how many bytes the file has to take."""
+    notes = len(file["history"]["notes"]) * NOTE_BYTES
+    return notes + sum(each.nbytes for name in ("params", "history", "best") for each in file.get(name, {}).values())
 
 
 def _best(file: Any) -> tuple[int, float, dict[str, np.ndarray]] | None:

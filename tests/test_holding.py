@@ -286,6 +286,7 @@ def test_a_best_f_that_is_not_the_last_is_told(world, tmp_path):
     F = run.history["free_energy"]
     best = int(np.argmax(F)) + 1
     assert best < run.step
+    assert run.best == (best, F.max())
     (note,) = [note for t, note in run.notes if t == 12 and note.startswith("F was larger")]
     assert f"{F.max() / 80:.6g} per data point of the parameters that step {best} began with" in note
     rising = EM(MODELS[0], data_of(MODELS[0]), Annealing(5), backend="numpy").run()

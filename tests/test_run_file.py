@@ -157,6 +157,21 @@ def test_of_parameters_that_are_not_kept_there_is_one_copy(tmp_path, monkeypatch
     assert sum(sizes) < 20 * 2 * W.nbytes
 
 
+@pytest.mark.parametrize("keep", ["all", 3])
+def test_a_finished_file_has_no_unused_space(tmp_path, monkeypatch, keep):
+    """Each checkpoint leaves some behind: HDF5 begins a heap of strings for each. The content stays, and the mode."""
+    path = record(create(tmp_path / "run.h5", every=1, keep=keep), 150).path
+    path.chmod(0o640)
+    before, run = path.stat().st_size, record(RunFile.open(path, keep=keep), 151)
+    monkeypatch.setattr("gem.store.WASTE", 10_000)
+    run.finish()
+    assert path.stat().st_size < before / 3
+    assert path.stat().st_mode & 0o777 == 0o640
+    assert list(tmp_path.iterdir()) == [path]
+    assert_keeps(path, keep, 151)
+    assert read_run(path).finished
+
+
 # Nobody sees half of it
 
 
