@@ -32,7 +32,7 @@ from gem.falling import fall, must_rise, told
 from gem.held_out import EVERY, HeldOut
 from gem.holding import Hold
 from gem.keeping import automatic, with_best
-from gem.models import Model, Step, make
+from gem.models import Model, Step
 from gem.parallel import communicator
 from gem.philox import generator
 from gem.progress import Progress
@@ -50,7 +50,7 @@ from gem.store import (
     is_over,
     read_run,
 )
-from gem.taking_up import data_of, held_out_of, masks_of, params_of, weights_of
+from gem.taking_up import arguments, params_of
 from gem.termination import Termination
 from gem.trace import OFF, Recording, Trace
 
@@ -318,29 +318,7 @@ class EM:
         with group.guard():
             run = group.bcast(read_run(path) if group.rank == 0 else None)
             config = run.config
-            if not config.get("restarts", {}).get("decided", True):
-                raise RunFileError(
-                    f"{path}: its restarts ended before one seed was left: begin again, --overwrite (overwrite=True)"
-                )
-            source = data_of(path, config, data)
-            counts = weights_of(path, config.get("weights"), weights, source.shape[0], group)
-            own = config["ranks"][group.rank % len(config["ranks"])]
-            em = cls(
-                make(run.model, config["settings"]),
-                source,
-                Annealing.from_dict(config["annealing"]),
-                params=run.params,
-                backend=backend or own["backend"],
-                dtype=Reading.stored(path, config, make(run.model, config["settings"]).location is not None),
-                comm=group,
-                batch=None if backend else own["batch"],
-                seed=run.seed,
-                trace=trace,
-                weights=counts,
-                keep_best=config.get("keep_best", False),
-                hold=masks_of(config.get("hold")),
-                **held_out_of(path, config.get("held_out"), held_out),
-            )
+            em = cls(**arguments(path, run, data, weights, held_out, backend, group), trace=trace)
             names = list(run.history)
             em._records = [({n: float(run.history[n][t]) for n in names}, run.notes[t]) for t in range(run.step)]
             for t, (scalars, _) in enumerate(em._records):

@@ -7,11 +7,46 @@ from typing import Any
 
 import numpy as np
 
-from gem.data import SampleWeights, Source, fingerprint, from_spec, load_weights, open_data, same_data
+from gem.annealing import Annealing
+from gem.data import Reading, SampleWeights, Source, fingerprint, from_spec, load_weights, open_data, same_data
 from gem.errors import RunFileError
-from gem.models import Model
+from gem.models import Model, make
 from gem.parallel import Communicator
-from gem.store import read_run
+from gem.store import Run, read_run
+
+
+def arguments(
+    path: Any, run: Run, data: Any, weights: Any, held_out: Any, backend: Any, comm: Communicator
+) -> dict[str, Any]:
+    """What `EM` was given when the run began, but with its last parameters, and on its own devices.
+
+    Raises
+    ------
+    RunFileError
+        If it cannot be taken up, or does not fit what is given.
+    """
+    config = run.config
+    if not config.get("restarts", {}).get("decided", True):
+        raise RunFileError(
+            f"{path}: its restarts ended before one seed was left: begin again, --overwrite (overwrite=True)"
+        )
+    model, source = make(run.model, config["settings"]), data_of(path, config, data)
+    own = config["ranks"][comm.rank % len(config["ranks"])]
+    return {
+        "model": model,
+        "data": source,
+        "anneal": Annealing.from_dict(config["annealing"]),
+        "params": run.params,
+        "backend": backend or own["backend"],
+        "dtype": Reading.stored(path, config, model.location is not None),
+        "comm": comm,
+        "batch": None if backend else own["batch"],
+        "seed": run.seed,
+        "weights": weights_of(path, config.get("weights"), weights, source.shape[0], comm),
+        "keep_best": config.get("keep_best", False),
+        "hold": masks_of(config.get("hold")),
+        **held_out_of(path, config.get("held_out"), held_out),
+    }
 
 
 def data_of(path: Any, config: Mapping[str, Any], data: Any) -> Source:
