@@ -49,6 +49,8 @@ class Annealing:
     >>> anneal = Annealing(steps=101, T=[(0, 5.0), (0.8, 1.0)])
     >>> anneal[40]["T"], anneal[100]["T"]
     (3.0, 1.0)
+
+    `Annealing.auto` leaves the schedules to the model.
     """
 
     def __init__(
@@ -67,12 +69,49 @@ class Annealing:
                 f"the name of a model's parameter, as in W{NOISE}"
             )
         self.steps = whole_number("steps", steps)
+        self.by_model, self._known = False, True
         self.anneal_prior, self.reseed = yes_or_no("anneal_prior", anneal_prior), yes_or_no("reseed", reseed)
         above_0 = "a number above 0, such as 1e-6, or None"
         self.until = None if until is None else number("until", until, above_0, low=0.0, inside=True)
         self._schedules = {name: _points(name, s) for name, s in {**DEFAULTS, **schedules}.items()}
         self._curves = {name: self._curve(name, points) for name, points in self._schedules.items()}
         self._rest = max(self._at_rest(name) for name in self._curves)
+
+    @classmethod
+    def auto(cls, steps: int, *, until: float | None = None) -> Annealing:
+        """Schedules that the model chooses, in the units of the data, once `EM` has the parameters to start from.
+
+        Models of many latents begin at T = 1.5 and with noise on the fields that is held for half of the run, and end
+        it with neither: `Truncated.schedules` says how much and why, math.md ("Annealing") what it was measured on.
+        Mixtures and SC are not annealed. `EM.anneal`, and the run file, have the schedules as numbers, `by_model` True.
+
+        Parameters
+        ----------
+        steps, until
+            As in `Annealing`.
+
+        Raises
+        ------
+        ConfigError
+            As in `Annealing`.
+
+        Examples
+        --------
+        >>> em = EM(model, "patches.npy", Annealing.auto(steps=100))  # doctest: +SKIP
+        >>> em.anneal[0]["T"]                                         # doctest: +SKIP
+        1.5
+        """
+        asked = cls(steps, until=until)
+        asked.by_model, asked._known = True, False
+        return asked
+
+    def resolved(self, schedules: Mapping[str, Any]) -> Annealing:
+        """Itself, or what `auto` left open filled in with the model's `schedules` (`Model.schedules`)."""
+        if self._known:
+            return self
+        chosen = type(self)(self.steps, until=self.until, **schedules)
+        chosen.by_model = True
+        return chosen
 
     def _curve(self, name: str, points: list[tuple[int | float, float]]) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values of the breakpoints."""
@@ -118,12 +157,29 @@ class Annealing:
         return max(window) - min(window) < self.until * max(1.0, abs(window[-1]))
 
     def __getitem__(self, step: int) -> dict[str, float]:
-        """The value of every parameter at `step`, held past the end."""
+        """The value of every parameter at `step`, held past the end.
+
+        Raises
+        ------
+        ConfigError
+            Of `auto`, before `EM` has given it to a model.
+        """
+        if not self._known:
+            raise ConfigError("the schedules of Annealing.auto are the model's: see EM(model, data, anneal).anneal")
         return {name: float(np.interp(step, x, v)) for name, (x, v) in self._curves.items()}
 
     def ever(self, name: str) -> bool:
         """Whether the parameter leaves its default in this run."""
         return name in self._curves and bool(np.any(self._curves[name][1] != DEFAULTS.get(name, 0.0)))
+
+    def compared(self, there: Annealing) -> tuple[dict[str, Any], dict[str, Any]]:
+        """This and that of a run that is `there`, as far as this asks: `auto` takes what a model chose, or nothing."""
+        here, stored = self.to_dict(), there.to_dict()
+        asked_for = there.reseed or any(there.ever(name) for name in there._curves)
+        if self._known or (asked_for and not there.by_model):
+            return here, stored
+        said = ("steps", "until")
+        return {n: here[n] for n in said if n in here}, {n: stored[n] for n in said if n in stored}
 
     @property
     def noisy(self) -> list[str]:
@@ -136,19 +192,28 @@ class Annealing:
     def __repr__(self) -> str:
         changed = {name: _plain(points) for name, points in self._schedules.items() if self.ever(name)}
         until = "" if self.until is None else f"until={self.until:g}, "
+        if not self._known:
+            return f"Annealing.auto(steps={self.steps}{', ' + until[:-2] if until else ''})"
         return f"Annealing(steps={self.steps}, anneal_prior={self.anneal_prior}, {until}{changed})"
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data, for the run file; `from_dict` gives it back."""
+        if not self._known:
+            return {"steps": self.steps, **({} if self.until is None else {"until": self.until}), "by_model": True}
         plain = {name: _plain(points) for name, points in self._schedules.items()}
         flags = {"anneal_prior": self.anneal_prior, **({"reseed": True} if self.reseed else {})}
         until = {} if self.until is None else {"until": self.until}
-        return {"steps": self.steps, **flags, **until, **plain}
+        chosen = {"by_model": True} if self.by_model else {}
+        return {"steps": self.steps, **flags, **until, **chosen, **plain}
 
     @classmethod
     def from_dict(cls, d: Mapping[str, Any]) -> Annealing:
         """The inverse of `to_dict`. Where an old run file does not name `anneal_prior`, it was True."""
-        return cls(**{"anneal_prior": True, **d})
+        settings = {"anneal_prior": True, **d}
+        anneal = cls(**{name: value for name, value in settings.items() if name != "by_model"})
+        anneal.by_model = yes_or_no("by_model", settings.get("by_model", False))
+        anneal._known = not anneal.by_model or "T" in d
+        return anneal
 
 
 def _points(name: str, schedule: Any) -> list[tuple[int | float, float]]:

@@ -63,6 +63,7 @@ class EM:
     model : Model
     data : (N, D) array, path, or gem.data source
     anneal : Annealing
+        `Annealing.auto(steps)` for the model's own schedules.
     params : dict or path, optional
         Where to start: parameters, or the run file whose last ones are taken (default: `model.init_params`).
     start : array, path, run, or function, optional
@@ -105,6 +106,8 @@ class EM:
     Attributes
     ----------
     params : dict of float64 arrays
+    anneal : Annealing
+        As given, or of `Annealing.auto` what the model chose, in units of the parameters that the run began with.
     step : int
         Steps done.
     restarts : list of gem.restarts.Restart
@@ -185,6 +188,7 @@ class EM:
             self._start = one_of(params, start)
             with self._trace.span("initialisation"):
                 self.params = self._first_params(seen) if params is None else model.check(params)
+            self.anneal = anneal.resolved(model.schedules(self.params))
             self._reading = stored or Reading(str(chosen.dtype))
             if isinstance(seen, Survey):
                 self._reading = settled(model, seen, named_type(backend, dtype, chosen), self.comm)

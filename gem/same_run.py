@@ -60,7 +60,7 @@ def _pairs(
     config = run.config
     parts = [
         (model.settings(), make(run.model, config["settings"]).settings()),
-        (anneal.to_dict(), Annealing.from_dict(config["annealing"]).to_dict()),
+        anneal.compared(Annealing.from_dict(config["annealing"])),
         (_as_dict(source.spec), _as_dict(config["data"])),
         ({"weights": place_of(options.get("weights"))}, {"weights": config.get("weights", {"data": None})["data"]}),
         ({"seed": options.get("seed", 0)}, {"seed": config.get("restarts", {}).get("seeds", [run.seed])[0]}),

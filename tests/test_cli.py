@@ -88,7 +88,7 @@ def save_images() -> None:
 def test_fit_is_a_run_with_these_settings(gem_):
     status, out, err = gem_(f"fit bsc x.npy {BSC_FIT.removesuffix(' -q')}")
     assert status == 0
-    run = gem.EM(BSC(D=D, H=6, Hprime=4, gamma=3), "x.npy", gem.Annealing(steps=5), backend="numpy").run()
+    run = gem.EM(BSC(D=D, H=6, Hprime=4, gamma=3), "x.npy", gem.Annealing.auto(5), backend="numpy").run()
     assert_fitted("run.h5")  # the default output
     for name, value in run.params.items():
         np.testing.assert_array_equal(read_run("run.h5").params[name], value)
@@ -219,7 +219,7 @@ def test_every_model_is_fitted_with_its_own_options(gem_, name):
 
 def test_an_unfinished_run_is_continued(gem_, fitted):
     model = make("bsc", read_run(fitted).config["settings"])
-    run = gem.EM(model, "x.npy", gem.Annealing(steps=5), backend="numpy", output="part.h5")
+    run = gem.EM(model, "x.npy", gem.Annealing.auto(5), backend="numpy", output="part.h5")
     for _ in run:
         if run.step == 2:
             break
@@ -474,7 +474,7 @@ def test_info_of_a_run(gem_, fitted):
         "run.h5",
         "model BSC(D=9, H=6, Hprime=4, gamma=3)",
         "shape (60, 9)",
-        "T 1.0",
+        "by_model True, T [[0, 1.5], [0.8, 1.0]]",
         "5 of 5, finished",
         "seed 0",
         "backend numpy",

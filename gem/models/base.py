@@ -267,6 +267,17 @@ class Model(ABC):
                 out[name] = out[name] / out[name].sum()
         return out
 
+    def schedules(self, params: Params) -> dict[str, Any]:
+        """What `Annealing.auto` anneals, from the parameters that a run begins with; by default nothing.
+
+        Returns
+        -------
+        dict of name to breakpoints
+            As `Annealing` takes them: fractions of the run, noise in the units of these parameters. T ends at 1 and
+            noise at 0, before the run does.
+        """
+        return {}
+
     @abstractmethod
     def init_params(self, Y: Any, seed: int = 0, comm: Any = None, weights: Any = None) -> Params:
         """Starting parameters from the data, the `weights` of its points, and a seed; the same on every rank."""

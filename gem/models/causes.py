@@ -538,6 +538,10 @@ class PMCA(Causes):
         W = np.maximum(np.abs(data.mean[:, None] + noise), self.background)
         return {"W": W, "pi": np.array(min(0.5, 1 / self.H))}
 
+    def spread(self, params: Params) -> float:
+        """The standard deviation of counts of these rates."""
+        return float(np.sqrt(params["W"].mean()))
+
     def combined(self, params: Params, states: np.ndarray) -> np.ndarray:
         out = np.full((len(states), self.D), self.background)
         for h, field in enumerate(params["W"].T):

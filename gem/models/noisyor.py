@@ -32,6 +32,7 @@ class NoisyOR(Causes):
 
     domains: ClassVar[Mapping[str, str]] = {"W": "probability", "pi": "probability"}
     imputes: ClassVar[bool] = False
+    noisy: ClassVar[float] = 3.5  # it wears off: where W comes near 0 or 1, noise on its logit moves it less
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -49,6 +50,11 @@ class NoisyOR(Causes):
         _, _, data, _ = shard_and_moments(Y, self.D, comm, self.missing, weights)
         W = data.mean[:, None] * (0.5 + generator(seed, "init").random((self.D, self.H)))
         return {"W": np.clip(W, 0.01, 0.99), "pi": np.full(self.H, min(0.5, 1 / self.H))}
+
+    def spread(self, params: Params) -> float:
+        """That of log W / (1 − W), on whose scale W gets its noise: 1 / √(W (1 − W))."""
+        W = _inside(params["W"])
+        return float(1 / np.sqrt(np.mean(W * (1 - W))))
 
     def combined(self, params: Params, states: np.ndarray) -> np.ndarray:
         out = np.zeros((len(states), self.D))

@@ -26,6 +26,7 @@ from gem.states import log_binomial, state_table
 from gem.statistics import Layout, Statistics, Sums
 
 PIECE = 1 << 21  # numbers held at once by what is enumerated on the host
+HOT = 1.5  # the temperature that Annealing.auto begins with
 SHORT = 0.05  # share of data points at γ from which on a user is told
 VAGUE = 0.05  # rounding of a data point's log evidence from which on a user is told
 
@@ -53,6 +54,7 @@ class Truncated(Model):
     """
 
     tallies: ClassVar[Layout] = {"at_gamma": ()}
+    noisy: ClassVar[float] = 2.5  # nats by which the noise of Annealing.auto moves the log joint of a state at first
     values: tuple[float, ...] = (1.0,)  # that a latent takes when it is not 0
 
     def __init__(self, D: int, H: int, Hprime: int | None = None, gamma: int | None = None, missing: bool = False):
@@ -93,6 +95,24 @@ class Truncated(Model):
     def pairs(self) -> int:
         """Pairs of candidates."""
         return self.Hprime * (self.Hprime - 1) // 2
+
+    # -- annealing ---------------------------------------------------------------------------------------------
+
+    def schedules(self, params: Params) -> dict[str, Any]:
+        """T from 1.5 to 1 by 80 % of the run, and noise on the fields, held for half of the run and 0 by 85 % of it.
+
+        The noise moves the log joint of a state with one latent by 2.5 nats (`noisy`; the root mean square, to first
+        order) at the start, in any units and any number of dimensions D: its standard deviation is 2.5 times `spread` /
+        √D, over the size that a latent has. It takes a field that stands for two causes, and two that stand for the
+        same, apart, which heat does not. math.md ("Annealing") says what this was measured on.
+        """
+        size = np.mean([self.strength(params, h) for h in range(self.H)])
+        noise = float(self.noisy * self.spread(params) / (size * np.sqrt(self.D)))
+        return {"T": [(0, HOT), (0.8, 1.0)], "W_noise": [(0, noise), (0.5, noise), (0.85, 0.0)]}
+
+    def spread(self, params: Params) -> float:
+        """How far a data point is from its mean given s, in the units of W, on an average of its dimensions."""
+        return float(params["sigma"])
 
     # -- what γ leaves out ---------------------------------------------------------------------------------
 
