@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 from typing import Any
 
@@ -105,11 +105,13 @@ class Annealing:
         asked.by_model, asked._known = True, False
         return asked
 
-    def resolved(self, schedules: Mapping[str, Any]) -> Annealing:
-        """Itself, or what `auto` left open filled in with the model's `schedules` (`Model.schedules`)."""
+    def resolved(self, schedules: Mapping[str, Any], held: Iterable[str] = ()) -> Annealing:
+        """Itself, or what `auto` left open filled in with the model's `schedules`, but for noise of what is `held`."""
         if self._known:
             return self
-        chosen = type(self)(self.steps, until=self.until, **schedules)
+        still = {name + NOISE for name in held}
+        moving = {name: schedule for name, schedule in schedules.items() if name not in still}
+        chosen = type(self)(self.steps, until=self.until, **moving)
         chosen.by_model = True
         return chosen
 

@@ -176,7 +176,8 @@ def _add_annealing(fit: argparse.ArgumentParser) -> None:
     schedule = fit.add_argument_group(
         "annealing",
         "a number, or breakpoints POSITION=VALUE,...: whole positions are steps, others fractions of the run. Where "
-        "none but --steps and --until is given the model chooses (Annealing.auto); --T 1 is EM without annealing",
+        "none but --steps and --until is given, and no --params, the model chooses (Annealing.auto); --T 1 is EM "
+        "without annealing",
     )
     schedule.add_argument("--steps", type=int, help="EM steps (default: 100)")
     schedule.add_argument(
@@ -348,7 +349,9 @@ def _fit(args: argparse.Namespace, comm: Communicator) -> int:
     settings = _settings(args)
     _check_model_options(args.model, settings["model"])
     annealing = {"steps": 100, **settings["annealing"]}
-    anneal = Annealing.auto(**annealing) if set(annealing) <= {"steps", "until"} else Annealing(**annealing)
+    learned = "params" in settings["run"]  # from where noise would lead away
+    auto = set(annealing) <= {"steps", "until"} and not learned
+    anneal = Annealing.auto(**annealing) if auto else Annealing(**annealing)
     run = settings["run"]
     drawn = are_pictures(args.data, **settings["data"])  # patches, at random
     of_images: dict[str, Any] = {"seed": run.get("seed", 0)} if drawn else {}

@@ -57,6 +57,11 @@ class Hold:
                 raise ConfigError(f"{name}_noise has nothing to act on: {name} is held")
         return cls(model, masks) if masks else None
 
+    @property
+    def whole(self) -> list[str]:
+        """The parameters of which all entries are held."""
+        return [name for name, mask in self.masks.items() if mask.all()]
+
     def put_back(self, new: Params, old: Params) -> Params:
         """`new` with the held entries of `old`; bit for bit, as the last of all that a step does."""
         return put_back(new, old, self.masks, self._model.domains)

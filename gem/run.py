@@ -188,7 +188,7 @@ class EM:
             self._start = one_of(params, start)
             with self._trace.span("initialisation"):
                 self.params = self._first_params(seen) if params is None else model.check(params)
-            self.anneal = anneal.resolved(model.schedules(self.params))
+            self.anneal = anneal.resolved(model.schedules(self.params), self._hold.whole if self._hold else ())
             self._reading = stored or Reading(str(chosen.dtype))
             if isinstance(seen, Survey):
                 self._reading = settled(model, seen, named_type(backend, dtype, chosen), self.comm)

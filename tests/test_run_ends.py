@@ -91,7 +91,7 @@ def test_more_steps_and_other_data_from_the_shell(tmp_path, capsys):
     np.save(tmp_path / "x.npy", points())
     np.save(tmp_path / "other.npy", points(40, seed=5))
     command = f"--H 3 --backend numpy --dtype float64 -q -o {tmp_path}"
-    assert main(f"fit bsc {tmp_path}/x.npy --steps 4 {command}/a.h5".split()) == 0
+    assert main(f"fit bsc {tmp_path}/x.npy --steps 4 --T 1 {command}/a.h5".split()) == 0
     assert main(f"resume {tmp_path}/a.h5 --steps 3 -q".split()) == 0
     assert "a.h5: 7 steps, F/N" in capsys.readouterr().out
     assert_params(EM.resume(tmp_path / "a.h5"), fit(Annealing(7), data=str(tmp_path / "x.npy")).run())

@@ -133,6 +133,17 @@ def test_a_run_that_is_taken_up_keeps_its_schedules(model, tmp_path):
     assert Annealing(**{k: v for k, v in stored.items() if k != "by_model"})[3] == whole.anneal[3]  # plain numbers
 
 
+def test_what_is_held_gets_no_noise(tmp_path):
+    model, path = BSC(D, H), tmp_path / "run.h5"
+    run = gem.EM(model, data(model), Annealing.auto(4), backend="numpy", hold=["W"], output=path).run()
+    assert run.anneal.noisy == []
+    assert run.anneal[0]["T"] > 1
+    np.testing.assert_array_equal(run.params["W"], model.init_params(data(model), 0)["W"])
+    assert gem.EM.resume(path, data(model)).anneal.to_dict() == run.anneal.to_dict()
+    some = {"W": np.arange(D * H).reshape(D, H) % 2 == 0}
+    assert gem.EM(model, data(model), Annealing.auto(4), backend="numpy", hold=some).anneal.noisy == ["W"]
+
+
 @pytest.mark.parametrize(("name", "seed"), [("bsc", 2), ("mmca", 0)])
 def test_all_bars_by_default(name, seed):
     """Where EM at T = 1 finds fewer."""
@@ -162,6 +173,7 @@ def test_the_default_of_gem_fit(gem_fit):
     Path("c.toml").write_text("[annealing]\nT = 1.0\n")
     for name, flags in enumerate(("--T 1", "--Ncut 0", "--W-noise 0", "--reseed", "--anneal-prior", "--config c.toml")):
         assert "by_model" not in gem_fit(name, f"--steps 2 {flags}"), flags
+    assert "by_model" not in gem_fit("on", "--steps 2 --params a.h5")
 
 
 def test_a_job_that_is_started_again_takes_its_schedules_up(gem_fit, capsys):
