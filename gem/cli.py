@@ -176,8 +176,8 @@ def _add_annealing(fit: argparse.ArgumentParser) -> None:
     schedule = fit.add_argument_group(
         "annealing",
         "a number, or breakpoints POSITION=VALUE,...: whole positions are steps, others fractions of the run. Where "
-        "none but --steps and --until is given, and no --params, the model chooses (Annealing.auto); --T 1 is EM "
-        "without annealing",
+        "none but --steps and --until is given, nor --params or --start, the model chooses (Annealing.auto); --T 1 is "
+        "EM without annealing",
     )
     schedule.add_argument("--steps", type=int, help="EM steps (default: 100)")
     schedule.add_argument(
@@ -349,7 +349,7 @@ def _fit(args: argparse.Namespace, comm: Communicator) -> int:
     settings = _settings(args)
     _check_model_options(args.model, settings["model"])
     annealing = {"steps": 100, **settings["annealing"]}
-    learned = "params" in settings["run"]  # from where noise would lead away
+    learned = {"params", "start"} & set(settings["run"])  # from where noise would lead away
     auto = set(annealing) <= {"steps", "until"} and not learned
     anneal = Annealing.auto(**annealing) if auto else Annealing(**annealing)
     run = settings["run"]

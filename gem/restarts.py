@@ -110,7 +110,7 @@ def best_of(
         runs = {each: first if each == seed else first.again(each) for each in mine}
         for run in runs.values():
             run._file = _Memory(run)  # type: ignore[assignment]  # what EM asks of a run file
-        won, told, stopped = _halved(runs, seeds, rungs(anneal, n, short), group if alone else None)
+        won, told, stopped = _halved(runs, seeds, rungs(first.anneal, n, short), group if alone else None)
         best = _sent(runs.get(won), first, group) if alone else runs[won]
         if stopped:
             best.reason = STOPPED

@@ -160,10 +160,9 @@ class EM:
         check_kinds(model, anneal)
         asked_keep, keep_best = with_best(keep, keep_best)
         check_numbers(seed, checkpoint, checkpoint_seconds)
-        self.model, self.anneal, self.seed = model, anneal, int(seed)
+        self.model, self.seed, self.planned, self._longer = model, int(seed), len(anneal), False
         self._hold = Hold.of(model, hold, anneal.noisy)
         self._keep_best, self._best = keep_best, Best(keep_best)
-        self.planned, self._longer = len(anneal), False
         self.reason: str | None = None
         self.restarts: list[Any] = []
         self._calling = False  # a callback, on rank 0

@@ -54,7 +54,7 @@ class Truncated(Model):
     """
 
     tallies: ClassVar[Layout] = {"at_gamma": ()}
-    noisy: ClassVar[float] = 2.5  # nats by which the noise of Annealing.auto moves the log joint of a state at first
+    noisy: ClassVar[float] = 2.0  # nats by which the noise of Annealing.auto moves the log joint of a state at first
     values: tuple[float, ...] = (1.0,)  # that a latent takes when it is not 0
 
     def __init__(self, D: int, H: int, Hprime: int | None = None, gamma: int | None = None, missing: bool = False):
@@ -101,8 +101,8 @@ class Truncated(Model):
     def schedules(self, params: Params) -> dict[str, Any]:
         """T from 1.5 to 1 by 80 % of the run, and noise on the fields, held for half of the run and 0 by 85 % of it.
 
-        The noise moves the log joint of a state with one latent by 2.5 nats (`noisy`; the root mean square, to first
-        order) at the start, in any units and any number of dimensions D: its standard deviation is 2.5 times `spread` /
+        The noise moves the log joint of a state with one latent by 2 nats (`noisy`; the root mean square, to first
+        order) at the start, in any units and any number of dimensions D: its standard deviation is 2 times `spread` /
         √D, over the size that a latent has. It takes a field that stands for two causes, and two that stand for the
         same, apart, which heat does not. math.md ("Annealing") says what this was measured on.
         """
