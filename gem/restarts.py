@@ -103,9 +103,11 @@ def best_of(
         alone = _shared(share, n, source, group) == ALONE
         seeds = list(range(seed, seed + n))
         within = _Alone(group) if alone else group
-        first = EM(model, source, anneal, comm=within, seed=seed, checkpoint=checkpoint, **options)
-        if group.rank == 0:
-            _begin(first, output, overwrite, {"n": n, "seeds": seeds, "decided": False})
+        writes: dict[str, Any] = {"output": output if group.rank == 0 or not alone else None, "overwrite": overwrite}
+        first = EM(model, source, anneal, comm=within, seed=seed, checkpoint=checkpoint, **writes, **options)
+        if first._file is not None:
+            undecided = {"n": n, "seeds": seeds, "decided": False}
+            first._file.describe({**first._about, "restarts": undecided})
         mine = seeds[group.rank :: group.size] if alone else seeds
         runs = {each: first if each == seed else first.again(each) for each in mine}
         for run in runs.values():
@@ -247,19 +249,14 @@ def _picklable(state: Any) -> Any:
     return state and (*state[:-1], state[-1] if isinstance(state[-1], _Memory) else None)
 
 
-def _begin(run: EM, output: Any, overwrite: bool, restarts: dict[str, Any]) -> None:
-    """Begin the run file, if there is to be one, with where the run is."""
-    if output is not None:
-        run._begin(output, {**run._about, "restarts": restarts}, overwrite)
-
-
 def _pour(run: EM, output: Any, restarts: dict[str, Any]) -> None:
     """Give the run that is left its file, with the steps that it did."""
     memory: Any = run._file
     run._file, now = None, run.params
-    run.params = memory.start
-    _begin(run, output, True, restarts)
-    run.params = now
+    if output is not None:
+        run.params = memory.start
+        run._begin(output, {**run._about, "restarts": restarts}, True)
+        run.params = now
     if run._file is not None:
         run._file.checkpoint_every(NEVER)
         memory.pour(run._file, now)

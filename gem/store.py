@@ -131,6 +131,19 @@ class RunFile:
         self._amended: _Row | None = None
         self._lock = threading.RLock()  # a signal's thread stores what is done, while the run goes on
 
+    def describe(self, config: Mapping[str, Any]) -> None:
+        """Store another `config`, at once.
+
+        Raises
+        ------
+        RunFileError
+            As `checkpoint`.
+        """
+        with self._lock:
+            self._config = json.dumps(config)
+            self.checkpoint()
+            self.release()
+
     def checkpoint_every(self, every: int) -> None:
         """So many steps from one checkpoint to the next, from now on."""
         self._every = every

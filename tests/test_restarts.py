@@ -285,6 +285,22 @@ def test_a_run_file_before_one_seed_is_left_is_not_taken_up(tmp_path, monkeypatc
     assert "restarts = 4 (there: 3)" in capsys.readouterr().err
 
 
+def test_a_run_is_not_replaced_by_restarts_whose_data_are_refused(tmp_path):
+    path = tmp_path / "run.h5"
+    fit(output=path).run()
+    before = path.read_bytes()
+    with pytest.raises(RunFileError, match="exists"):
+        restart(3, output=path)
+    with pytest.raises(gem.errors.DataError, match="is no count"):
+        EM.best_of(3, MoP(D=2, K=4), clusters(), Annealing(3), output=path, overwrite=True)
+    assert path.read_bytes() == before
+    np.save(tmp_path / "x.npy", clusters())
+    with pytest.raises(ConfigError, match="is the data file itself"):
+        EM.best_of(3, MODEL, str(tmp_path / "x.npy"), Annealing(3), output=tmp_path / "x.npy", overwrite=True)
+    assert restart(3, output=path, overwrite=True).step == read_run(path).step == 8
+    assert sorted(tmp_path.iterdir()) == [path, tmp_path / "x.npy"]
+
+
 def test_the_winner_is_taken_up_after_a_kill(tmp_path, monkeypatch):
     whole = restart(3, 16)
     taken = []
