@@ -83,7 +83,7 @@ def test_noise_moves_the_log_joint_as_much_in_all_models(model):
         else:
             Y = model.observe(start, np.repeat(model.combined(start, alone), 200, axis=0), rng)
         changes.append(model.log_likelihood(moved, Y, alone) - model.log_likelihood(start, Y, alone))
-    nats = 3.5 if model.name == "NoisyOR" else 2.0
+    nats = {"NoisyOR": 3.5, "MCA": 2.5, "MMCA": 2.5}.get(model.name, 2.0)
     assert np.sqrt(np.mean(np.square(changes))) / small == pytest.approx(nats, rel=0.15)
 
 

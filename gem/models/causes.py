@@ -338,6 +338,7 @@ class GaussianCauses(Causes):
     """
 
     fragment: ClassVar[str]  # of the exact maximum
+    noisy: ClassVar[float] = 2.5  # more than for sums: a latent that others hide is moved by little of it
 
     def __init__(
         self,
