@@ -84,7 +84,7 @@ def problem(name: str, seed: int, N: int | None = None) -> tuple[Model, np.ndarr
     """The model, the true fields, and data of `seed`: N points, or as many as the trial says."""
     trial = TRIALS[name]
     model = make(name, {"D": SIDE**2, "H": H, **trial.settings})
-    truth = bars(trial.value, 0.01 if model.domains["W"] == "probability" else 0.0)
+    truth = bars(trial.value, 0.01 if model.parameters["W"].domain == "probability" else 0.0)
     Y, _ = model.generate_data({"W": truth, **trial.truth}, N=N or trial.N, seed=1000 + seed)
     return model, truth, Y
 

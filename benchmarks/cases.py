@@ -185,9 +185,9 @@ class Case:
     def problem(self, model: Model, N: int | None = None) -> tuple[dict[str, np.ndarray], np.ndarray]:
         """Parameters from a seed, and data drawn from the model with them."""
         N = N or self.N
-        if "W" in model.shapes and "b" not in model.shapes:
+        if model.of_role("centres") is None and model.of_role("scale") is None:
             return model_step.problem(model, N)
-        params = code_params(model) if "b" in model.shapes else mixture_params(model)
+        params = mixture_params(model) if model.of_role("scale") is None else code_params(model)
         return params, model.generate_data(params, N, seed=0)[0]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from gem.backends import Backend, blas, every_device
+from gem.batch import Batch
 from gem.data import ArraySource, Shard
 from gem.errors import BackendError
 
@@ -66,8 +67,8 @@ def products(backend: Backend, shard: Shard, W: np.ndarray) -> Callable[[], None
     """A function that does the two products of a linear model's E-step, batch by batch: Y W, and Yᵀ (Y W)."""
     batches, device_W = backend.load(shard), backend.to_device(W)
 
-    def both(start: int, Y: object) -> None:
-        backend.sum_products(Y, backend.matmul(Y, device_W))
+    def both(batch: Batch) -> None:
+        backend.sum_products(batch.Y, backend.matmul(batch.Y, device_W))
 
     def run() -> None:
         with blas.limited(1):  # as in a step: threads are the backend's
@@ -95,8 +96,8 @@ def scaling_of(backend: Backend, size: int, row: int) -> tuple[Callable[[], None
     arrays = [backend.to_device(np.ones(shape, backend.dtype)) for _ in range(threads)]
     batches = backend.load(Shard(ArraySource(np.zeros((threads, 1))), 0, threads, dtype=backend.dtype, batch=1))
 
-    def copy(start: int, Y: object) -> None:
-        scale(shape[0], arrays[start], ones)
+    def copy(batch: Batch) -> None:
+        scale(shape[0], arrays[batch.start], ones)
 
     def run() -> None:
         for _ in backend.map(copy, batches):

@@ -25,7 +25,7 @@ from benchmarks.cases import MEDIUM, ROWS, Case, Size
 from benchmarks.machine import machine
 from benchmarks.timing import BREATH, interleaved
 from gem.backends import select
-from gem.em import local_shard, run_step
+from gem.em import Work, local_shard, run_step
 from gem.errors import GemError
 from gem.models import MODELS, Model, Step
 from gem.parallel import Serial
@@ -109,10 +109,10 @@ def _subject(name: str, over: str, value: int, backend_name: str, dtype: str, fa
     backend = select(backend_name, dtype)
     comm = Serial()
     shard = local_shard(model, Y, backend, comm, None)
-    batches, options, checked = backend.load(shard), Step(dtype=dtype), model.check(params)
+    work, options, checked = Work(model, backend.load(shard), backend, comm), Step(dtype=dtype), model.check(params)
 
     def step() -> None:
-        run_step(model, checked, batches, backend, comm, options)
+        run_step(work, checked, options)
         backend.synchronize()
 
     settings = {size: setting for size, setting in model.settings().items() if size in asdict(BASE)}

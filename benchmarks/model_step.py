@@ -38,7 +38,7 @@ def problem(model: Model, N: int, seed: int = 0) -> tuple[dict[str, np.ndarray],
     rng = np.random.default_rng(seed)
     params = {}
     for name, shape in model.shapes.items():
-        kind = model.domains[name]
+        kind = model.parameters[name].domain
         if name == "pi":
             rate = ACTIVE / model.shapes["W"][1]
             zero = np.equal(model.settings().get("values", [1.0]), 0)

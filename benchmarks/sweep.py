@@ -20,10 +20,10 @@ from benchmarks.peers import PEERS, Peer, differs
 from benchmarks.timing import BREATH, interleaved
 from gem.backends import Backend, select
 from gem.backends._traced import Traced
-from gem.em import Info, local_shard, run_step
+from gem.em import Info, Work, local_shard, run_step
 from gem.errors import GemError
 from gem.models import MODELS, Model, Step
-from gem.models.base import Params
+from gem.models.parameters import Params
 from gem.parallel import Serial
 from gem.store import environment
 from gem.trace import Recording, account, read_spans
@@ -164,10 +164,10 @@ def prepare(model: Model, params: Params, Y: np.ndarray, backend: Backend) -> Su
     comm, step = Serial(), Step(dtype=str(backend.dtype))
     checked = model.check(params)
     shard = local_shard(model, Y, backend, comm, None)
-    batches = backend.load(shard)
+    work = Work(model, backend.load(shard), backend, comm)
 
     def run() -> tuple[Params, Info]:
-        new, info, _ = run_step(model, checked, batches, backend, comm, step)
+        new, info, _ = run_step(work, checked, step)
         backend.synchronize()
         return new, info
 
@@ -177,9 +177,9 @@ def prepare(model: Model, params: Params, Y: np.ndarray, backend: Backend) -> Su
     with TemporaryDirectory() as folder:
         trace = Recording(Path(folder) / "trace.json", comm)
         traced = Traced(backend, trace, wait=True)
-        loaded = traced.load(shard)
+        recorded = Work(model, traced.load(shard), traced, comm, trace=trace)
         with trace.span("EM step"):
-            run_step(model, checked, loaded, traced, comm, step, trace=trace)
+            run_step(recorded, checked, step)
         trace.write()
         spent = parts(read_spans(trace.path))
     W = np.random.default_rng(0).standard_normal((model.D, columns(model)))

@@ -14,6 +14,7 @@ from gem.errors import ConfigError
 Schedule = float | Sequence[tuple[float, float]]
 
 DEFAULTS = {"T": 1.0, "Ncut": 0.0}
+RANGES = {"T": (1.0, inf), "Ncut": (0.0, 1.0)}  # of others from 0 on
 NOISE = "_noise"  # ends the names of all others; 0 by default
 WINDOW = 5  # steps over which F must stand still
 
@@ -74,7 +75,10 @@ class Annealing:
         above_0 = "a number above 0, such as 1e-6, or None"
         self.until = None if until is None else number("until", until, above_0, low=0.0, inside=True)
         self._schedules = {name: _points(name, s) for name, s in {**DEFAULTS, **schedules}.items()}
-        self._curves = {name: self._curve(name, points) for name, points in self._schedules.items()}
+        self._curves = {
+            name: curve(name, points, self.steps, *RANGES.get(name, (0.0, inf)))
+            for name, points in self._schedules.items()
+        }
         self._rest = max(self._at_rest(name) for name in self._curves)
 
     @classmethod
@@ -115,20 +119,6 @@ class Annealing:
         chosen.by_model = True
         return chosen
 
-    def _curve(self, name: str, points: list[tuple[int | float, float]]) -> tuple[np.ndarray, np.ndarray]:
-        """Steps and values of the breakpoints."""
-        x = np.array([p if isinstance(p, int) else p * (self.steps - 1) for p, _ in points], dtype=float)
-        values = np.array([v for _, v in points])
-        said = f"{name} = {_plain(points)}"
-        if any(isinstance(p, float) and not 0 <= p <= 1 for p, _ in points):
-            raise ConfigError(f"{said}: a float position is a fraction of the run, 0 to 1; use an int for a step")
-        if len(x) == 0 or np.any(np.diff(x) < 0):
-            raise ConfigError(f"{said}: the breakpoints must ascend (here at steps {x.tolist()})")
-        low, high = {"T": (1.0, np.inf), "Ncut": (0.0, 1.0)}.get(name, (0.0, np.inf))
-        if not np.all((values >= low) & (values <= high) & np.isfinite(values)):
-            raise ConfigError(f"{said}: values must lie between {low:g} and {high:g}")
-        return x, values
-
     def _at_rest(self, name: str) -> float:
         """From which step on the parameter keeps its value until the last one; infinite for a T that is not 1 then."""
         (x, values), last = self._curves[name], self.steps - 1
@@ -158,8 +148,8 @@ class Annealing:
             return False
         return max(window) - min(window) < self.until * max(1.0, abs(window[-1]))
 
-    def __getitem__(self, step: int) -> dict[str, float]:
-        """The value of every parameter at `step`, held past the end.
+    def __getitem__(self, step: float) -> dict[str, float]:
+        """The value of every parameter at `step`, or between two; held past the end.
 
         Raises
         ------
@@ -216,6 +206,27 @@ class Annealing:
         anneal.by_model = yes_or_no("by_model", settings.get("by_model", False))
         anneal._known = not anneal.by_model or "T" in d
         return anneal
+
+
+def curve(name: str, schedule: Any, steps: int, low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of the breakpoints of a schedule for a run of so many steps.
+
+    Raises
+    ------
+    ConfigError
+        If they do not ascend, or a value is not between `low` and `high`.
+    """
+    points = _points(name, schedule)
+    x = np.array([p if isinstance(p, int) else p * (steps - 1) for p, _ in points], dtype=float)
+    values = np.array([v for _, v in points])
+    said = f"{name} = {_plain(points)}"
+    if any(isinstance(p, float) and not 0 <= p <= 1 for p, _ in points):
+        raise ConfigError(f"{said}: a float position is a fraction of the run, 0 to 1; use an int for a step")
+    if len(x) == 0 or np.any(np.diff(x) < 0):
+        raise ConfigError(f"{said}: the breakpoints must ascend (here at steps {x.tolist()})")
+    if not np.all((values >= low) & (values <= high) & np.isfinite(values)):
+        raise ConfigError(f"{said}: values must lie between {low:g} and {high:g}")
+    return x, values
 
 
 def _points(name: str, schedule: Any) -> list[tuple[int | float, float]]:

@@ -16,7 +16,8 @@ from gem._version import __version__
 from gem.annealing import DEFAULTS, NOISE, Annealing
 from gem.data import are_pictures, open_data
 from gem.errors import ConfigError, GemError
-from gem.models import MODELS, known_options, make
+from gem.models import MODELS, known_options, make, option_kinds
+from gem.models.parameters import noise_names
 from gem.notes import counted, ending
 from gem.parallel import Communicator, communicator, launched
 from gem.restarts import best_of
@@ -27,26 +28,11 @@ from gem.store import USED_UP, is_decided
 TERMINATED = 128 + 15  # the shell's exit status for a process that SIGTERM ended
 ANNEALED = [  # every parameter of a model may get noise, but a covariance, which would not stay one
     *DEFAULTS,
-    *dict.fromkeys(f"{name}{NOISE}" for model in MODELS.values() for name in model.domains if name != "cov"),
+    *(f"{name}{NOISE}" for name in noise_names(cls.example() for cls in MODELS.values())),
 ]
 # Tables of the configuration file: option → type. Flags set the same options; [model] has those of the model.
 OPTIONS: dict[str, dict[str, type]] = {
-    "model": {
-        "H": int,
-        "Hprime": int,
-        "gamma": int,
-        "values": list,
-        "missing": bool,
-        "rho": object,
-        "background": float,
-        "K": int,
-        "covariance": str,
-        "reg": float,
-        "alpha": float,
-        "penalty": float,
-        "iterations": int,
-        "tol": float,
-    },
+    "model": option_kinds(),
     "annealing": {
         "steps": int,
         "until": float,
@@ -64,6 +50,8 @@ OPTIONS: dict[str, dict[str, type]] = {
         "checkpoint_seconds": float,
         "weights": str,
         "keep": object,
+        "minibatch": int,
+        "rate": object,
         "keep_best": bool,
         "hold": object,
         "params": str,
@@ -265,6 +253,18 @@ def _add_run(fit: argparse.ArgumentParser) -> None:
         "--held-out-every", type=int, metavar="K", help="steps from one look at them to the next (default: 10)"
     )
     run.add_argument(
+        "--minibatch",
+        type=int,
+        metavar="ROWS",
+        help="stepwise EM: an M-step after so many data points; a step is a pass",
+    )
+    run.add_argument(
+        "--rate",
+        type=_rate,
+        metavar="SCHEDULE",
+        help="how much of the running moments a minibatch takes the place of: t^-0.6 (default), or as --T, from 0 to 1",
+    )
+    run.add_argument(
         "--keep",
         metavar="STEPS",
         help="whose parameters the run file holds: all, last, or K, every K-th (default: all while they take 8 MB)",
@@ -296,6 +296,11 @@ def _schedule(text: str) -> Any:
         return [(int(p) if p.strip().lstrip("+-").isdigit() else float(p), float(v)) for p, v in points]
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor POSITION=VALUE,...") from error
+
+
+def _rate(text: str) -> Any:
+    """'t^-0.6' → 't^-0.6'; else as a schedule."""
+    return text if text.startswith("t") else _schedule(text)
 
 
 PARSERS: dict[type, Any] = {list: _numbers, object: _word_or_number}  # of flags; other types are their own
@@ -355,7 +360,7 @@ def _fit(args: argparse.Namespace, comm: Communicator) -> int:
     run = settings["run"]
     drawn = are_pictures(args.data, **settings["data"])  # patches, at random
     of_images: dict[str, Any] = {"seed": run.get("seed", 0)} if drawn else {}
-    if drawn and MODELS[args.model].domains.get("W") == "nonnegative":
+    if drawn and MODELS[args.model].example().fields_are_nonnegative:
         of_images["onoff"] = True
     source = open_data(args.data, **{**of_images, **settings["data"]})
     if "held_out" in run:

@@ -8,22 +8,22 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 
 from gem.backends import Backend, Batches, Totals, blas, select
+from gem.batch import Batch
 from gem.checks import whole_number
 from gem.data import Reading, SampleWeights, Shard, Source, Survey, holds, load_weights, open_data
 from gem.data.shard import telling_gaps
 from gem.errors import BackendError, ConfigError, DataError
 from gem.holding import Hold
-from gem.models import Model, Posterior, Step
-from gem.models.base import Params
-from gem.models.mixtures import Mixture
+from gem.models import EStep, Model, Posterior, Step
+from gem.models.parameters import Params, shifting
 from gem.notes import kind
 from gem.parallel import Communicator, communicator, heaviest, largest
-from gem.statistics import Layout, Statistics, Sums
+from gem.statistics import FREE_ENERGY, N_ALL, N_USE, STOP, Layout, Statistics, Sums
 from gem.trace import OFF, Trace
 
 log = logging.getLogger("gem")
@@ -135,7 +135,11 @@ def em_step(
     def one_step(batches: Batches, chosen: Backend, reading: Reading) -> tuple[Params, Info]:
         step = Step(T, Ncut, anneal_prior, str(chosen.dtype), reseed)
         check_options(model, Ncut > 0, reseed)
-        new, info, _ = step_on(model, model.check(params), batches, chosen, group, step, reading, counts, held)
+        work = Work(model, batches, chosen, group, counts, hold=held)
+        checked = model.check(params)
+        new, info, _ = run_step(work, inward(model, checked, reading), step)
+        new = model.moved(new, reading.shift)
+        new = new if held is None else held.put_back(new, checked)
         return new, replace(info, notes=[*reading.notes, *info.notes])
 
     group = communicator(comm)
@@ -143,7 +147,7 @@ def em_step(
         source = open_for(model, data)
         held = Hold.of(model, hold)
         counts = None if weights is None else load_weights(weights, source.shape[0], group)
-        return _on_data(model, source, backend, dtype, group, batch, one_step, one_pass=Ncut == 0)
+        return _on_data(model, source, backend, dtype, group, batch, one_step, counts, one_pass=Ncut == 0)
 
 
 def posterior(
@@ -208,34 +212,29 @@ def _infer_all(
     """The posterior of every data point, as `posterior` gives it."""
     checked = inward(model, model.check(params), reading)
     with _room_for_tables(model, chosen):
-        tables = model.tables(checked, chosen, Step(T, 0.0, anneal_prior, str(chosen.dtype)))
-    counts = chosen.totals({"N": (), **model.tallies})
+        e_step = model.on(chosen, checked, Step(T, 0.0, anneal_prior, str(chosen.dtype)))
+    counts = chosen.totals({N_ALL: (), **model.tallies})
 
-    def infer(start: int, Y: Any) -> tuple[Posterior, Sums]:
-        found = model.infer_full(tables, Y)
-        count = {"N": Y.shape[0], **model.tally(tables, found)}
+    def infer(batch: Batch) -> tuple[Posterior, Sums]:
+        found, tallies = e_step.posterior(batch, reconstruct)
         log_evidence = found.log_evidence.values(chosen)
-        _check(log_evidence, model, chosen, Y, start)
-        y = model.reconstruct(tables, Y, found) if reconstruct else None
+        _check(log_evidence, model, chosen, batch)
+        names = ("candidates", "mean", "product", "reconstruction")
         host: dict[str, Any] = {
-            name: None if array is None else chosen.to_host(array)
-            for name, array in (
-                ("candidates", found.candidates),
-                ("mean", found.mean),
-                ("product", found.product),
-                ("reconstruction", y),
-            )
+            name: None if getattr(found, name) is None else chosen.to_host(getattr(found, name)) for name in names
         }
-        _check_finite(host, model, chosen, Y, start)
+        _check_finite(host, model, chosen, batch)
         if impute:
-            seen = chosen.to_host(Y)
+            seen = chosen.to_host(batch.Y)
             host["reconstruction"] = np.where(np.isnan(seen), host["reconstruction"], seen)
         if reading.shift is not None and host["reconstruction"] is not None:
             host["reconstruction"] = host["reconstruction"] + reading.shift
         told = Posterior(log_evidence, **host)
         if top:
-            told.states, told.probabilities = model.top_states(checked, chosen.to_host(Y).astype(float), told, top)
-        return told, count
+            told.states, told.probabilities = model.top_states(
+                checked, chosen.to_host(batch.Y).astype(float), told, top
+            )
+        return told, {N_ALL: batch.n, **tallies}
 
     parts = []
     with blas.limited(1):
@@ -259,116 +258,117 @@ def _joined(parts: list[Posterior]) -> Posterior:
 
 
 @dataclass(frozen=True)
-class _Task:
-    """An E-step: of whom, on what, where."""
+class Work:
+    """Where a model learns: on which data, with which weights, on what device, with which other ranks; what is held."""
 
     model: Model
-    params: Params
-    tables: Any
     batches: Batches
     backend: Backend
     comm: Communicator
-    step: Step
-    trace: Trace
-    weights: SampleWeights | None
+    weights: SampleWeights | None = None
+    trace: Trace = OFF
+    hold: Hold | None = None
+
+    def counted(self, stats: Statistics, name: str) -> float:
+        """A sum over data points, which were weighted in units of `weights`."""
+        return float(stats[name]) * (1.0 if self.weights is None else self.weights.unit)
 
 
-def run_step(
-    model: Model,
-    params: Params,
-    batches: Batches,
-    backend: Backend,
-    comm: Communicator,
-    step: Step,
-    stop: Callable[[], bool] = bool,
-    trace: Trace = OFF,
-    weights: SampleWeights | None = None,
-    hold: Hold | None = None,
-) -> tuple[Params, Info, bool]:
+def run_step(work: Work, params: Params, step: Step, stop: Callable[[], bool] = bool) -> tuple[Params, Info, bool]:
     """E-step on this rank's data, one reduction, M-step.
 
     `stop` is asked, after the E-step, whether this rank wants to end; the last thing returned is whether any does.
     """
     began = time.perf_counter()
-    params = {name: np.asarray(value) for name, value in params.items()}  # a scalar's powers round otherwise
+    new, _, stats, notes = maximized(work, params, step, stop)
+    return new, told(work, stats, step, [*notes, *work.model.shortfalls(stats)], began), bool(stats[STOP] > 0)
+
+
+def maximized(
+    work: Work,
+    params: Params,
+    step: Step,
+    stop: Callable[[], bool] = bool,
+    blend: Callable[[Statistics, Statistics], Statistics] = lambda stats, moments: moments,
+) -> tuple[Params, Statistics, Statistics, list[str]]:
+    """New parameters, the moments they maximize, the sums of the E-step that these are of, and notes.
+
+    `blend` makes the moments to be maximized of the sums and their own moments; it may be asked a second time.
+    """
+    model = work.model
+    params = {name: np.asarray(value, order="C") for name, value in params.items()}  # as a file has them: to the bit
     with blas.limited(1):  # threads are the backend's: those of BLAS spin after their work, in the way of all others
         step = replace(step, residuals=model.needs_residuals(params, step))
         done = False
         while not done:
-            stats = _expect(model, params, batches, backend, comm, step, stop, trace, weights)
-            with trace.span("M-step"):
-                new, notes = model.m_step(stats, params, step)
-                if hold is not None:
-                    new = hold.after(new, params, stats, step)
-                done = step.residuals or not model.needs_residuals(new, step, stats)
+            stats = expect(work, params, step, stop)
+            with work.trace.span("M-step"):
+                moments = blend(stats, model.moments(stats, params, step))
+                new, notes = model.maximize(moments, params, step)
+                if work.hold is not None:
+                    new = work.hold.after(new, params, moments, step)
+                done = step.residuals or not model.needs_residuals(new, step, moments)
                 if done and step.reseed:
-                    new, revived = model.reseed(new, stats)
+                    new, revived = model.reseed(new, moments)
                     notes = notes + revived
-                    new = new if hold is None else hold.put_back(new, params)
+                    new = new if work.hold is None else work.hold.put_back(new, params)
             step = replace(step, residuals=True)  # of the second time, if there is one
+    check_learned(new)
+    return new, moments, stats, notes
+
+
+def check_learned(new: Params) -> None:
+    """Refuse parameters that are no numbers.
+
+    Raises
+    ------
+    DataError
+        With the name of the first.
+    """
     for name, value in new.items():
         if not np.all(np.isfinite(value)):
             raise DataError(f"the M-step gave a {name} that is not finite: use dtype='float64', or rescale the data")
-    info = Info(
-        free_energy=_counted(stats, "free_energy", weights),
-        N=int(stats["N"]) if weights is None else _counted(stats, "N", weights),
-        N_use=int(stats["N_use"]) if weights is None else _counted(stats, "N_use", weights),
+
+
+def told(work: Work, stats: Statistics, step: Step, notes: list[str], began: float) -> Info:
+    """What a step tells of itself, from the sums of its E-step and the time when it began."""
+    whole = work.weights is None
+    return Info(
+        free_energy=work.counted(stats, FREE_ENERGY),
+        N=int(stats[N_ALL]) if whole else work.counted(stats, N_ALL),
+        N_use=int(stats[N_USE]) if whole else work.counted(stats, N_USE),
         T=step.T,
         Ncut=step.Ncut,
         seconds=time.perf_counter() - began,
         notes=notes,
-        share_at_gamma=_share_at_gamma(stats),
+        share_at_gamma=_share(stats),
     )
-    return new, info, bool(stats["stop"] > 0)
 
 
-def closing(
-    info: Info,
-    model: Model,
-    params: Params,
-    batches: Batches,
-    backend: Backend,
-    comm: Communicator,
-    trace: Trace = OFF,
-    weights: SampleWeights | None = None,
-) -> Info:
+def closing(work: Work, info: Info, params: Params) -> Info:
     """What the last step of a run tells: one more E-step, at T = 1 and on all points, says how good its result is.
 
     `free_energy` and `share_at_gamma` are those of `params`, what the run ended with, and `notes` says where inference
     falls short of what was asked for.
     """
     with blas.limited(1):
-        stats = _expect(model, params, batches, backend, comm, Step(dtype=str(backend.dtype)), bool, trace, weights)
+        stats = expect(work, params, Step(dtype=str(work.backend.dtype)))
     said = {kind(note) for note in info.notes}
-    share = _share_at_gamma(stats)
+    share = _share(stats)
+    more = [*work.model.shortfalls(stats), *work.model.advice(share)]
     return replace(
         info,
-        free_energy=_counted(stats, "free_energy", weights),
+        free_energy=work.counted(stats, FREE_ENERGY),
         share_at_gamma=share,
-        notes=info.notes + [n for n in model.shortfalls(stats) + model.advice(share) if kind(n) not in said],
+        notes=info.notes + [note for note in more if kind(note) not in said],
     )
 
 
-def _counted(stats: Statistics, name: str, weights: SampleWeights | None) -> float:
-    """A sum over data points, which were weighted in units of `weights`."""
-    return float(stats[name]) * (1.0 if weights is None else weights.unit)
+def _share(stats: Statistics) -> float:
+    return float(stats["at_gamma"] / stats[N_ALL]) if "at_gamma" in stats else math.nan
 
 
-def _share_at_gamma(stats: Statistics) -> float:
-    return float(stats["at_gamma"] / stats["N"]) if "at_gamma" in stats else math.nan
-
-
-def _expect(
-    model: Model,
-    params: Params,
-    batches: Batches,
-    backend: Backend,
-    comm: Communicator,
-    step: Step,
-    stop: Callable[[], bool],
-    trace: Trace,
-    weights: SampleWeights | None,
-) -> Statistics:
+def expect(work: Work, params: Params, step: Step, stop: Callable[[], bool] = bool) -> Statistics:
     """The sums of an E-step over all ranks; BLAS has been limited.
 
     Raises
@@ -376,20 +376,22 @@ def _expect(
     DataError
         If they are not finite.
     """
-    with trace.span("E-step"):
+    model, backend, weights = work.model, work.backend, work.weights
+    with work.trace.span("E-step"):
         with _room_for_tables(model, backend):
-            counts: Layout = {"free_energy": (), "N": (), "N_use": (), "stop": (), **model.tallies}
+            counts: Layout = {FREE_ENERGY: (), N_ALL: (), N_USE: (), STOP: (), **model.tallies}
             totals = backend.totals({**counts, **model.layout})
-            tables = model.tables(params, backend, step)
-        expectation = _e_step if step.Ncut == 0 else _selective_e_step
-        task = _Task(model, params, tables, batches, backend, comm, step, trace, weights)
-        expectation(task, totals)
+            e_step = model.on(backend, params, step)
+        if step.Ncut == 0:
+            _expect_all(work, e_step, totals)
+        else:
+            _expect_selected(work, e_step, totals, step.Ncut, params)
         backend.synchronize()
-    totals.add({"N": batches.N if weights is None else weights.values.sum(), "stop": int(stop())})
-    with trace.span("reduction", bytes=totals.nbytes), _room_for_tables(model, backend):
-        stats = totals.reduce(comm)
+    totals.add({N_ALL: work.batches.N if weights is None else weights.values.sum(), STOP: int(stop())})
+    with work.trace.span("reduction", bytes=totals.nbytes), _room_for_tables(model, backend):
+        stats = totals.reduce(work.comm)
     if not np.all(np.isfinite(stats.buffer)):
-        _refuse(task)
+        _refuse(work, e_step)
     return stats
 
 
@@ -408,24 +410,19 @@ def _room_for_tables(model: Model, backend: Backend) -> Iterator[None]:
         ) from error
 
 
-def _e_step(task: _Task, totals: Totals) -> None:
+def _expect_all(work: Work, e_step: EStep[Any], totals: Totals) -> None:
     """Posterior and statistics of every batch in one pass: all points count. A device is not waited for."""
 
-    def expect(start: int, Y: Any) -> Sums:
-        evidence, sums = task.model.e_step(task.tables, Y)
-        return {"free_energy": evidence.sums(task.backend), "N_use": Y.shape[0], **sums}
+    def sums_of(batch: Batch) -> Sums:
+        evidence, sums = e_step(batch)
+        return {FREE_ENERGY: evidence.sums(work.backend, batch), N_USE: batch.total, **sums}
 
-    def expect_weighted(start: int, Y: Any) -> Sums:
-        some = cast(SampleWeights, task.weights).of(start, Y.shape[0])
-        evidence, sums = task.model.e_step(task.tables, Y, some)
-        return {"free_energy": evidence.sums(task.backend, some), "N_use": some.sum(), **sums}
-
-    for sums in task.backend.map(expect if task.weights is None else expect_weighted, task.batches):
+    for sums in work.backend.map(sums_of, work.batches):
         totals.add(sums)
         del sums  # before the next batch makes its own
 
 
-def _refuse(task: _Task) -> None:
+def _refuse(work: Work, e_step: EStep[Any]) -> None:
     """The evidence of some data point is not finite: name the first one, on all ranks.
 
     Raises
@@ -434,80 +431,79 @@ def _refuse(task: _Task) -> None:
         In any case.
     """
 
-    def look(start: int, Y: Any) -> str:
+    def look(batch: Batch) -> str:
         try:
-            values = task.model.infer(task.tables, Y).log_evidence.values(task.backend)
-            _check(values, task.model, task.backend, Y, start)
+            _check(e_step.infer(batch).evidence.values(work.backend), work.model, work.backend, batch)
         except DataError as error:
             return str(error)
         return ""
 
-    found = next((said for said in task.backend.map(look, task.batches) if said), "")
-    for rank, said in enumerate(task.comm.allgather(found)):
+    found = next((said for said in work.backend.map(look, work.batches) if said), "")
+    for rank, said in enumerate(work.comm.allgather(found)):
         if said:
-            raise DataError(said if rank == task.comm.rank else f"on rank {rank}: {said}")
+            raise DataError(said if rank == work.comm.rank else f"on rank {rank}: {said}")
     raise DataError("the sums over the data are not finite: use dtype='float64', or rescale the data")
 
 
-def _selective_e_step(task: _Task, totals: Totals) -> None:
+def _expect_selected(work: Work, e_step: EStep[Any], totals: Totals, Ncut: float, params: Params) -> None:
     """Data selection: the points of largest evidence, over all ranks, make the statistics (math.md, the set M)."""
-    model, tables, batches, weights = task.model, task.tables, task.batches, task.weights
-    keep = batches.N * model.bytes_per_point(task.backend.dtype.itemsize)[1] <= KEEP_BYTES
+    backend, batches, weights = work.backend, work.batches, work.weights
+    keep = batches.N * work.model.bytes_per_point(backend.dtype.itemsize)[1] <= KEEP_BYTES
     log_evidence = np.empty(batches.N)
-    kept: dict[int, Posterior] = {}
+    kept: dict[int, Any] = {}
 
-    def infer(start: int, Y: Any) -> Sums:
-        found = model.infer(tables, Y)
-        values = found.log_evidence.values(task.backend)
-        _check(values, model, task.backend, Y, start)
-        log_evidence[start - batches.start :][: len(values)] = values
+    def infer(batch: Batch) -> Sums:
+        found = e_step.infer(batch)
+        values = found.evidence.values(backend)
+        _check(values, work.model, backend, batch)
+        log_evidence[batch.start - batches.start :][: batch.n] = values
         if keep:
-            kept[start] = found
-        return model.tally(tables, found, None if weights is None else weights.of(start, Y.shape[0]))
+            kept[batch.start] = found
+        return e_step.tally(batch, found)
 
-    def select_and_sum(start: int, Y: Any) -> Sums:
-        some = chosen[start - batches.start :][: Y.shape[0]].astype(float)
-        found = kept.pop(start, None)
-        if found is None or found.log_evidence.n != len(some):  # not kept, or the batch came in other parts
-            found = model.infer(tables, Y)
-        return model.sums(tables, Y, found, some) if some.any() else {}
+    def sums_of_chosen(batch: Batch) -> Sums:
+        some = chosen[batch.start - batches.start :][: batch.n].astype(float)
+        found = kept.pop(batch.start, None)
+        if found is None or found.evidence.n != batch.n:  # not kept, or the batch came in other parts
+            found = e_step.infer(batch)
+        return e_step.sums(backend.reweighted(batch, some), found) if some.any() else {}
 
-    for counts in task.backend.map(infer, batches):
+    for counts in backend.map(infer, batches):
         totals.add(counts)
-    with task.trace.span("selection"):
-        chosen = _selection(task, log_evidence)
+    with work.trace.span("selection"):
+        chosen = _selection(work, log_evidence, Ncut, params)
     F = log_evidence.sum() if weights is None else log_evidence @ weights.values
-    totals.add({"free_energy": F, "N_use": chosen.sum()})
-    for sums in task.backend.map(select_and_sum, batches):
+    totals.add({FREE_ENERGY: F, N_USE: chosen.sum()})
+    for sums in backend.map(sums_of_chosen, batches):
         totals.add(sums)
         del sums
 
 
-def _selection(task: _Task, log_evidence: np.ndarray) -> np.ndarray:
+def _selection(work: Work, log_evidence: np.ndarray, Ncut: float, params: Params) -> np.ndarray:
     """How often each of this rank's points counts in the set M, (n,): a mask, or the weights or what is left of them.
 
     The weights in M add up to a whole number, of which the last point may bring a part.
     """
-    A, _ = task.model.truncation(task.params)
-    share = 1 - task.step.Ncut * (1 - A)
-    if task.weights is not None:
-        sought = max(1, math.floor(task.weights.total * share))
-        return heaviest(task.comm, log_evidence, task.weights.values, sought)
-    total = np.array([task.batches.N])
-    task.comm.allreduce(total)
-    return largest(task.comm, log_evidence, max(1, math.floor(total[0] * share)))
+    A, _ = work.model.truncation(params)
+    share = 1 - Ncut * (1 - A)
+    if work.weights is not None:
+        sought = max(1, math.floor(work.weights.total * share))
+        return heaviest(work.comm, log_evidence, work.weights.values, sought)
+    total = np.array([work.batches.N])
+    work.comm.allreduce(total)
+    return largest(work.comm, log_evidence, max(1, math.floor(total[0] * share)))
 
 
-def _check(log_evidence: np.ndarray, model: Model, backend: Backend, Y: Any, start: int) -> None:
+def _check(log_evidence: np.ndarray, model: Model, backend: Backend, batch: Batch) -> None:
     """NaN or Inf in the data show up in the evidence: look for them only then."""
     if np.all(np.isfinite(log_evidence)):
         return
-    model.check_data(backend.to_host(Y), start)
-    row = start + int(np.argmin(np.isfinite(log_evidence)))
+    model.check_data(backend.to_host(batch.Y), batch.start)
+    row = batch.start + int(np.argmin(np.isfinite(log_evidence)))
     raise DataError(f"the evidence of data point {row} is not finite: use dtype='float64', or rescale the data")
 
 
-def _check_finite(found: Mapping[str, Any], model: Model, backend: Backend, Y: Any, start: int) -> None:
+def _check_finite(found: Mapping[str, Any], model: Model, backend: Backend, batch: Batch) -> None:
     """The evidence may be finite where means are not: of parameters near the ends of the range of a float.
 
     Raises
@@ -517,8 +513,8 @@ def _check_finite(found: Mapping[str, Any], model: Model, backend: Backend, Y: A
     """
     for name, array in found.items():
         if array is not None and not np.all(np.isfinite(array)):
-            model.check_data(backend.to_host(Y), start)
-            row = start + int(np.argmin(np.isfinite(array).all(axis=1)))
+            model.check_data(backend.to_host(batch.Y), batch.start)
+            row = batch.start + int(np.argmin(np.isfinite(array).all(axis=1)))
             raise DataError(
                 f"the {name} of data point {row} is not finite, as parameters are too large or too small for "
                 f"{backend.dtype}: use dtype='float64', or rescale the parameters"
@@ -533,37 +529,19 @@ def check_options(model: Model, selects: bool, reseed: bool) -> None:
     ConfigError
         With what the model does instead.
     """
-    if selects and type(model).truncation is Model.truncation:
+    if selects and not model.truncates:
         raise ConfigError(
             f"Ncut > 0 selects the data points that truncated states explain; {model.name} truncates nothing, so all "
             "points count: leave Ncut at 0"
         )
-    if reseed and type(model).reseed is Model.reseed:
-        instead = "re-seeds its empty components by itself" if isinstance(model, Mixture) else "has no re-seeding"
+    if reseed and model.reseeds != "asked":
+        instead = "re-seeds its empty components by itself" if model.reseeds == "always" else "has no re-seeding"
         raise ConfigError(f"reseed: {model.name} {instead}: leave it out")
 
 
 def inward(model: Model, params: Params, reading: Reading) -> Params:
     """The parameters of the data as they are read."""
     return params if reading.shift is None else model.moved(params, -reading.shift)
-
-
-def step_on(
-    model: Model,
-    params: Params,
-    batches: Batches,
-    backend: Backend,
-    comm: Communicator,
-    step: Step,
-    reading: Reading,
-    weights: SampleWeights | None = None,
-    hold: Hold | None = None,
-) -> tuple[Params, Info, bool]:
-    """`run_step` on data that may have been shifted, with parameters of the data as they were."""
-    local = inward(model, params, reading)
-    new, info, stop = run_step(model, local, batches, backend, comm, step, weights=weights, hold=hold)
-    new = model.moved(new, reading.shift)
-    return new if hold is None else hold.put_back(new, params), info, stop
 
 
 def _on_data(
@@ -574,12 +552,13 @@ def _on_data(
     comm: Communicator,
     batch: int | None,
     work: Callable[[Batches, Backend, Reading], Found],
+    weights: SampleWeights | None = None,
     one_pass: bool = True,
 ) -> Found:
     """`work` on the data; what marks gaps in them is told where they are refused."""
     source = open_for(model, data)
     with telling_gaps(source):
-        return _on_source(model, source, backend, dtype, comm, batch, work, one_pass)
+        return _on_source(model, source, backend, dtype, comm, batch, work, weights, one_pass)
 
 
 def _on_source(
@@ -590,6 +569,7 @@ def _on_source(
     comm: Communicator,
     batch: int | None,
     work: Callable[[Batches, Backend, Reading], Found],
+    weights: SampleWeights | None,
     one_pass: bool,
 ) -> Found:
     """`work` on the data, read so that no digits are lost that matter; what was lost is seen while they are read.
@@ -601,9 +581,9 @@ def _on_source(
     asked = named_type(backend, dtype, chosen)
     reading = Reading(str(chosen.dtype))
     if holds(chosen.dtype, source.dtype):
-        return work(chosen.load(local_shard(model, source, chosen, comm, batch)), chosen, reading)
+        return work(chosen.load(local_shard(model, source, chosen, comm, batch), weights), chosen, reading)
     survey = Survey(source, *comm.slab(source.shape[0]))
-    batches = chosen.load(local_shard(model, survey, chosen, comm, batch))
+    batches = chosen.load(local_shard(model, survey, chosen, comm, batch), weights)
     seen = all(comm.allgather(survey.complete))
     found, refused = None, None
     if one_pass and not seen:
@@ -618,7 +598,7 @@ def _on_source(
         return work(batches, chosen, reading) if found is None else found
     del batches
     chosen = select(backend, needed.dtype, comm)
-    return work(chosen.load(local_shard(model, source, chosen, comm, batch, needed)), chosen, needed)
+    return work(chosen.load(local_shard(model, source, chosen, comm, batch, needed), weights), chosen, needed)
 
 
 def named_type(backend: Any, dtype: Any, chosen: Backend) -> str:
@@ -630,7 +610,7 @@ def named_type(backend: Any, dtype: Any, chosen: Backend) -> str:
 def settled(model: Model, survey: Survey, asked: str, comm: Communicator) -> Reading:
     """How the data must be read, of which `survey` has seen some rows, or all; told in the log."""
     survey.finish()
-    reading = survey.reading(asked, model.location is not None, comm)
+    reading = survey.reading(asked, shifting(model.parameters) is not None, comm)
     for note in reading.notes if comm.rank == 0 else ():
         log.info("%s: %s", survey.name, note)
     return reading
@@ -651,10 +631,26 @@ def local_shard(
 ) -> Shard:
     """This rank's slab in the backend's type, cut into batches."""
     source = open_for(model, data)
-    if batch is not None:
-        batch = whole_number("batch", batch)
-    start, stop = comm.slab(source.shape[0])
-    needed = model.bytes_per_point(backend.dtype.itemsize)[0]
-    size = min(batch or backend.batch_size(stop - start, needed), MAX_BATCH)
+    return part_of(model, source, *comm.slab(source.shape[0]), backend, batch, reading)
+
+
+def part_of(
+    model: Model,
+    source: Source,
+    start: int,
+    stop: int,
+    backend: Backend,
+    batch: int | None,
+    reading: Reading | None = None,
+) -> Shard:
+    """The rows [start, stop) in the backend's type, cut into batches."""
+    size = batch_of(model, stop - start, backend, batch)
     shift = None if reading is None else reading.shift
     return Shard(source, start, stop, dtype=backend.dtype, batch=size, shift=shift)
+
+
+def batch_of(model: Model, count: int, backend: Backend, batch: int | None) -> int:
+    """How many of so many data points to take at a time: `batch`, or the backend's choice."""
+    if batch is not None:
+        batch = whole_number("batch", batch)
+    return min(batch or backend.batch_size(count, model.bytes_per_point(backend.dtype.itemsize)[0]), MAX_BATCH)

@@ -28,7 +28,7 @@ def fall(before: float, now: float, N: float, D: int, dtype: str) -> float:
     return (before - now) / N if before - now > rounding else 0.0
 
 
-def told(step: int, by: float, model: Model) -> str:
+def note_of_fall(step: int, by: float, model: Model) -> str:
     """The note on it."""
     return (
         f"F fell at step {step}, by {by:.3g} nats per data point: EM of {model.name} lets it only rise, so numbers "

@@ -10,7 +10,7 @@ from gem.backends import Backend
 from gem.checks import whole_number
 from gem.data import Reading, fingerprint
 from gem.data.shard import telling_gaps
-from gem.em import Info, closing, local_shard, open_for
+from gem.em import Info, Work, closing, local_shard, open_for
 from gem.errors import ConfigError, DataError
 from gem.models import Model
 from gem.parallel import Communicator
@@ -46,12 +46,11 @@ class HeldOut:
 
     def load(self, backend: Backend, comm: Communicator, reading: Reading) -> None:
         """Read the data as those of the run are read, each rank its own slab."""
-        self._backend, self._comm = backend, comm
         with _named(), telling_gaps(self._source):
             shard = local_shard(self._model, self._source, backend, comm, None, reading)
             for start, Y in shard.batches():
                 self._model.check_data(Y, start)
-            self._batches = backend.load(shard)
+            self._work = Work(self._model, backend.load(shard), backend, comm)
 
     def due(self, step: int) -> bool:
         """Whether F is told of this step, counted from 1, even if it is not the last one."""
@@ -60,7 +59,7 @@ class HeldOut:
     def per_point(self, params: dict[str, Any]) -> float:
         """F / N of these parameters, of the data as they are read; at T = 1."""
         nothing = Info(free_energy=0.0, N=self._source.shape[0], N_use=0, T=1.0, Ncut=0.0, seconds=0.0)
-        told = closing(nothing, self._model, params, self._batches, self._backend, self._comm)
+        told = closing(self._work, nothing, params)
         return told.free_energy / told.N
 
 

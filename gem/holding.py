@@ -9,8 +9,8 @@ import numpy as np
 
 from gem.errors import ConfigError
 from gem.models import Model
-from gem.models.base import Params
 from gem.models.held import put_back
+from gem.models.parameters import Params
 from gem.statistics import Statistics
 
 WANTED = "the names of parameters, or a dict of name and mask, True where an entry is held"
@@ -64,7 +64,7 @@ class Hold:
 
     def put_back(self, new: Params, old: Params) -> Params:
         """`new` with the held entries of `old`; bit for bit, as the last of all that a step does."""
-        return put_back(new, old, self.masks, self._model.domains)
+        return put_back(new, old, self.masks, self._model.parameters)
 
     def settled(self, new: Params, old: Params) -> Params:
         """`Model.settle`, unless it moves what is held."""
@@ -72,9 +72,9 @@ class Hold:
         held = all(np.array_equal(moved[name][mask], new[name][mask]) for name, mask in self.masks.items())
         return self.put_back(moved if held else new, old)
 
-    def after(self, new: Params, old: Params, stats: Statistics, step: Any) -> Params:
+    def after(self, new: Params, old: Params, moments: Statistics, step: Any) -> Params:
         """What an M-step gives if these entries are held: those that depend on them follow."""
-        return self._model.hold(new, old, self.masks, stats, step)
+        return self._model.hold(new, old, self.masks, moments, step)
 
 
 def _names(asked: Any) -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 from gem.data import from_spec
 from gem.em import posterior
 from gem.errors import ConfigError, GemError
-from gem.models import make
+from gem.models import Model, make
 from gem.store import Run
 
 if TYPE_CHECKING:
@@ -190,9 +190,9 @@ def picture(run: Run, path: str | os.PathLike[str], use: np.ndarray | None = Non
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    W, what = _fields(run)
-    if use is None and _is_mixture(run):
-        use = run.params["pi"]
+    model = make(run.model, run.config["settings"])
+    W, what = _fields(run, model)
+    use = _proportions(run, model) if use is None else use
     by = "most used first" if use is not None else "largest norm first (use unknown)"
     use = np.linalg.norm(W, axis=0) if use is None else np.asarray(use)
     if use.shape != W.shape[1:]:
@@ -269,8 +269,9 @@ def usage(run: Run) -> np.ndarray | None:
     -------
     (H,) array, or None if the data cannot be opened: they were an array in memory, or are gone.
     """
-    if _is_mixture(run):
-        return run.params["pi"]
+    model = make(run.model, run.config["settings"])
+    if model.of_role("centres") is not None:
+        return _proportions(run, model)
     try:
         with from_spec(run.config["data"]) as source:
             Y = source.read(0, min(source.shape[0], USAGE_POINTS))
@@ -278,23 +279,25 @@ def usage(run: Run) -> np.ndarray | None:
         return None
     if Y.shape[1] != run.config["shape"][1]:  # other data have taken their place
         return None
-    model = make(run.model, run.config["settings"])
     found = posterior(model, run.params, Y, backend="auto")
     return np.abs(found.mean).mean(axis=0, dtype=np.float64)
 
 
-def _is_mixture(run: Run) -> bool:
-    return "W" not in run.params
-
-
-def _fields(run: Run) -> tuple[np.ndarray, str]:
+def _fields(run: Run, model: Model) -> tuple[np.ndarray, str]:
     """The fields (D, H) of a run and what to call them; of on and off channels their difference."""
+    fields, centres = model.of_role("fields"), model.of_role("centres")
+    if fields is None:
+        return (np.zeros((model.D, 0)) if centres is None else run.params[centres].T), "means"
     if (run.config["data"] or {}).get("onoff"):
-        on, off = np.split(run.params["W"], 2)
+        on, off = np.split(run.params[fields], 2)
         return on - off, "fields (on - off)"
-    if _is_mixture(run):
-        return (run.params["mu"] if "mu" in run.params else run.params["lam"]).T, "means"
-    return run.params["W"], "fields"
+    return run.params[fields], "fields"
+
+
+def _proportions(run: Run, model: Model) -> np.ndarray | None:
+    """How much each component of a mixture is used; None of other models, whose priors do not tell."""
+    prior = model.of_role("prior")
+    return None if prior is None or model.of_role("centres") is None else run.params[prior]
 
 
 def _title(run: Run) -> str:

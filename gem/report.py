@@ -14,6 +14,7 @@ from gem import backends
 from gem._version import __version__
 from gem.errors import GemError
 from gem.extras import install_hint
+from gem.models import make
 from gem.notes import Told, counted, ending
 from gem.parallel import mpi_library
 from gem.store import Run, read_run
@@ -95,9 +96,10 @@ def show_run(path: str, picture_path: Path | None, gabor: bool) -> None:
         for told in _notes(run):
             print(f"note of {told.when}: {told.what}")
         if gabor:
-            if "W" not in run.params:
-                raise GemError(f"{path}: {run.model} has no fields W to fit Gabor functions to")
-            found = summary(fit_all(run.params["W"]))
+            fields = make(run.model, run.config["settings"]).of_role("fields")
+            if fields is None:
+                raise GemError(f"{path}: {run.model} has no fields to fit Gabor functions to")
+            found = summary(fit_all(run.params[fields]))
             print(
                 f"a Gabor function fits {found['r2_above_half']} of {found['fields']} fields (R² > 0.5), "
                 f"{found['localised']} of them localised (both widths below a third of the patch)"

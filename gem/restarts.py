@@ -20,7 +20,7 @@ from gem.data import Source, open_data
 from gem.errors import ConfigError
 from gem.keeping import lasting
 from gem.models import Model
-from gem.models.base import Params
+from gem.models.parameters import Params
 from gem.parallel import Communicator, Serial, communicator
 from gem.run import EM
 from gem.run_checks import check_numbers
@@ -216,6 +216,9 @@ class _Memory:
             self.rows[-1][1] = None
         self.rows.append([step, params, *told])
 
+    def carry(self, arrays: Mapping[str, Any]) -> None:
+        """What is within a step is not kept."""
+
     def save(self) -> None:
         """Nothing is on a disk."""
 
@@ -234,12 +237,14 @@ def _sent(run: EM | None, like: EM, group: Communicator) -> EM:
     """The run that one rank has, on every rank; it can go on there."""
     state = None
     if run is not None:
-        state = run.seed, run.params, run._records, run._best, run.reason, run._file
-    (seed, params, records, best, reason, file) = next(each for each in group.allgather(_picklable(state)) if each)
+        state = run.seed, run.params, run._records, run._best, run._carry, run.reason, run._file
+    (seed, params, records, best, carry, reason, file) = next(
+        each for each in group.allgather(_picklable(state)) if each
+    )
     if run is None:
         run = copy(like)
-        run.seed, run.params, run._records, run._best, run.reason, run._file = (
-            seed, params, records, best, reason, file,
+        run.seed, run.params, run._records, run._best, run._carry, run.reason, run._file = (
+            seed, params, records, best, carry, reason, file,
         )  # fmt: skip
     return run
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from gem.annealing import WINDOW, Annealing
-from gem.backends import select
+from gem.backends import NoBatches, blas, select
 from gem.backends._traced import Traced
 from gem.best import Best
 from gem.checks import whole_number
@@ -26,18 +27,33 @@ from gem.data import (
     load_weights,
 )
 from gem.data.shard import telling_gaps
-from gem.em import Info, closing, inward, local_shard, named_type, open_for, run_step, settled
-from gem.errors import ConfigError, RunFileError
-from gem.falling import fall, must_rise, told
+from gem.em import (
+    Info,
+    Work,
+    closing,
+    expect,
+    inward,
+    local_shard,
+    named_type,
+    open_for,
+    run_step,
+    settled,
+    told,
+)
+from gem.errors import ConfigError, DataError, RunFileError
+from gem.falling import fall, must_rise, note_of_fall
 from gem.held_out import EVERY, HeldOut
 from gem.holding import Hold
 from gem.keeping import automatic, with_best
 from gem.models import Model, Step
+from gem.models.parameters import Params
 from gem.parallel import communicator
 from gem.philox import generator
 from gem.progress import Progress
 from gem.run_checks import check_kinds, check_numbers, functions_of, one_of, place_on_disk, refuse_own_data
 from gem.starts import starting
+from gem.statistics import N_ALL
+from gem.stepwise import Carry, Minibatches, Settings, rate_of, run_epoch, update
 from gem.store import (
     CHECKPOINT_SECONDS,
     FELL,
@@ -91,6 +107,11 @@ class EM:
         Of which steps the run file keeps the parameters: of all, of the last one, or of the start, every k-th and the
         last one. By default of all while they take 8 MB at most, else of every 2nd, 5th, 10th, 20th, ..., so that they
         do; of parameters that are larger than 2 MB, of the last step (`gem.keeping.automatic`).
+    minibatch : int, optional
+        Stepwise EM: an M-step after every so many data points (of all ranks together), from running moments. A step is
+        then a pass over the data. Each minibatch costs a reduction over the ranks (docs/math.md, stepwise EM).
+    rate : number, list of (position, value), or "t^-KAPPA", optional
+        How much of the running moments a minibatch takes the place of: see `gem.stepwise.Rate` (default: "t^-0.6").
 
     keep_best : bool
         End with the best parameters, those of the largest F, where these are not the last ones: F may fall where states
@@ -152,6 +173,8 @@ class EM:
         trace: Any = None,
         weights: Any = None,
         keep: Any = None,
+        minibatch: int | None = None,
+        rate: Any = None,
         keep_best: bool = False,
         hold: Any = None,
         held_out: Any = None,
@@ -159,8 +182,11 @@ class EM:
     ):
         check_kinds(model, anneal)
         asked_keep, keep_best = with_best(keep, keep_best)
+        if keep_best and minibatch is not None:
+            raise ConfigError("keep_best: F of a pass over minibatches is that of many parameters: leave it out")
         check_numbers(seed, checkpoint, checkpoint_seconds)
-        self.model, self.seed, self.planned, self._longer = model, int(seed), len(anneal), False
+        self.model, self.anneal, self.seed = model, anneal, int(seed)
+        self.planned, self._longer = len(anneal), False
         self._hold = Hold.of(model, hold, anneal.noisy)
         self._keep_best, self._best = keep_best, Best(keep_best)
         self.reason: str | None = None
@@ -169,6 +195,7 @@ class EM:
         self.comm = communicator(comm)
         self._file: RunFile | None = None
         self._records: list[tuple[dict[str, float], list[str]]] = []
+        self._rate, self._carry = rate_of(minibatch, rate, len(anneal)), Carry()
         with self.comm.guard():
             self._source = source = open_for(model, data)
             counts = None if weights is None else load_weights(weights, source.shape[0], self.comm)
@@ -180,23 +207,18 @@ class EM:
             others = [each.record["data"] for each in (counts, self._held_out) if each is not None]
             refuse_own_data((output, trace), (source.spec, *others))
             self._trace: Trace = OFF if trace is None else Recording(trace, self.comm)
-            stored = dtype if isinstance(dtype, Reading) else None  # of a run that is taken up
-            chosen = select(backend, stored.dtype if stored else dtype, self.comm)
-            looks = stored is None and not holds(chosen.dtype, source.dtype)
-            seen = Survey(source, *self.comm.slab(source.shape[0])) if looks else source
             self._start = one_of(params, start)
-            with self._trace.span("initialisation"):
-                self.params = self._first_params(seen) if params is None else model.check(params)
-            self.anneal = anneal.resolved(model.schedules(self.params), self._hold.whole if self._hold else ())
-            self._reading = stored or Reading(str(chosen.dtype))
-            if isinstance(seen, Survey):
-                self._reading = settled(model, seen, named_type(backend, dtype, chosen), self.comm)
-            if self._reading.dtype != str(chosen.dtype):
-                chosen = select(backend, self._reading.dtype, self.comm)
-            self.backend = Traced(chosen, self._trace) if self._trace.on else chosen
+            self._prepare(params, backend, dtype)
             self._keep = asked_keep or automatic(len(anneal), sum(value.nbytes for value in self.params.values()))
             shard = local_shard(model, source, self.backend, self.comm, batch, self._reading)
-            self._batch, self._batches = shard.batch, self.backend.load(shard)
+            self._batch = shard.batch
+            self._minibatches: Minibatches | None = None
+            if minibatch is None:
+                self._work = Work(
+                    model, self.backend.load(shard, counts), self.backend, self.comm, counts, self._trace, self._hold
+                )
+            else:
+                self._work = self._in_minibatches(minibatch, batch)
             if self._held_out is not None:
                 self._held_out.load(self.backend, self.comm, self._reading)
             asked = {
@@ -209,6 +231,7 @@ class EM:
             }
             self._about = config = {**self._config(source), "asked": asked}
             config |= {"checkpoint": int(checkpoint), "checkpoint_seconds": float(checkpoint_seconds)}
+            config |= {} if minibatch is None else {"minibatch": int(minibatch), "rate": self._rate.plain()}
             if output is not None:  # it may replace a run, which data that the first step refuses should not cost
                 self._check_data(shard, given=params is not None or start is not None)
                 if self.comm.rank == 0:
@@ -227,6 +250,7 @@ class EM:
             seconds=config["checkpoint_seconds"],
             overwrite=overwrite,
             keep=self._keep,
+            carries=self._minibatches is not None,
         )
 
     def _first_params(self, seen: Any) -> dict[str, np.ndarray]:
@@ -241,7 +265,10 @@ class EM:
         """Another run of the same model on the same data, which are not read anew, by another seed; with no file."""
         other = copy(self)
         other.seed, other.reason, other._records, other._file = int(seed), None, [], None
-        other._best = Best(self._keep_best)
+        other._best, other._carry = Best(self._keep_best), Carry()
+        if self._minibatches is not None:  # they are dealt out by the seed
+            other._minibatches = self._minibatches.dealt_by(other.seed)
+            other._work = replace(self._work, batches=other._minibatches)
         other.params = other._first_params(self._source)
         return other
 
@@ -251,6 +278,31 @@ class EM:
         from gem.restarts import best_of
 
         return best_of(n, model, data, anneal, **options)
+
+    def _prepare(self, params: Mapping[str, Any] | None, backend: Any, dtype: Any) -> None:
+        """Find the starting parameters, how the data must be read, and the backend that can."""
+        source, model = self._source, self.model
+        stored = dtype if isinstance(dtype, Reading) else None  # of a run that is taken up
+        chosen = select(backend, stored.dtype if stored else dtype, self.comm)
+        looks = stored is None and not holds(chosen.dtype, source.dtype)
+        seen = Survey(source, *self.comm.slab(source.shape[0])) if looks else source
+        with self._trace.span("initialisation"):
+            self.params = self._first_params(seen) if params is None else model.check(params)
+        self.anneal = self.anneal.resolved(model.schedules(self.params), self._hold.whole if self._hold else ())
+        self._reading = stored or Reading(str(chosen.dtype))
+        if isinstance(seen, Survey):
+            self._reading = settled(model, seen, named_type(backend, dtype, chosen), self.comm)
+        if self._reading.dtype != str(chosen.dtype):
+            chosen = select(backend, self._reading.dtype, self.comm)
+        self.backend = Traced(chosen, self._trace) if self._trace.on else chosen
+
+    def _in_minibatches(self, size: int, batch: int | None) -> Work:
+        """The work of a run that learns from minibatches of this size."""
+        every = None if self._weights is None else self._weights.everywhere(self.comm)
+        bare = Work(self.model, NoBatches(), self.backend, self.comm, self._weights, self._trace, self._hold)
+        self._minibatches = Minibatches(bare, self._source, size, self.seed, batch, self._reading, every)
+        self._batch = self._minibatches.batch
+        return replace(bare, batches=self._minibatches)
 
     def _check_data(self, shard: Shard, given: bool) -> None:
         """What the initialisation has not seen: data beside given parameters, and what only this model asks of them."""
@@ -322,6 +374,9 @@ class EM:
             run = group.bcast(read_run(path) if group.rank == 0 else None)
             config = run.config
             em = cls(**arguments(path, run, data, weights, held_out, backend, group), trace=trace)
+            if run.carry:
+                em._carry, inner = Carry.of(run.carry)
+                em.params = inner or em.params
             names = list(run.history)
             em._records = [({n: float(run.history[n][t]) for n in names}, run.notes[t]) for t in range(run.step)]
             for t, (scalars, _) in enumerate(em._records):
@@ -383,6 +438,8 @@ class EM:
         with self.comm.together() as agree, Termination(self._save_soon()) as asked, self._saving():
             while self._unfinished():
                 info = self._advance(asked.is_set)
+                if info is None:  # stopped within a pass
+                    break
                 asked.suspend()
                 yield info
                 asked.take_up()
@@ -428,6 +485,8 @@ class EM:
         ):
             while self._unfinished():
                 info = self._advance(asked.is_set)
+                if info is None:  # stopped within a pass
+                    break
                 line.update(self.step, info)
                 self._call(functions, info, on_all_ranks)
             self._end()
@@ -477,33 +536,28 @@ class EM:
         self._end()
         return self
 
-    def _advance(self, asked: Callable[[], bool]) -> Info:
+    def _advance(self, asked: Callable[[], bool]) -> Info | None:
+        """Do a step, and record it; None where a pass over minibatches was left before its end."""
         now = self.anneal[self.step]
         span = self._trace.span("EM step", step=self.step + 1, T=now["T"], Ncut=now["Ncut"])
         # saving comes first: the guard ends the job
         with self.comm.guard(), self._saving(), span, telling_gaps(self._source):
-            noisy = self.model.perturb(self.params, now, generator(self.seed, "noise", self.step))
-            settings = Step(
-                now["T"], now["Ncut"], self.anneal.anneal_prior, str(self.backend.dtype), self.anneal.reseed
-            )
-            if self._hold is not None:
-                noisy = self._hold.put_back(noisy, self.params)
-            local = inward(self.model, noisy, self._reading)
-            new, info, stop = run_step(
-                self.model, local, self._batches, self.backend, self.comm, settings, asked, self._trace, self._weights,
-                self._hold,
-            )  # fmt: skip
-            new = self.model.moved(new, self._reading.shift)
-            new = (self.model.settle if self._hold is None else self._hold.settled)(new, self.params)
-            self._best.see(info.free_energy, self.step + 1, noisy)
-            fallen = self._fallen(info)
+            new, info, stop = self._step(asked) if self._minibatches is None else self._pass(self._minibatches, asked)
+            if info is None:
+                self.params, self.reason = new, STOPPED
+                return None
+            fallen = 0.0
+            if self._minibatches is None:  # F of a pass is that of many parameters
+                self._best.see(info.free_energy, self.step + 1, self._noisy(self.params, self.step))
+                fallen = self._fallen(info)
             ended = self._ended_by(info, fallen)
             if fallen:
-                info = replace(info, notes=[*info.notes, told(self.step + 1, fallen, self.model)])
+                info = replace(info, notes=[*info.notes, note_of_fall(self.step + 1, fallen, self.model)])
             if ended:  # what is told last belongs to what is left
                 info, new = self._closed(info, new)
             elif self._held_out is not None and self._held_out.due(self.step + 1):
-                info = replace(info, held_out=self._held_out.per_point(local))
+                met = inward(self.model, self._noisy(self.params, self.step), self._reading)
+                info = replace(info, held_out=self._held_out.per_point(met))
             self.params = new
             if self.step == 0:
                 info = replace(info, notes=[*self._reading.notes, *info.notes])
@@ -513,9 +567,101 @@ class EM:
             if self._file is not None:
                 with self._trace.span("record"):
                     best = self._best
+                    carry = None if self._minibatches is None else self._carry.arrays(self.params)
                     kept = None if best.params is None else (best.step, best.free_energy, best.params)
-                    self._file.record(self.step, self.params, info.scalars(), info.notes, self.reason, kept)
+                    self._file.record(self.step, self.params, info.scalars(), info.notes, self.reason, kept, carry)
         return info
+
+    def _settings(self, position: float) -> Step:
+        """The settings of the step at this position in the run."""
+        now, anneal = self.anneal[position], self.anneal
+        return Step(now["T"], now["Ncut"], anneal.anneal_prior, str(self.backend.dtype), anneal.reseed)
+
+    def _noisy(self, params: Params, position: float, minibatch: int = 0) -> Params:
+        """The parameters with the noise of this position in the run."""
+        rng = generator(self.seed, "noise", int(position) + (minibatch << 32))
+        noisy = self.model.perturb(params, self.anneal[position], rng)
+        return noisy if self._hold is None else self._hold.put_back(noisy, params)
+
+    def _settled(self, new: Params, old: Params) -> Params:
+        """New parameters, in which what their likelihood leaves open, and what is held, is as in the old ones."""
+        return self.model.settle(new, old) if self._hold is None else self._hold.settled(new, old)
+
+    def partial(self, data: Any, weights: Any = None) -> Info:
+        """Learn from data that are not seen again: one minibatch of stepwise EM, recorded as a step.
+
+        What was learned before counts with all its points: the running moments are those of all minibatches and chunks
+        so far, or, of a run on all data, of these. `Annealing` gives T, Ncut and noise of the step; once its steps are
+        used up, those of its end.
+
+        Parameters
+        ----------
+        data : (n, D) array, path, or gem.data source
+            The same on every rank; each reads its own slab.
+        weights : (n,) array, path, or gem.data source of one column, optional
+
+        Returns
+        -------
+        Info
+            Its free energy is that of these data, under the parameters from before.
+
+        Raises
+        ------
+        ConfigError, DataError
+            As `em_step`. Nothing is learned from data that are refused.
+        """
+        began = time.perf_counter()
+        with self.comm.guard(), self._saving(), blas.limited(1):
+            source = open_for(self.model, data)
+            counts = None if weights is None else load_weights(weights, source.shape[0], self.comm)
+            shard = local_shard(self.model, source, self.backend, self.comm, None, self._reading)
+            work = replace(self._work, batches=self.backend.load(shard, counts), weights=counts)
+            carry = self._carried()
+            N = carry.N + (source.shape[0] if counts is None else counts.total)
+            step, old = self._settings(self.step), inward(self.model, self.params, self._reading)
+            with telling_gaps(source):
+                new, carry, stats, notes = update(
+                    work, self._noisy(old, self.step), carry, step, self._rate(self.step, carry.updates), N
+                )
+            self.params = self._settled(self.model.moved(new, self._reading.shift), self.params)
+            self._carry = replace(carry, done=0, heard={})
+            info = told(work, stats, step, notes, began)
+            self._records.append((info.scalars(), info.notes))
+            if self._file is not None:
+                kept = self._carry.arrays(self.params)
+                self._file.record(self.step, self.params, info.scalars(), info.notes, self.reason, None, kept)
+        return info
+
+    def _carried(self) -> Carry:
+        """What outlives the last step; of steps on all data it has to be made, by an E-step."""
+        if self._carry.moments or not self.step:
+            return self._carry
+        params, step = inward(self.model, self.params, self._reading), self._settings(self.step)
+        stats = expect(self._work, params, step)
+        moments = self.model.moments(stats, params, step)
+        return Carry(dict(moments), updates=1, N=float(stats[N_ALL]))
+
+    def _step(self, asked: Callable[[], bool]) -> tuple[Params, Info, bool]:
+        """An EM step on all data: new parameters, its Info, and whether any rank wants to end."""
+        local = inward(self.model, self._noisy(self.params, self.step), self._reading)
+        new, info, stop = run_step(self._work, local, self._settings(self.step), asked)
+        return self._settled(self.model.moved(new, self._reading.shift), self.params), info, stop
+
+    def _pass(self, data: Minibatches, asked: Callable[[], bool]) -> tuple[Params, Info | None, bool]:
+        """The rest of a pass over minibatches: the same, and no Info where it was left before its end."""
+
+        def pause(params: Params, carry: Carry) -> None:
+            self._carry = carry
+            if self._file is not None:
+                self._file.carry(carry.arrays(self.model.moved(params, self._reading.shift)))
+
+        settings = Settings(self.step, self._settings, self._noisy, self._settled, asked, pause)
+        local = inward(self.model, self.params, self._reading)
+        try:
+            new, self._carry, info, stop = run_epoch(data, self._rate, local, self._carry, settings)
+        except DataError as error:
+            raise data.explained(error) from error
+        return self.model.moved(new, self._reading.shift), info, stop
 
     def _fallen(self, info: Info) -> float:
         """By how much the F that this step began with is below that of the step before, where that cannot be."""
@@ -553,7 +699,7 @@ class EM:
     def _look(self, info: Info, params: dict[str, np.ndarray]) -> Info:
         """How good these parameters are: F on all data, at T = 1, and that of the held-out data."""
         last = inward(self.model, params, self._reading)
-        info = closing(info, self.model, last, self._batches, self.backend, self.comm, self._trace, self._weights)
+        info = closing(self._work, info, last)
         return info if self._held_out is None else replace(info, held_out=self._held_out.per_point(last))
 
     @contextmanager

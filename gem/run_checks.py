@@ -80,13 +80,13 @@ def check_noise(model: Model, noisy: list[str]) -> None:
     ConfigError
         With the names of what it has.
     """
-    able = ", ".join(name for name in model.shapes if name != "cov")
+    able = ", ".join(name for name, about in model.parameters.items() if about.noisy)
     for name in noisy:
-        if name not in model.shapes:
+        if name not in model.parameters:
             raise ConfigError(f"{name}{NOISE} has nothing to act on: {model.name} has the parameters {able}")
-        if name == "cov":
+        if not model.parameters[name].noisy:
             raise ConfigError(
-                f"cov{NOISE}: a covariance with noise on it may be none; of {model.name} {able} may have it"
+                f"{name}{NOISE}: a covariance with noise on it may be none; of {model.name} {able} may have it"
             )
 
 

@@ -15,6 +15,7 @@ from gem.keeping import with_best
 from gem.models import Model, make
 from gem.parallel import Communicator
 from gem.run_checks import place_on_disk
+from gem.stepwise import rate_of
 from gem.store import CHECKPOINT_SECONDS, Run, read_run
 
 ABSENT = "nothing"
@@ -67,6 +68,11 @@ def _pairs(
         ({"restarts": options.get("restarts")}, {"restarts": config.get("restarts", {}).get("n")}),
         ({"checkpoint": options.get("checkpoint", 10)}, {"checkpoint": config["checkpoint"]}),
     ]
+    minibatch = options.get("minibatch")
+    rate = None if minibatch is None else rate_of(minibatch, options.get("rate"), len(anneal)).plain()
+    parts.append(
+        ({"minibatch": minibatch, "rate": rate}, {"minibatch": config.get("minibatch"), "rate": config.get("rate")})
+    )
     hold = Hold.of(model, options.get("hold"))
     parts.append(({"hold": None if hold is None else hold.record}, {"hold": config.get("hold")}))
     held_out = options.get("held_out")

@@ -9,14 +9,17 @@ import numpy as np
 
 from gem.data import SampleWeights, Source, open_data
 from gem.errors import ConfigError
-from gem.models import Model, make
-from gem.models.base import Params
+from gem.models import Model, Step, make
 from gem.models.growth import grown
 from gem.models.mixtures import Mixture
+from gem.models.parameters import Params
 from gem.parallel import Communicator
 from gem.philox import generator
+from gem.statistics import N_USE, Statistics
 from gem.store import is_run_file, read_run
+from gem.summary import summarize
 
+PIECE = 1 << 20  # numbers that are read at a time
 WANTED = (
     "labels (N,), responsibilities (N, K), a run or run file of the same model with fewer components or latents, or "
     "a function of a numpy Generator that gives parameters"
@@ -89,7 +92,29 @@ def _from_groups(model: Model, start: Any, source: Source, comm: Communicator, w
     if weights is not None:
         r = r.copy()
         r[first:last] *= weights.values[:, None]
-    return dict(model.from_groups(source, r, first, last, comm))
+    return _of_groups(model, source, r, first, last, comm)
+
+
+def _of_groups(model: Mixture, source: Source, r: np.ndarray, first: int, last: int, comm: Communicator) -> Params:
+    """What the M-step makes of these responsibilities (N, K); this rank has the rows from first to last.
+
+    The first round is about the mean of the data, the second about the centres that it found: no digits are lost.
+    """
+    about = summarize(source, model.D, comm, model.missing)
+    centres = np.tile(about.mean, (model.K, 1))
+    params = {"pi": np.full(model.K, 1 / model.K), **model.begin(centres, about.var, about)}
+    rows = max(1, PIECE // source.shape[1])
+    for _ in range(2):
+        sums = Statistics({N_USE: (), **model.layout})
+        for start in range(first, last, rows):
+            stop = min(start + rows, last)
+            Y = source.read(start, stop).astype(np.float64)
+            for name, value in model.sums_on_host(params, Y, r[start:stop]).items():
+                sums.add(name, value)
+        sums.add(N_USE, r[first:last].sum())
+        comm.allreduce(sums.buffer)
+        params, _ = model.maximize(model.moments(sums, params, Step()), params, Step())
+    return params
 
 
 def _responsibilities(given: np.ndarray, N: int, K: int) -> np.ndarray:

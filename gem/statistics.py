@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 Layout = Mapping[str, tuple[int, ...]]
+HOUSE = "gem."  # begins the names of what every step sums, whatever its model: no model's own name does
+FREE_ENERGY, N_ALL, N_USE, STOP = (HOUSE + name for name in ("free_energy", "N", "N_use", "stop"))
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,13 @@ class Statistics(Mapping[str, np.ndarray]):
         if list(self.layout.items()) != list(other.layout.items()):
             raise ValueError("statistics of different layouts cannot be added")
         return Statistics(self.layout, self.buffer + other.buffer)
+
+    def but(self, layout: Layout, **changed: np.ndarray) -> Statistics:
+        """Statistics of this layout: of the same values, but for those that are given."""
+        new = Statistics(layout)
+        for name in layout:
+            new[name][...] = changed[name] if name in changed else self[name]
+        return new
 
     def place(self, names: Names) -> slice:
         """Where in the buffer a statistic lies, or several that follow each other."""

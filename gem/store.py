@@ -2,7 +2,7 @@
 
 Layout (T steps stored; open it with h5py or any other HDF5 reader):
 
-    attributes      format "gem-run" · format_version 1, or 2 where /steps is there · gem_version
+    attributes      format "gem-run" · format_version 1, or 2 where /steps or /carry is there · gem_version
                     created (ISO 8601, UTC) · seed · model (class name) · config, machine (JSON)
                     checkpoint (T, the last step stored) · finished (bool)
                     reason (why no step follows: "settled", "steps used up", "ended by finish()", "F fell at step 17",
@@ -15,6 +15,8 @@ Layout (T steps stored; open it with h5py or any other HDF5 reader):
     /history/NAME   (T,) float64: one scalar per step (free_energy, N_use, T, ...), NaN where a step had none.
                     free_energy is that of the parameters a step began with, those after the step before it; that of
                     the last step of a finished run belongs to those it ended with, the last row of /params
+    /carry/NAME     float64, where minibatches are learned from: running moments, how far the pass at hand is, and its
+                    parameters so far (gem.stepwise)
     /history/notes  (T,) strings: a JSON list of the events of each step, e.g. re-seeded components
 
 The file in place is never edited. A checkpoint takes the file's former state, which stays beside it as a hidden spare
@@ -35,7 +37,7 @@ import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from math import nan, prod
 from pathlib import Path
@@ -129,6 +131,7 @@ class RunFile:
         self._writer: str | None = None  # until the file is ours
         self._rows: list[_Row] = []
         self._amended: _Row | None = None
+        self._carry: dict[str, np.ndarray] = {}  # the latest, if it is not stored yet
         self._lock = threading.RLock()  # a signal's thread stores what is done, while the run goes on
 
     def describe(self, config: Mapping[str, Any]) -> None:
@@ -168,6 +171,7 @@ class RunFile:
         seconds: float = CHECKPOINT_SECONDS,
         overwrite: bool = False,
         keep: Keep = "all",
+        carries: bool = False,
     ) -> RunFile:
         """Begin a run file, and write it at once: a bad folder or a full disk shows before any work is done.
 
@@ -191,6 +195,8 @@ class RunFile:
             Replace an existing file; it stays until the new one is on the disk.
         keep : "all", "last" or int
             Of which steps the parameters are kept: of all, of the last one, of the start and every k-th and the last.
+        carries : bool
+            Whether there will be a `carry`, which a gem that does not know of it must not leave out.
 
         Raises
         ------
@@ -219,7 +225,7 @@ class RunFile:
         run._writer, started = uuid.uuid4().hex, launch()
         attributes = {
             "format": FORMAT,
-            "format_version": 1 if keep == "all" else FORMAT_VERSION,
+            "format_version": FORMAT_VERSION if carries or keep != "all" else 1,
             "gem_version": __version__,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "model": model,
@@ -285,11 +291,12 @@ class RunFile:
         notes: Sequence[str] = (),
         reason: str | None = None,
         best: tuple[int, float, Mapping[str, Any]] | None = None,
+        carry: Mapping[str, Any] | None = None,
     ) -> None:
         """Keep one step in memory, and checkpoint if its turn has come (`step % every == 0`, or the time).
 
         `reason` says why no step will follow, where that is known; `best` are step, F and parameters of the best ones
-        so far, for a run that is to end with these.
+        so far, for a run that is to end with these; `carry` is what outlives the step, see `carry`.
 
         Raises
         ------
@@ -312,7 +319,22 @@ class RunFile:
             if self._rows and not lasting(self._keep, step - 1):
                 self._rows[-1] = self._rows[-1]._replace(params={})
             self._rows.append(row)
+            if carry is not None:
+                self._carry = _float64(carry)
             if step % self._every == 0 or time.monotonic() - self._written >= self._seconds:
+                self.checkpoint()
+
+    def carry(self, arrays: Mapping[str, Any]) -> None:
+        """Keep in memory what outlives the last step, or part of a step; checkpoint if it is time. Shapes must stay.
+
+        Raises
+        ------
+        RunFileError
+            If the checkpoint failed.
+        """
+        with self._lock:
+            self._carry = _float64(arrays)
+            if time.monotonic() - self._written >= self._seconds:
                 self.checkpoint()
 
     def amend(
@@ -330,7 +352,7 @@ class RunFile:
                 self._amended = _Row(others, values, list(notes))
 
     def save(self) -> None:
-        """Checkpoint if there is a step that is not stored; from any thread.
+        """Checkpoint if there is a step, or a part of one, that is not stored; from any thread.
 
         Raises
         ------
@@ -338,7 +360,7 @@ class RunFile:
             As `checkpoint`.
         """
         with self._lock:
-            if self._rows:
+            if self._rows or self._carry:
                 self.checkpoint()
 
     @_uninterrupted()
@@ -358,7 +380,7 @@ class RunFile:
                     f"{self.path} stands at step {stored}, this run left it at {self.checkpointed}: another "
                     f"process writes it too. Let one of them end, then `gem resume {self.path}`."
                 )
-            size = sum(_nbytes(row.params) for row in self._rows)
+            size = sum(_nbytes(row.params) for row in self._rows) + _nbytes(self._carry)
             remains = (
                 f"The file still holds every step up to {self.checkpointed}; "
                 f"once this is put right, `gem resume {self.path}` continues from there."
@@ -372,7 +394,7 @@ class RunFile:
                 new.attrs.update(checkpoint=self.step, writer=mine, **about)
             if self._amended is not None or self.finished:
                 remove(self._spare)  # it has what no longer holds, or no more steps follow
-            self.checkpointed, self._rows, self._amended = self.step, [], None
+            self.checkpointed, self._rows, self._amended, self._carry = self.step, [], None, {}
             self._writer, self._written = mine, time.monotonic()
 
     def finish(self, reason: str = USED_UP) -> None:
@@ -422,6 +444,8 @@ class RunFile:
         if self._amended is not None:
             _amend_last(new, self._amended, self.checkpointed)
         self._add_params(new, file["params"], have)
+        for name, value in self._carry.items():
+            new.require_dataset(f"carry/{name}", value.shape, np.float64, exact=True)[...] = value
 
     def _add_params(self, new: Any, stored: Any, have: int) -> None:
         """The parameters; a last row that does not stay, as another step has followed, makes room for the next."""
@@ -488,6 +512,8 @@ class Run:
         The best so far, of a run that is to end with them, and the step that began with them.
     history : dict of name to (T,) float64 array
         Diagnostics per step, NaN where a step had none.
+    carry : dict of name to float64 array
+        What outlives a step where minibatches are learned from (`gem.stepwise.Carry`); empty elsewhere.
     notes : list of T lists of str
         The events of each step.
     """
@@ -506,6 +532,7 @@ class Run:
     history: dict[str, np.ndarray]
     notes: list[list[str]]
     kept: np.ndarray | None = None
+    carry: dict[str, np.ndarray] = field(default_factory=dict)
     best: tuple[int, float, dict[str, np.ndarray]] | None = None
 
     @property
@@ -549,14 +576,26 @@ def read_run(path: str | os.PathLike[str]) -> Run:
             history={name: dataset[:] for name, dataset in history.items() if name != "notes"},
             notes=[json.loads(events) for events in history["notes"].asstr()[:]],
             kept=kept,
+            carry=_carried(file),
             best=_best(file),
         )
+
+
+def _carried(file: Any) -> dict[str, np.ndarray]:
+    """All that lies under /carry, by its path there."""
+    found: dict[str, np.ndarray] = {}
+    if "carry" in file:
+        file["carry"].visititems(
+            lambda name, item: found.update({name: np.asarray(item[()])}) if hasattr(item, "shape") else None
+        )
+    return found
 
 
 def _content(file: Any) -> int:
     """About how many bytes the file has to take."""
     notes = len(file["history"]["notes"]) * NOTE_BYTES
-    return notes + sum(each.nbytes for name in ("params", "history", "best") for each in file.get(name, {}).values())
+    parts = [each.nbytes for name in ("params", "history", "best") for each in file.get(name, {}).values()]
+    return notes + sum(parts) + _nbytes(_carried(file))
 
 
 def _best(file: Any) -> tuple[int, float, dict[str, np.ndarray]] | None:
@@ -576,7 +615,7 @@ def _kept(path: str | os.PathLike[str], file: Any) -> np.ndarray | None:
     RunFileError
         If the last one is not that of the checkpoint, or they do not ascend.
     """
-    if "steps" not in file and int(file.attrs["format_version"]) == 1:
+    if "steps" not in file:
         return None
     kept, step = np.asarray(file["steps"][:]), int(file.attrs["checkpoint"])
     if not len(kept) or kept[-1] != step or kept[0] < 0 or np.any(np.diff(kept) <= 0):

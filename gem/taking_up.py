@@ -11,6 +11,7 @@ from gem.annealing import Annealing
 from gem.data import Reading, SampleWeights, Source, fingerprint, from_spec, load_weights, open_data, same_data
 from gem.errors import RunFileError
 from gem.models import Model, make
+from gem.models.parameters import shifting
 from gem.parallel import Communicator
 from gem.store import Run, read_run
 
@@ -38,11 +39,13 @@ def arguments(
         "anneal": Annealing.from_dict(config["annealing"]),
         "params": run.params,
         "backend": backend or own["backend"],
-        "dtype": Reading.stored(path, config, model.location is not None),
+        "dtype": Reading.stored(path, config, shifting(model.parameters) is not None),
         "comm": comm,
         "batch": None if backend else own["batch"],
         "seed": run.seed,
         "weights": weights_of(path, config.get("weights"), weights, source.shape[0], comm),
+        "minibatch": config.get("minibatch"),
+        "rate": config.get("rate"),
         "keep_best": config.get("keep_best", False),
         "hold": masks_of(config.get("hold")),
         **held_out_of(path, config.get("held_out"), held_out),

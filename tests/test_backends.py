@@ -93,7 +93,7 @@ def test_nothing_is_kept_of_a_call(opencl, problem):
     gc.collect()
     assert opencl._loads == [0]
     assert not opencl._spare
-    assert not opencl._notes
+    assert not opencl._ones
 
 
 @pytest.mark.parametrize("ask", ["EM", "em_step", "posterior"])

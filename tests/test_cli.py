@@ -244,7 +244,7 @@ def test_a_command_without_options_takes_its_run_up(gem_, monkeypatch):
 
 def test_one_command_begins_a_run_and_takes_it_up(gem_, monkeypatch):
     assert gem_(f"{SAME} --resume -q".replace("run.h5", "whole.h5"))[0] == 0
-    step = BSC.m_step
+    step = BSC.maximize
 
     def dies(model, *arguments):
         if len(done) == 3:
@@ -254,7 +254,7 @@ def test_one_command_begins_a_run_and_takes_it_up(gem_, monkeypatch):
 
     done: list[int] = []
     with monkeypatch.context() as patch:
-        patch.setattr(BSC, "m_step", dies)
+        patch.setattr(BSC, "maximize", dies)
         assert gem_(f"{SAME} --resume -q")[0] == 130
     assert read_run("run.h5").step == 3
     second = gem_(f"{SAME} --resume")
@@ -760,7 +760,7 @@ def test_refused_show(gem_, fitted):
 def test_show_gabor_wants_square_fields(gem_):
     gem_("fit mog x.npy --K 2 --steps 1 --backend numpy -q")
     status, _, err = gem_("show run.h5 --gabor")
-    assert (status, err) == (1, "gem: run.h5: MoG has no fields W to fit Gabor functions to\n")
+    assert (status, err) == (1, "gem: run.h5: MoG has no fields to fit Gabor functions to\n")
     np.save("x.npy", table()[:, :8])
     gem_(f"fit bsc x.npy {BSC_FIT} --overwrite")
     status, _, err = gem_("show run.h5 --gabor")

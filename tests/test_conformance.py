@@ -48,16 +48,16 @@ def truth(model, seed=1):
             params[name] = rng.dirichlet(np.full(shape[0], 5.0))
         elif name == "pi":
             params[name] = np.array(0.3)
-        elif model.domains[name] == "probability":
+        elif model.parameters[name].domain == "probability":
             params[name] = rng.uniform(0.02, 0.9, shape) ** 2
-        elif model.domains[name] == "nonnegative":
+        elif model.parameters[name].domain == "nonnegative":
             params[name] = 6 * rng.random(shape)
         elif name == "cov":
             root = rng.standard_normal((*shape[:-1], shape[-1])) / 2
             params[name] = root @ np.swapaxes(root, -1, -2) + 0.2 * np.eye(shape[-1])
         elif name == "lam":
             params[name] = rng.uniform(1, 20, shape)
-        elif model.domains[name] in ("positive", "deviation"):
+        elif model.parameters[name].domain in ("positive", "deviation"):
             params[name] = rng.uniform(0.5, 1.0, shape)
         else:
             params[name] = 3 * rng.standard_normal(shape)
@@ -148,7 +148,7 @@ def test_the_share_of_points_at_gamma_is_that_of_their_most_probable_states(name
     settings = MODELS[name](False).settings() | {"H": 6, "Hprime": 4, "gamma": gamma}
     model = gem.models.make(MODELS[name](False).name, settings)
     params = truth(model)
-    if model.domains["pi"] == "distribution":
+    if model.parameters["pi"].domain == "distribution":
         params["pi"] = np.array([0.6, 0.2, 0.2])
     Y, _ = model.generate_data(params, 70, seed=2)
     asked = {"backend": backend, "dtype": "float64"}

@@ -100,14 +100,6 @@ def test_norms_of_data_that_stay_are_computed_once(device, monkeypatch):
         monkeypatch.setattr(device, "_cpu", False, raising=False)  # from here on the data stream
         monkeypatch.setattr(device, "matmul", products(device))
         monkeypatch.setattr(device, "room", lambda: 0)
-    gone = device.to_device(Y)
-    device.notes(device.stays(gone))["something"] = gone
-    key = id(gone)
-    assert device.notes(gone) == {"something": gone}
-    assert device.notes(device.to_device(Y)) == {}
-    device.notes(gone).clear()
-    del gone
-    assert key not in device._notes
 
 
 @pytest.mark.parametrize("cut", [0.0, 0.8])
@@ -115,23 +107,37 @@ def test_where_memory_runs_out_the_batch_is_halved_and_the_step_goes_on(device, 
     model, params, Y = problem
     Ncut = cut if model is MODELS["bsc"] else 0.0  # mixtures have no truncation
     wanted, _ = gem.em_step(model, params, Y, dtype="float64", Ncut=Ncut)
-    infer, out_of_memory = model.infer, device.out_of_memory()[-1]
 
-    def hungry(original):
-        def wrapped(tables, Y, *rest):
-            if Y.shape[0] > 30:
-                raise out_of_memory(100, 0, 0) if "cuda" in device.name else out_of_memory("no room")
-            return original(tables, Y, *rest)
+    def hungry(batch):
+        if batch.n > 30:
+            raise no_room(device)
 
-        return wrapped
-
-    monkeypatch.setattr(model, "infer", hungry(infer))
-    monkeypatch.setattr(model, "e_step", hungry(model.e_step))
+    hinder(model, monkeypatch, hungry)
     new, info = gem.em_step(model, params, Y, backend=device, Ncut=Ncut, batch=100)
     close(new, wanted)
     assert info.N == 100
     assert caplog.text.count("out of memory") == 2
     assert "from here on 25 data points at a time, not 50; batch=25" in caplog.text
+
+
+def hinder(model, monkeypatch, before):
+    """Have every E-step of the model call `before` with its batch first."""
+    original = model.on
+
+    def on(backend, params, step):
+        e_step = original(backend, params, step)
+        for name in ("__call__", "infer"):
+            method = getattr(type(e_step), name)
+
+            def wrapped(self, batch, *, method=method):
+                before(batch)
+                return method(self, batch)
+
+            monkeypatch.setattr(type(e_step), name, wrapped)
+        monkeypatch.setattr(model, "on", original)  # its class is hindered now
+        return e_step
+
+    monkeypatch.setattr(model, "on", on)
 
 
 def no_room(device):
@@ -146,15 +152,14 @@ def test_the_size_that_works_is_kept_for_the_run(device, problem, room, wide, mo
     model, params, Y = problem
     anneal = gem.Annealing(steps=3)
     whole = gem.EM(model, Y, anneal, params=params, backend="numpy", dtype="float64").run()
-    original, to_device, tried, gone = model.e_step, device.to_device, [], []
+    to_device, tried, gone = device.to_device, [], []
 
-    def hungry(tables, Y):
+    def hungry(batch):
         assert room or all(ref() is None for ref in gone)  # a batch that was too large has left the device
-        tried.append(Y.shape[0])
-        if Y.shape[0] > 15:
-            gone.append(weakref.ref(Y))
+        tried.append(batch.n)
+        if batch.n > 15:
+            gone.append(weakref.ref(batch.Y))
             raise no_room(device)
-        return original(tables, Y)
 
     def narrow(host, dtype=None):
         if np.shape(host)[1:] == (8,) and len(host) > wide:
@@ -171,23 +176,22 @@ def test_the_size_that_works_is_kept_for_the_run(device, problem, room, wide, mo
     monkeypatch.setattr(device, "room", lambda: room)
     monkeypatch.setattr(device, "to_device", narrow)
     monkeypatch.setattr(device, "prefetch", prefetch)
-    monkeypatch.setattr(model, "e_step", hungry)
+    hinder(model, monkeypatch, hungry)
     em = gem.EM(model, Y, anneal, params=params, backend=device, batch=40).run()
     close(em.params, whole.params)
     assert sum(n > 15 for n in tried) == (2 if wide > 40 else 0)
     assert caplog.text.count("from here on 10 data points") == 1
-    if isinstance(em._batches, Resident):
-        assert {Y.shape[0] for _, Y in em._batches} == {10}  # not cut anew at every step
+    if isinstance(em._work.batches, Resident):
+        assert {batch.n for batch in em._work.batches} == {10}  # not cut anew at every step
 
 
 def test_memory_for_not_even_one_point_is_an_error(device, problem, monkeypatch):
     model, params, Y = problem
-    error = device.out_of_memory()[-1]
 
-    def fail(*_):
-        raise error(1, 0, 0) if "cuda" in device.name else error("no room")
+    def fail(_):
+        raise no_room(device)
 
-    monkeypatch.setattr(model, "e_step", fail)
+    hinder(model, monkeypatch, fail)
     with pytest.raises(BackendError, match=r"single data point.*float32.*more memory"):
         gem.em_step(model, params, Y, backend=device)
 
@@ -199,7 +203,7 @@ def test_no_memory_for_the_parameters_is_an_error_with_the_remedy(device, proble
     def fail(*_, **__):
         raise no_room(device)
 
-    monkeypatch.setattr(model, "tables", fail)
+    monkeypatch.setattr(model, "on", fail)
     with pytest.raises(BackendError, match=r"no memory left for the parameters of .*float32.*more memory"):
         ask(model, params, Y, backend=device)
 
@@ -207,18 +211,16 @@ def test_no_memory_for_the_parameters_is_an_error_with_the_remedy(device, proble
 def test_an_attempt_that_failed_holds_no_memory(device, problem, monkeypatch):
     """What it allocated must be free before the halves begin: they need the room."""
     model, params, Y = problem
-    error, alive = device.out_of_memory()[-1], []
-    original = model.e_step
+    alive = []
 
-    def hungry(tables, Y):
-        if Y.shape[0] > 60:
+    def hungry(batch):
+        if batch.n > 60:
             temporary = device.empty((10, 10))
             alive.append(weakref.ref(temporary))
-            raise error(100, 0, 0) if "cuda" in device.name else error("no room")
+            raise no_room(device)
         assert all(ref() is None for ref in alive)
-        return original(tables, Y)
 
-    monkeypatch.setattr(model, "e_step", hungry)
+    hinder(model, monkeypatch, hungry)
     gem.em_step(model, params, Y, backend=device, batch=100)
     assert len(alive) == 1
 
@@ -343,10 +345,10 @@ def test_no_batch_and_no_result_is_held_beside_the_next(device, tmp_path, monkey
 
     monkeypatch.setattr(device, "prefetch", uploaded)
 
-    def sums(start, Y):
+    def sums(batch):
         assert all_are_gone()
         found = Sums()
-        seen.extend([weakref.ref(Y), weakref.ref(found)])
+        seen.extend([weakref.ref(batch.Y), weakref.ref(found)])
         return found
 
     batches = backend.load(Shard(ArraySource(np.zeros((50, 3))), 0, 50, dtype=device.dtype, batch=10))

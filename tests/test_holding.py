@@ -37,7 +37,7 @@ def start_of(model) -> dict[str, np.ndarray]:
             "lam": lambda s: rng.uniform(1, 6, s),
             "cov": lambda s: np.broadcast_to(np.diag([2.0, 1.5, 1.0, 3.0]), s).copy(),
         }.get(name, lambda s: rng.uniform(0.5, 1.5, s))(shape)
-    if model.domains.get("pi") == "distribution":
+    if model.parameters["pi"].domain == "distribution":
         params["pi"] = params["pi"] / params["pi"].sum()
     elif "pi" in params:
         params["pi"] = params["pi"] * 0.3
@@ -137,7 +137,7 @@ def assert_best(model, old, new, Y, held) -> None:
             way = np.where(free, rng.normal(size=value.shape), 0)
             if name == "cov":
                 way = np.where(free, (way + np.swapaxes(way, -1, -2)) / 2, 0)
-            if model.domains[name] == "distribution":
+            if model.parameters[name].domain == "distribution":
                 way = np.where(free, way - way[free].mean(), 0)
             for sign in (1, -1):
                 moved = {**new, name: value + sign * 1e-3 * way}

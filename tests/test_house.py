@@ -27,12 +27,12 @@ FLOORS = [
     {"gem.kernels"},
     {"gem.errors", "gem.extras", "gem.checks", "gem._version", "gem.states", "gem.annealing", "gem.parallel",
      "gem.philox", "gem.statistics", "gem.data", "gem.images", "gem.picture_files", "gem.png16",
-     "gem.store", "gem.replacing", "gem.keeping", "gem.progress", "gem.notes",
+     "gem.store", "gem.replacing", "gem.keeping", "gem.progress", "gem.notes", "gem.batch", "gem.summary",
      "gem.trace", "gem.launch", "gem.cores", "gem.leaving", "gem.termination"},
     {"gem.backends"},
     {"gem.models"},
     {"gem.em", "gem.run", "gem.same_run", "gem.run_checks", "gem.taking_up", "gem.held_out", "gem.falling",
-     "gem.holding", "gem.best", "gem.starts", "gem.restarts"},
+     "gem.holding", "gem.best", "gem.starts", "gem.restarts", "gem.stepwise"},
     {"gem.gabor", "gem.plot", "gem.report", "gem.restore", "gem.cli", "gem.kernels.__main__"},
 ]  # fmt: skip
 

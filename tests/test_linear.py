@@ -12,6 +12,7 @@ import gem
 from gem.errors import DataError
 from gem.models import BSC, DSC, GSC, MMCA, TSC, make
 from gem.models.imputation import impute
+from gem.models.linear import LinearEStep, cholesky_solve
 
 KINDS = {
     "bsc": lambda missing=True, **sizes: BSC(**sizes, missing=missing),
@@ -366,16 +367,14 @@ def test_sums_that_are_not_finite_are_refused(dtype, backend, monkeypatch):
     """Whatever they come from: the free energy alone may be a number still."""
     model = BSC(D=6, H=4)
     Y = np.random.default_rng(0).standard_normal((50, 6))
-    sums = BSC.sums
-    monkeypatch.setattr(BSC, "sums", lambda *args: {**sums(*args), "yy": [np.inf]})
+    sums = LinearEStep.sums
+    monkeypatch.setattr(LinearEStep, "sums", lambda *args: {**sums(*args), "yy": [np.inf]})
     with pytest.raises(DataError, match="the sums over the data are not finite: use dtype='float64'"):
         gem.em_step(model, model.init_params(Y), Y, backend=backend, dtype=dtype)
 
 
 @pytest.mark.parametrize("H", [1, 64, 65, 200])
 def test_solved_by_blocks_of_the_cholesky_factor(H):
-    from gem.models.linear import cholesky_solve
-
     rng = np.random.default_rng(H)
     root = rng.standard_normal((H, 2 * H))
     matrix, right = root @ root.T, rng.standard_normal((H, 7))

@@ -189,7 +189,7 @@ def test_weights_add_up_to_one_when_components_begin_anew():
     """Empty is less than 10⁻³ data points, which is much where there are few: what such a component had must not go."""
     pi = np.array([0.5, 0.49996, 2e-5, 2e-5])
     new = {"pi": pi.copy(), "mu": np.zeros((4, 2)), "var": np.ones((4, 2))}
-    MoG(D=2, K=4)._reseed(new, 45 * pi, 20.0, notes := [])
+    new = MoG(D=2, K=4)._reseeded(new, 45 * pi, 20.0, notes := [])
     assert len(notes) == 2
     np.testing.assert_allclose(new["pi"].sum(), 1, rtol=1e-12)
     assert np.all(new["pi"][2:] > 0.1)

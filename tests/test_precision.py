@@ -13,9 +13,9 @@ from benchmarks.accuracy import DENSITY_ASKED, density_errors, near_singular
 from gem.data import ArraySource, Reading, Shard, Survey, fingerprint, same_data
 from gem.errors import DataError, RunFileError
 from gem.models import BSC, MoG, MoP
-from gem.models.base import moments
 from gem.parallel import communicator
 from gem.store import read_run
+from gem.summary import summarize
 
 
 @pytest.mark.parametrize("D", [7, 70])
@@ -273,7 +273,7 @@ def test_evidence_of_large_counts_in_float32(rate, ratio, backend):
 def test_moments_of_far_data_whose_first_row_is_not_there():
     Y = stamps()
     Y[:200, 0] = np.nan
-    found = moments(Shard(ArraySource(Y), 0, 1000, "float64", 64), communicator(None), missing=True)
+    found = summarize(Shard(ArraySource(Y), 0, 1000, "float64", 64), Y.shape[1], communicator(None), missing=True)
     np.testing.assert_allclose(found.var, np.nanvar(Y - 1.7e9, axis=0), rtol=1e-9)
     np.testing.assert_allclose(found.mean - 1.7e9, np.nanmean(Y - 1.7e9, axis=0), atol=1e-5)
 

@@ -11,7 +11,7 @@ from gem.kernels import resources as module
 from gem.kernels import source
 from gem.kernels.__main__ import EXAMPLES, FRAGMENTS, PAIR, SPILLED, _program, check, main, poor, variants
 from gem.kernels.resources import Resources, compile_cubin, occupancy, resources, table
-from gem.models.mixtures import KERNEL_CODE
+from gem.models.mixture_kernel import KERNEL_CODE
 
 REVERSE = r"""
 extern "C" __global__ void reverse(float* x) {

@@ -28,6 +28,7 @@ from gem.data import ArraySource, Shard
 from gem.em import Info
 from gem.errors import ConfigError, DataError, RunFileError
 from gem.models import BSC, SC, MoG, MoP, NoisyOR
+from gem.models.linear import LinearEStep
 from gem.notes import counted
 from gem.philox import generator
 from gem.run import run_step
@@ -747,15 +748,15 @@ def test_sigterm_on_any_rank_ends_all_after_the_same_step(world, folder, monkeyp
 @pytest.mark.parametrize("Ncut", [0.0, 0.5])
 def test_sigterm_amid_the_e_step_ends_the_run_after_that_very_step(world, folder, monkeypatch, Ncut):
     """One rank gets it when it is done with its first batch: the step goes on, and is the last one."""
-    rest = BSC.sums
+    rest = LinearEStep.sums
 
-    def signalled(model, *arguments):
+    def signalled(e_step, *arguments):
         if world.rank == world.size - 1 and run.step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        return rest(model, *arguments)
+        return rest(e_step, *arguments)
 
     run = fit(points(), Annealing(steps=STEPS, Ncut=Ncut), comm=world, output=folder / "run.h5", batch=30)
-    monkeypatch.setattr(BSC, "sums", signalled)
+    monkeypatch.setattr(LinearEStep, "sums", signalled)
     run.run()
     assert (run.step, run.stopped) == (3, True)
     if world.rank == 0:

@@ -12,11 +12,11 @@ import gem
 from examples import bootstrap
 from gem import EM, Annealing, ConfigError, DataError, RunFileError, em_step
 from gem.cli import main
-from gem.data import load_weights, open_data
+from gem.data import ArraySource, Shard, load_weights, open_data
 from gem.models import BSC, DSC, GSC, MCA, MMCA, PMCA, SC, TSC, MoG, MoP, NoisyOR
-from gem.models.base import moments, subsample, whole_shard
 from gem.parallel import Communicator, communicator, heaviest, largest
 from gem.store import read_run
+from gem.summary import subsample, summarize
 
 N, D = 40, 6
 SIZES = {"D": D, "H": 5, "Hprime": 4, "gamma": 1}
@@ -201,10 +201,7 @@ def test_ranks_make_no_difference():
 
 
 def subsample_of(Y, weights, comm):
-    group = communicator(comm)
-    shard, counts = whole_shard(Y, D, group), load_weights(weights, N, group)
-    total = moments(shard, group, weights=counts).N
-    return subsample(shard, total, 9, group, np.random.default_rng(4), counts)
+    return summarize(Y, D, communicator(comm), weights=weights).rows(9, np.random.default_rng(4))
 
 
 # -- the initialisation ---------------------------------------------------------------------------------------------
@@ -225,7 +222,8 @@ def test_what_is_drawn_follows_the_weights():
     """Of weights that are no whole numbers, too; what has weight 0 is never drawn."""
     Y = np.arange(4.0)[:, None] * np.ones((1, D))
     weights = np.array([0.0, 0.1, 0.3, 0.6])
-    shard, counts = whole_shard(Y, D, communicator()), load_weights(weights, 4, communicator())
+    shard = Shard(ArraySource(Y), 0, 4, "float64", 4)
+    counts = load_weights(weights, 4, communicator())
     drawn = [subsample(shard, 1000, 1, communicator(), np.random.default_rng(k), counts)[0, 0] for k in range(2000)]
     np.testing.assert_allclose(np.bincount(np.array(drawn, int), minlength=4) / 2000, weights, atol=0.04)
 

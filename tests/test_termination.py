@@ -56,7 +56,7 @@ def test_what_is_done_is_stored_while_the_main_thread_computes():
 
 def test_steps_done_are_in_the_file_while_a_step_goes_on(tmp_path, monkeypatch):
     stored = []
-    step = BSC.m_step
+    step = BSC.maximize
 
     def slow(model, *arguments):
         if em.step == 4:
@@ -70,7 +70,7 @@ def test_steps_done_are_in_the_file_while_a_step_goes_on(tmp_path, monkeypatch):
         return step(model, *arguments)
 
     em = run(tmp_path / "run.h5")
-    monkeypatch.setattr(BSC, "m_step", slow)
+    monkeypatch.setattr(BSC, "maximize", slow)
     em.run()
     assert stored == [4]
     assert (em.step, em.stopped, read_run(tmp_path / "run.h5").step) == (5, True, 5)

@@ -173,19 +173,19 @@ def test_memory_is_bounded_and_the_file_says_so(tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_a_run_that_fails_leaves_its_trace(tmp_path, monkeypatch, error):
-    def fails(self, stats, params, step):
+    def fails(self, moments, params, step):
         if len(steps) == 2:
             raise error("broken")
         steps.append(step)
-        return m_step(self, stats, params, step)
+        return maximize(self, moments, params, step)
 
     def kept(self):
         stored.append([s["name"] for s in self._spans])
         write_alone(self)
 
-    steps, stored, m_step, write_alone = [], [], BSC.m_step, Recording.write_alone
+    steps, stored, maximize, write_alone = [], [], BSC.maximize, Recording.write_alone
     monkeypatch.setattr(Recording, "write_alone", kept)
-    monkeypatch.setattr(BSC, "m_step", fails)
+    monkeypatch.setattr(BSC, "maximize", fails)
     with pytest.raises(error, match="broken"):
         run(tmp_path / "trace.json", None)
     names = [s["name"] for s in read_spans(tmp_path / "trace.json")]

@@ -14,11 +14,11 @@ import numpy as np
 
 from gem.backends._fork import ForkedError
 from gem.backends._numpy import NumpyBackend
-from gem.backends.base import Array, Backend, Batches, Kernel, Totals
+from gem.backends.base import Array, Backend, Batches, Kernel, NoBatches, Totals
 from gem.errors import BackendError, ConfigError
 from gem.parallel import Communicator, Serial
 
-__all__ = ["Array", "Backend", "Batches", "Kernel", "Totals", "available", "every_device", "select"]
+__all__ = ["Array", "Backend", "Batches", "Kernel", "NoBatches", "Totals", "available", "every_device", "select"]
 
 log = logging.getLogger("gem")
 

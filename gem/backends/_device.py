@@ -18,6 +18,8 @@ import numpy as np
 
 from gem.backends import _fork
 from gem.backends.base import Array, Backend, Batches, Kernel, Parts, Result, Totals
+from gem.batch import Batch
+from gem.data import SampleWeights, Shard
 from gem.errors import BackendError
 from gem.kernels import accumulate, point_sums, source
 from gem.parallel import Communicator
@@ -151,7 +153,7 @@ class DeviceBackend(Backend):
         self._loads = [0]  # batches that are in use
         self._ranks = 1  # that have this device
         self._built: dict[Any, Any] = {}
-        self._notes: dict[int, tuple[weakref.ref[Any], dict[str, Array]]] = {}  # of batches that stay, by identity
+        self._ones: dict[int, Array] = {}  # of each size of a batch
         self.most = sys.maxsize  # data points at a time: less once memory has run out, until the next data are loaded
 
     def kernel(self, name: str, *, states: Any = None, fragment: str | None = None, **constants: int) -> Kernel:
@@ -209,19 +211,16 @@ class DeviceBackend(Backend):
 
     def _forget(self) -> None:
         """Give back what only serves the next batch, or the next step of the same model."""
+        self._ones.clear()
         for key, (_, tables) in list(self._built.items()):
             if tables or len(self._built) > KEPT_KERNELS:
                 del self._built[key]
 
-    def stays(self, Y: Array) -> Array:
-        """Y, for which notes are kept from now on."""
-        key = id(Y)
-        self._notes[key] = weakref.ref(Y, lambda _: self._notes.pop(key, None)), {}
-        return Y
-
-    def notes(self, Y: Array) -> dict[str, Array]:
-        known = self._notes.get(id(Y))
-        return known[1] if known and known[0]() is Y else {}
+    def ones(self, n: int) -> Array:
+        with self._lock:
+            if n not in self._ones:
+                self._ones[n] = super().ones(n)
+            return self._ones[n]
 
     def totals(self, layout: Layout) -> Totals:
         return DeviceTotals(self, layout) if self._keeps_sums else super().totals(layout)
@@ -255,54 +254,60 @@ class DeviceBackend(Backend):
         """Whether the sums of a step stay on the device: where it counts in float64, as the host does."""
         return self.acc == np.float64
 
-    def load(self, shard: Any) -> Batches:
+    def load(self, shard: Shard, weights: SampleWeights | None = None) -> Batches:
         self.most = sys.maxsize
-        return self.in_use(self._loaded(shard))
+        return self.in_use(self._loaded(shard, weights))
 
-    def _loaded(self, shard: Any) -> Batches:
+    def _loaded(self, shard: Shard, weights: SampleWeights | None) -> Batches:
         needed, room = shard.N * shard.D * self.dtype.itemsize, self.room() // self._ranks
         if needed <= room:
             try:
-                resident = Resident(self, shard)
+                resident = Resident(self, shard, weights)
             except self.out_of_memory() as error:
                 log.warning("%s has less room than it said (%s)", self.name, error)
             else:
                 log.info("data (%.0f MB) stay on %s between steps", needed / 1e6, self.name)
                 return resident
         log.info("data (%.0f MB) are streamed to %s: it has room for %.0f MB", needed / 1e6, self.name, room / 1e6)
-        return Streamed(self, shard)
+        return Streamed(self, shard, weights)
 
-    def map(self, function: Callable[[int, Array], Result], batches: Batches) -> Iterator[Result]:
+    def map(self, function: Callable[[Batch], Result], batches: Batches) -> Iterator[Result]:
         """Where device memory runs out, a batch is done in parts, and so are all batches after it."""
-        for start, Y in batches:
-            if Y.shape[0] <= self.most:
-                done, said = self._attempt(function, start, Y)
+        for batch in batches:
+            if batch.n <= self.most:
+                done, said = self._attempt(function, batch)
                 if done:
-                    del Y  # before the next but one is read
+                    del batch  # before the next but one is read
                     yield done.pop()  # it is large, and nobody else's
                     continue
-                self._lower(Y.shape[0], said)
-            host = Y if isinstance(Y, np.ndarray) else self.to_host(Y)
-            del Y  # the parts need its room
+                self._lower(batch.n, said)
+            host = batch.Y if isinstance(batch.Y, np.ndarray) else self.to_host(batch.Y)
+            start, counts = batch.start, batch.counts
+            del batch  # the parts need its room
             self.free_memory()
-            yield from self._in_parts(function, start, host)
+            yield from self._in_parts(function, start, host, counts)
 
-    def _in_parts(self, function: Callable[[int, Array], Result], start: int, host: np.ndarray) -> Iterator[Result]:
+    def _in_parts(
+        self, function: Callable[[Batch], Result], start: int, host: np.ndarray, counts: np.ndarray | None
+    ) -> Iterator[Result]:
         at = 0
         while at < len(host):
-            part = host[at : at + self.most]
-            done, said = self._attempt(function, start + at, part)
+            some = slice(at, at + self.most)
+            part = Batch(start + at, host[some], None, None if counts is None else counts[some])
+            done, said = self._attempt(function, part)
             if done:
                 yield done.pop()
-                at += len(part)
+                at += part.n
             else:
-                self._lower(len(part), said)
+                self._lower(part.n, said)
                 self.free_memory()
 
-    def _attempt(self, function: Callable[[int, Array], Result], start: int, Y: Array) -> tuple[list[Result], str]:
-        """The result, or none and what was said of the memory; a numpy array is uploaded first."""
+    def _attempt(self, function: Callable[[Batch], Result], batch: Batch) -> tuple[list[Result], str]:
+        """The result, or none and what was said of the memory; data that are on the host are uploaded first."""
         try:
-            return [function(start, self.to_device(Y) if isinstance(Y, np.ndarray) else Y)], ""
+            if isinstance(batch.Y, np.ndarray):
+                batch = self.batch(batch.start, self.to_device(batch.Y), batch.counts)
+            return [function(batch)], ""
         except self.out_of_memory() as error:
             return [], str(error)  # not the error itself: its traceback holds on to all that the attempt allocated
 
@@ -423,25 +428,30 @@ class DeviceTotals(Totals):
 class Resident:
     """Batches that were uploaded once."""
 
-    def __init__(self, backend: DeviceBackend, shard: Any):
+    def __init__(self, backend: DeviceBackend, shard: Shard, weights: SampleWeights | None):
         self.N, self.start, self.stop = shard.N, shard.start, shard.stop
         self._backend = backend
-        self._batches = deque((start, backend.stays(backend.to_device(Y))) for start, Y in shard.batches())
+        self._batches = deque(
+            backend.batch(start, backend.to_device(Y), None if weights is None else weights.of(start, len(Y)))
+            for start, Y in shard.batches()
+        )
 
-    def __iter__(self) -> Iterator[tuple[int, Array]]:
-        if any(Y.shape[0] > self._backend.most for _, Y in self._batches):
+    def __iter__(self) -> Iterator[Batch]:
+        if any(batch.n > self._backend.most for batch in self._batches):
             self._cut()
         return iter(self._batches)
 
     def _cut(self) -> None:
         """Bring batches that were found too large to the size that works, one after the other in its own room."""
         for _ in range(len(self._batches)):
-            start, Y = self._batches.popleft()
-            host = self._backend.to_host(Y)
-            del Y
+            batch = self._batches.popleft()
+            host, start, counts = self._backend.to_host(batch.Y), batch.start, batch.counts
+            del batch
             self._backend.free_memory()
             self._batches.extend(
-                (start + at, self._backend.stays(self._backend.to_device(part)))
+                self._backend.batch(
+                    start + at, self._backend.to_device(part), None if counts is None else counts[at : at + len(part)]
+                )
                 for at, part in _parts(host, self._backend.most)
             )
 
@@ -452,11 +462,11 @@ class Streamed:
     Where there is no room for two of them, they stay on the host until `map` takes them.
     """
 
-    def __init__(self, backend: DeviceBackend, shard: Any):
+    def __init__(self, backend: DeviceBackend, shard: Shard, weights: SampleWeights | None):
         self.N, self.start, self.stop = shard.N, shard.start, shard.stop
-        self._backend, self._shard = backend, shard
+        self._backend, self._shard, self._weights = backend, shard, weights
 
-    def __iter__(self) -> Iterator[tuple[int, Array]]:
+    def __iter__(self) -> Iterator[Batch]:
         waiting: deque[tuple[int, Callable[[], Array]]] = deque()  # it lets go of an array that it gives away
         for start, whole in self._shard.batches():
             for at, Y in _parts(whole, self._backend.most):
@@ -465,15 +475,17 @@ class Streamed:
                 except self._backend.out_of_memory():
                     coming = partial(np.asarray, Y)
                 while waiting:
-                    yield _arrived(*waiting.popleft())
+                    yield self._arrived(*waiting.popleft())
                 waiting.append((start + at, coming))
                 del coming
         while waiting:
-            yield _arrived(*waiting.popleft())
+            yield self._arrived(*waiting.popleft())
 
-
-def _arrived(start: int, coming: Callable[[], Array]) -> tuple[int, Array]:
-    return start, coming()
+    def _arrived(self, start: int, coming: Callable[[], Array]) -> Batch:
+        """The batch, with weights if it is on the device: where it is not, `map` uploads these as well."""
+        Y = coming()
+        counts = None if self._weights is None else self._weights.of(start, Y.shape[0])
+        return Batch(start, Y, None, counts) if isinstance(Y, np.ndarray) else self._backend.batch(start, Y, counts)
 
 
 def _parts(host: np.ndarray, most: int) -> Iterator[tuple[int, np.ndarray]]:

@@ -14,6 +14,8 @@ import numpy as np
 
 from gem.backends import blas
 from gem.backends.base import Backend, Batches, Kernel, Result
+from gem.batch import Batch
+from gem.data import SampleWeights, Shard
 from gem.kernels import source
 
 CACHE_BYTES = 16 << 20  # a batch of this size stays near a core; a smaller one has threads wait for each other's calls
@@ -66,18 +68,18 @@ class NumpyBackend(Backend):
         rounds = -(-N // (largest * self.threads))  # whole rounds: no thread is left with nothing to do
         return max(1, -(-N // (rounds * self.threads)))
 
-    def load(self, shard: Any) -> Batches:
-        return shard
+    def load(self, shard: Shard, weights: SampleWeights | None = None) -> Batches:
+        return HostBatches(self, shard, weights)
 
-    def map(self, function: Callable[[int, np.ndarray], Result], batches: Batches) -> Iterator[Result]:
-        def quietly(start: int, Y: np.ndarray) -> Result:
+    def map(self, function: Callable[[Batch], Result], batches: Batches) -> Iterator[Result]:
+        def quietly(batch: Batch) -> Result:
             with np.errstate(all="ignore"):  # NaN and Inf show in the evidence, which the caller checks
-                return function(start, Y)
+                return function(batch)
 
         with ThreadPoolExecutor(self.threads) as pool:
             waiting: deque[Future[Result]] = deque()
-            for start, Y in batches:
-                waiting.append(pool.submit(quietly, start, Y))
+            for batch in batches:
+                waiting.append(pool.submit(quietly, batch))
                 if len(waiting) > self.threads + 1:  # bounded: batches in flight are memory
                     yield waiting.popleft().result()
             while waiting:
@@ -85,6 +87,18 @@ class NumpyBackend(Backend):
 
     def synchronize(self) -> None:
         pass
+
+
+class HostBatches:
+    """A shard's batches as they are read; a thread's own work on them is not kept."""
+
+    def __init__(self, backend: Backend, shard: Shard, weights: SampleWeights | None):
+        self.N, self.start, self.stop = shard.N, shard.start, shard.stop
+        self._backend, self._shard, self._weights = backend, shard, weights
+
+    def __iter__(self) -> Iterator[Batch]:
+        for start, Y in self._shard.batches():
+            yield self._backend.batch(start, Y, None if self._weights is None else self._weights.of(start, len(Y)))
 
 
 class NumpyKernel(Kernel):

@@ -25,6 +25,8 @@ from gem.backends import _fork, blas
 from gem.backends._check import differs
 from gem.backends._device import PRODUCT_ROWS, DeviceBackend, Schedule, schedule
 from gem.backends.base import Batches, Parts, Result, Totals, singly
+from gem.batch import Batch
+from gem.data import SampleWeights, Shard
 from gem.errors import BackendError
 from gem.extras import install_hint
 from gem.kernels import source
@@ -156,14 +158,14 @@ class OpenCLBackend(DeviceBackend):
         if size > self._largest:
             raise MemoryError(f"{size:,} bytes in one piece, of {self._largest:,} at the most")
 
-    def _loaded(self, shard: Any) -> Batches:
+    def _loaded(self, shard: Shard, weights: SampleWeights | None) -> Batches:
         if not self._cpu:
-            return super()._loaded(shard)
+            return super()._loaded(shard, weights)
         where = "stay in the host's memory, where it" if shard.resident else "are read at each step; it"
         log.info("%s is a CPU: data %s works on them in place", self.name, where)
-        return InPlace(self, shard)
+        return InPlace(self, shard, weights)
 
-    def map(self, function: Callable[[int, Any], Result], batches: Batches) -> Iterator[Result]:
+    def map(self, function: Callable[[Batch], Result], batches: Batches) -> Iterator[Result]:
         """One batch after the other: what was freed is in use until the queue has come to it."""
         for result in super().map(function, batches):
             yield result
@@ -417,17 +419,18 @@ class MappedTotals(Totals):
 class InPlace:
     """Batches of a CPU device: the host's own memory, as the shard reads it."""
 
-    def __init__(self, backend: OpenCLBackend, shard: Any):
+    def __init__(self, backend: OpenCLBackend, shard: Shard, weights: SampleWeights | None):
         self.N, self.start, self.stop = shard.N, shard.start, shard.stop
-        self._backend, self._shard = backend, shard
-        self._kept = [(start, backend.stays(Y)) for start, Y in self._wrapped()] if shard.resident else None
+        self._backend, self._shard, self._weights = backend, shard, weights
+        self._kept = list(self._wrapped()) if shard.resident else None
 
-    def __iter__(self) -> Iterator[tuple[int, DeviceArray]]:
+    def __iter__(self) -> Iterator[Batch]:
         return self._wrapped() if self._kept is None else iter(self._kept)
 
-    def _wrapped(self) -> Iterator[tuple[int, DeviceArray]]:
+    def _wrapped(self) -> Iterator[Batch]:
         for start, Y in self._shard.batches():
-            yield start, self._backend.wrap(Y, writable=False)
+            counts = None if self._weights is None else self._weights.of(start, len(Y))
+            yield self._backend.batch(start, self._backend.wrap(Y, writable=False), counts)
 
 
 def devices() -> list[Any]:

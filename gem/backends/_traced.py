@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from gem.backends.base import Array, Backend, Batches, Kernel, Parts, Result, Totals
+from gem.batch import Batch
+from gem.data import SampleWeights, Shard
 from gem.parallel import Communicator
 from gem.statistics import Layout, Statistics, Sums
 from gem.trace import Trace
@@ -65,23 +67,23 @@ class Traced(Backend):
     def batch_size(self, N: int, bytes_per_point: int) -> int:
         return self._backend.batch_size(N, bytes_per_point)
 
-    def load(self, shard: Any) -> Batches:
-        with self._trace.span("load data", points=shard.N):
-            return _TracedBatches(self._backend.load(shard), self._trace)
+    def ones(self, n: int) -> Array:
+        return self._backend.ones(n)
 
-    def map(self, function: Callable[[int, Array], Result], batches: Batches) -> Iterator[Result]:
-        def recorded(start: int, Y: Array) -> Result:
-            with self._trace.span("batch", start=start):
-                return function(start, Y)
+    def load(self, shard: Shard, weights: SampleWeights | None = None) -> Batches:
+        with self._trace.span("load data", points=shard.N):
+            return _TracedBatches(self._backend.load(shard, weights), self._trace)
+
+    def map(self, function: Callable[[Batch], Result], batches: Batches) -> Iterator[Result]:
+        def recorded(batch: Batch) -> Result:
+            with self._trace.span("batch", start=batch.start):
+                return function(batch)
 
         return self._backend.map(recorded, batches)
 
     def point_sums(self, parts: Parts, weights: Array = None) -> Any:
         with self._span("point_sums"):
             return self._backend.point_sums(parts, weights)
-
-    def notes(self, Y: Array) -> dict[str, Array]:
-        return self._backend.notes(Y)
 
     def totals(self, layout: Layout) -> Totals:
         return _TracedTotals(self._backend.totals(layout), self._span)
@@ -125,7 +127,7 @@ class _TracedBatches:
         self.N, self.start, self.stop = batches.N, batches.start, batches.stop
         self._batches, self._trace = batches, trace
 
-    def __iter__(self) -> Iterator[tuple[int, Array]]:
+    def __iter__(self) -> Iterator[Batch]:
         waiting = iter(self._batches)
         while True:
             with self._trace.span("read batch"):

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from gem.batch import Array, Batch
+from gem.data import SampleWeights, Shard
 from gem.parallel import Communicator
 from gem.statistics import Layout, Names, Statistics, Sum, Sums
 
-Array = Any  # numpy.ndarray, cupy.ndarray or pyopencl.array.Array: what `to_device` gave
 Result = TypeVar("Result")
 Parts = Sequence[tuple[Array, float]]  # what adds up to a number for each data point: arrays (n,), with factors
 
@@ -29,8 +31,17 @@ class Batches(Protocol):
     start: int
     stop: int
 
-    def __iter__(self) -> Iterator[tuple[int, Array]]:
-        """(global index of the first row, device array (n, D)) of each batch, in order."""
+    def __iter__(self) -> Iterator[Batch]:
+        """Each batch, in order."""
+
+
+class NoBatches:
+    """No data at all."""
+
+    N = start = stop = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(())
 
 
 class Kernel(ABC):
@@ -152,13 +163,26 @@ class Backend(ABC):
     def batch_size(self, N: int, bytes_per_point: int) -> int:
         """How many of N data points to take at once, given what the E-step needs for each."""
 
+    def batch(self, start: int, Y: Array, counts: np.ndarray | None = None) -> Batch:
+        """A Batch of these rows on the device (n, D), each of which counts as `counts` (n,) says; None: once."""
+        weights = self.ones(Y.shape[0]) if counts is None else self.to_device(counts)
+        return Batch(start, Y, weights, counts)
+
+    def reweighted(self, batch: Batch, counts: np.ndarray) -> Batch:
+        """The same data points, which now count as `counts` (n,) says."""
+        return replace(batch, weights=self.to_device(counts), counts=counts)
+
+    def ones(self, n: int) -> Array:
+        """A device array of n ones, not to be written to."""
+        return self.to_device(np.ones(n))
+
     @abstractmethod
-    def load(self, shard: Any) -> Batches:
+    def load(self, shard: Shard, weights: SampleWeights | None = None) -> Batches:
         """A shard's batches on the device: kept there if they fit, else streamed at each pass."""
 
     @abstractmethod
-    def map(self, function: Callable[[int, Array], Result], batches: Batches) -> Iterator[Result]:
-        """`function(start, Y)` for each batch, results in order; it may be given a batch in parts.
+    def map(self, function: Callable[[Batch], Result], batches: Batches) -> Iterator[Result]:
+        """`function(batch)` for each batch, results in order; it may be given a batch in parts.
 
         The caller has limited BLAS to one thread (`gem.backends.blas`): threads are the backend's.
         """
@@ -170,10 +194,6 @@ class Backend(ABC):
         """
         each = sum(factor * self.to_host(array).astype(np.float64) for array, factor in parts)
         return float(np.sum(each if weights is None else each * self.to_host(weights)))
-
-    def notes(self, Y: Array) -> dict[str, Array]:
-        """A place for what is computed from a batch alone: kept as long as the batch is, if it stays on the device."""
-        return {}
 
     def totals(self, layout: Layout) -> Totals:
         """Where the sums of a step are added up."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from gem.data.folders import are_pictures, find_files, holds_pictures
 from gem.data.hdf5 import HDF5Source
+from gem.data.minibatches import Deal, Dealt
 from gem.data.numpy_files import NpySource, NpzSource
 from gem.data.objects import open_object, open_object_stack
 from gem.data.parts import PartsSource
@@ -23,6 +24,8 @@ from gem.errors import ConfigError, DataError
 
 __all__ = [
     "ArraySource",
+    "Deal",
+    "Dealt",
     "HDF5Source",
     "ImageSource",
     "NpySource",

@@ -52,6 +52,11 @@ class SampleWeights:
         """Σ_n w_n over all ranks, in units of `unit`."""
         return float(self.edges[-1])
 
+    def everywhere(self, comm: Communicator) -> SampleWeights:
+        """The weights of all rows, on every rank."""
+        values = np.concatenate(comm.allgather(self.values))
+        return SampleWeights(0, values, self.unit, np.array([0.0, self.total]), self.rows, self.record)
+
     def of(self, start: int, n: int) -> np.ndarray:
         """Those of n points from the global row `start` on."""
         return self.values[start - self.start :][:n]

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from inspect import Parameter, signature
-from typing import Any
+from inspect import Parameter
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from gem.errors import ConfigError
-from gem.models.base import Model, Posterior, Step
-from gem.models.causes import MCA, MMCA, PMCA
+from gem.models.base import Model, Step
+from gem.models.estep import EStep, Posterior
+from gem.models.gaussian_mixture import MoG
 from gem.models.linear import BSC, DSC, TSC
-from gem.models.mixtures import MoG, MoP
+from gem.models.maximal import MCA, MMCA
 from gem.models.noisyor import NoisyOR
+from gem.models.poisson_causes import PMCA
+from gem.models.poisson_mixture import MoP
 from gem.models.sparse import SC
 from gem.models.spike_slab import GSC
+
+UNIONS = (Union, UnionType)
 
 MODELS: dict[str, type[Model]] = {
     cls.__name__.lower(): cls for cls in (BSC, TSC, DSC, MoG, MoP, GSC, SC, MCA, MMCA, NoisyOR, PMCA)
@@ -29,6 +35,7 @@ __all__ = [
     "PMCA",
     "SC",
     "TSC",
+    "EStep",
     "MoG",
     "MoP",
     "Model",
@@ -37,6 +44,7 @@ __all__ = [
     "Step",
     "known_options",
     "make",
+    "option_kinds",
 ]
 
 
@@ -65,8 +73,30 @@ def known_options(name: str, given: Iterable[str], fixed: Iterable[str] = ("D",)
     ConfigError
         If one of those `given` is not among them.
     """
-    known = {option: p for option, p in signature(MODELS[name]).parameters.items() if option not in fixed}
+    known = {option: p for option, p in MODELS[name].arguments().items() if option not in fixed}
     for option in given:
         if option not in known:
             raise ConfigError(f"{name} has no option {option!r}: there are {', '.join(known)}")
     return known
+
+
+def option_kinds() -> dict[str, type]:
+    """What a user can set of any model, by its constructor, and of which type: float also takes an int.
+
+    Types are int, float, str, bool, list (of numbers), and object, for what is a number or a word.
+    """
+    kinds: dict[str, type] = {}
+    for cls in MODELS.values():
+        hints = get_type_hints(cls.__init__)
+        kinds.update({name: _kind(hints[name]) for name in cls.arguments() if name != "D"})
+    return kinds
+
+
+def _kind(hint: Any) -> type:
+    """The type of a flag for an argument with this annotation."""
+    choices = [
+        choice for choice in (get_args(hint) if get_origin(hint) in UNIONS else (hint,)) if choice is not NoneType
+    ]
+    if len(choices) > 1:
+        return object
+    return choices[0] if choices[0] in (bool, int, float, str) else list

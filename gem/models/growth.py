@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from gem.errors import ConfigError
-from gem.models.base import DOMAINS, Model, Params
+from gem.models.base import Model
 from gem.models.mixtures import Mixture
+from gem.models.parameters import DOMAINS, Params, of_role
 
 ASIDE = 0.5  # of a field's length: how far its halves lie from it, each its own way
 
@@ -48,36 +49,38 @@ def _alike(model: Model, smaller: Model, before: int, after: int) -> bool:
 
 def _split(model: Mixture, params: Params, before: int, rng: np.random.Generator) -> Params:
     new: Params = {}
-    for name, shape in model.shapes.items():
-        value = params[name]
-        if value.shape != shape:
-            value = np.concatenate([value, np.repeat(value[:1], model.K - before, axis=0)])
-        new[name] = value
+    own = [name for name, about in model.parameters.items() if about.latents == 0]
+    for name, value in params.items():
+        more = np.repeat(value[:1], model.K - before, axis=0) if name in own else value[:0]
+        new[name] = np.concatenate([value, more]) if name in own else value
     new["pi"][before:] = 0
     for k in range(before, model.K):
         big = int(np.argmax(new["pi"]))
-        direction = rng.standard_normal(model.D)
-        model.split(new, k, big, direction / np.linalg.norm(direction))
+        centre = model.beside(new, big, rng)
+        for name in own:
+            new[name][k] = new[name][big]
+        new[model.centre][k] = centre
+        new["pi"][k] = new["pi"][big] = new["pi"][big] / 2
     return new
 
 
 def _doubled(model: Model, params: Params, before: int, rng: np.random.Generator) -> Params:
-    H = model.shapes["W"][1]
-    order = np.argsort(-np.linalg.norm(params["W"], axis=0), kind="stable")
+    fields = str(of_role(model.parameters, "fields"))
+    H = model.parameters[fields].shape[1]
+    order = np.argsort(-np.linalg.norm(params[fields], axis=0), kind="stable")
     parents = np.concatenate([np.arange(before), np.resize(order, H - before)])
     shares = np.bincount(parents, minlength=before)[parents]  # of how many each is one
     new: Params = {}
-    for name, shape in model.shapes.items():
-        value, domain = params[name], model.domains[name]
-        axis = next((i for i, (n, m) in enumerate(zip(shape, value.shape, strict=True)) if n != m), None)
-        if axis is not None:
-            value = np.take(value, parents, axis=axis)
-            if domain == "probability" and len(shape) == 1:
+    for name, about in model.parameters.items():
+        value = params[name]
+        if about.latents is not None:
+            value = np.take(value, parents, axis=about.latents)
+            if about.role == "prior":
                 value = value / shares
-        elif domain == "probability" and shape == ():
+        elif about.role == "prior" and about.domain == "probability":
             value = value * before / H
         new[name] = value
-    new["W"] = _apart(new["W"], shares > 1, model.domains["W"], rng)
+    new[fields] = _apart(new[fields], shares > 1, model.parameters[fields].domain, rng)
     return new
 
 

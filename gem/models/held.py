@@ -6,18 +6,20 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from gem.models.parameters import Parameter
+
 Masks = Mapping[str, np.ndarray]  # parameter → which of its entries are held, of its shape
 
 
 def put_back(
-    new: Mapping[str, np.ndarray], old: Mapping[str, np.ndarray], masks: Masks, domains: Mapping[str, str]
+    new: Mapping[str, np.ndarray], old: Mapping[str, np.ndarray], masks: Masks, table: Mapping[str, Parameter]
 ) -> dict[str, np.ndarray]:
     """`new` with the held entries as they are in `old`; the free ones of a distribution share what these leave."""
     out = dict(new)
     for name, mask in masks.items():
         value = np.where(mask, old[name], new[name])
         free = ~np.asarray(mask)
-        if domains[name] == "distribution" and free.any() and not free.all():
+        if table[name].domain == "distribution" and free.any() and not free.all():
             rest = max(1.0 - float(old[name][~free].sum()), 0.0)
             total = float(value[free].sum())
             value[free] = value[free] * (rest / total) if total > 0 else rest / free.sum()

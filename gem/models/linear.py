@@ -7,29 +7,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import frexp
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
 from gem.backends.base import Array, Backend, Kernel
+from gem.batch import Batch
 from gem.errors import ConfigError
-from gem.models.base import (
-    MIN_PROBABILITY,
-    Evidence,
-    Params,
-    Posterior,
-    Step,
-    Weights,
-    column_sums,
-    squared_norms,
-)
+from gem.models.base import Step, points
+from gem.models.estep import EStep, Evidence, Posterior, column_sums, squared_norms
 from gem.models.held import Masks, added_variance, held_fields, put_back
 from gem.models.imputation import impute
 from gem.models.observed import ObservedGram, split_missing
-from gem.models.residuals import discrete_spread, loses_digits, residual_sums
-from gem.models.truncated import Truncated, held, noise_level, pieces
-from gem.philox import generator
-from gem.statistics import Layout, Statistics, Sum
+from gem.models.parameters import MIN_PROBABILITY, Parameter, Params
+from gem.models.residuals import blended, discrete_spread, loses_digits, residual_sums, squares_about_zero
+from gem.models.truncated import Truncated, count_full, held, noise_level, pieces
+from gem.statistics import N_USE, Layout, Statistics, Sum, Sums
+from gem.summary import Summary
 
 FIXED_POINT = 2.0**40  # the scale of pair_sums: integers add up to the same bits in any order
 ROOM = 21  # sums of pairs stay below 2²¹ units of 2⁴⁰: a quarter of what 64 bits hold
@@ -39,15 +33,111 @@ BLOCK = 32  # rows of a triangular matrix that are inverted at once
 
 
 @dataclass(frozen=True)
-class Tables:
-    """Parameters as the kernels want them, and as they are."""
+class Inferred:
+    """What the E-step of a linear model finds of a batch, on the device.
+
+    Attributes
+    ----------
+    evidence : Evidence
+    candidates : (n, H') int32
+    mean : (n, H)
+        ⟨s⟩
+    pairs : (n, H'(H'−1)/2)
+        ⟨s_i s_j⟩ of the candidates i < j, lexicographic (GSC: of s∘z in units of √ψ).
+    yy, full : (n,)
+        ‖y‖² of what was observed; whether the most probable state has γ active latents.
+    filled, observed : (n, D), or None
+        Of data with missing entries: 0 for these; and 1 for what was observed.
+    """
+
+    evidence: Evidence
+    candidates: Array
+    mean: Array
+    pairs: Array
+    yy: Array
+    full: Array
+    filled: Array | None
+    observed: Array | None
+
+    def data(self, batch: Batch) -> Array:
+        """The batch's data, with 0 for what is missing."""
+        return batch.Y if self.filled is None else self.filled
+
+
+@dataclass(frozen=True)
+class Expected(Inferred):
+    """Of discrete latents; None where they have one value, so that ⟨s⟩ says it.
+
+    Attributes
+    ----------
+    squares : (n, H), or None
+        ⟨s_h²⟩
+    counts : (n, V), or None
+        How many latents have each value.
+    """
+
+    squares: Array | None
+    counts: Array | None
+
+
+Found = TypeVar("Found", bound=Inferred)
+
+
+@dataclass(frozen=True)
+class GaussianEStep(EStep[Found], Generic[Found]):
+    """What the E-steps of all linear models have: fields W (D, H) on the host and as rows on the device, and noise."""
 
     backend: Backend
-    weights: Weights
-    params: Params
+    W: np.ndarray
     sigma2: float
-    W: Array
+    beta: float
+    log_p0: float  # log p(s = 0)
+    residuals: bool
     fields: Array
+    observed_gram: ObservedGram | None
+    squared_norms: Kernel
+    preselect: Kernel
+    pair_sums: Kernel
+    scale_rows: Kernel
+
+    def evidence(self, relative: Array, yy: Array, observed: Array | None) -> Evidence:
+        """log p(y_n), from what it is `relative` to log p(s = 0) + log N(y; 0, σ² I) of what was observed."""
+        n, entry = yy.shape[0], float(np.log(2 * np.pi * self.sigma2)) / 2
+        parts = [(relative, 1.0), (yy, -0.5 / self.sigma2)]
+        if observed is None:
+            return Evidence(n, parts, self.log_p0 - len(self.W) * entry)
+        counts = squared_norms(self.backend, self.squared_norms, observed)  # of 0 and 1
+        return Evidence(n, [*parts, (counts, -entry)], self.log_p0)
+
+    def split(self, batch: Batch) -> tuple[Array | None, Array | None, Array]:
+        """`filled` and `observed` of `Inferred`, and ‖y‖²: of complete data it is kept as long as they are."""
+        if self.observed_gram is None:
+            return None, None, squared_norms(self.backend, self.squared_norms, batch.Y, batch.notes)
+        filled, observed = split_missing(self.backend, batch.Y)
+        return filled, observed, squared_norms(self.backend, self.squared_norms, filled)
+
+    def pair_moments(self, batch: Batch, found: Found, bound: float) -> Sum:
+        """Σ_n w_n ⟨s_i s_j⟩_n of i < j, (H, H), in whole numbers whose unit suits the size of the latents.
+
+        No Σ|⟨s_i s_j⟩| exceeds the largest Σ⟨s_h²⟩, and this not `bound`: what the unit, a power of 2, leaves room for.
+        """
+        H = self.W.shape[1]
+        _, exponent = frexp(bound)
+        scale = 2.0 ** float(np.clip(ROOM - exponent, -FLOAT_RANGE, FLOAT_RANGE))
+        sums = self.backend.zeros((H, H), np.int64)
+        self.pair_sums(batch.n, found.candidates, found.pairs, batch.weights, scale, sums)
+        return Sum(sums, 1 / (FIXED_POINT * scale))
+
+    def tally(self, batch: Batch, found: Found) -> Sums:
+        return count_full(self.backend, batch, found.full)
+
+
+@dataclass(frozen=True)
+class LinearEStep(GaussianEStep[Expected]):
+    """Parameters of a model of discrete latents as the kernels want them."""
+
+    model: LinearSuperposition
+    dictionary: Array
     gram: Array
     slope: Array
     offset: Array
@@ -55,28 +145,87 @@ class Tables:
     score_slope: Array
     score_offset: Array
     nothing: Array
-    beta: float
     shift: Array
-    log_p0: float
-    squared_norms: Kernel
-    preselect: Kernel
     gram_posterior: Kernel
-    pair_sums: Kernel
-    scale_rows: Kernel
-    observed_gram: ObservedGram | None
-    residuals: bool
 
+    def infer(self, batch: Batch) -> Expected:
+        """Preselect I_n, enumerate K_n, weigh: one matrix product and two kernels; more if entries are missing."""
+        n, V, empty = batch.n, len(self.model.values), self.backend.empty
+        filled, observed, yy = self.split(batch)
+        mean = self.backend.matmul(batch.Y if filled is None else filled, self.dictionary)  # b = Wᵀy, before
+        candidates, gram, norms = self._select(mean, observed)
+        relative, pairs, full = empty((n,)), empty((n, self.model.pairs)), empty((n,))
+        squares, counts = (empty((n, self.model.H)), empty((n, V))) if V > 1 else (None, None)
+        self.gram_posterior(
+            n, mean, gram, norms, self.slope, self.offset, self.values, candidates, self.beta, self.shift, relative,
+            pairs, self.nothing if squares is None else squares, self.nothing if counts is None else counts, full,
+        )  # fmt: skip
+        evidence = self.evidence(relative, yy, observed)
+        return Expected(evidence, candidates, mean, pairs, yy, full, filled, observed, squares, counts)
 
-@dataclass(frozen=True)
-class Seen:
-    """A batch as the posterior takes it: data, what of them was observed (None: all), b = Wᵀy, couplings of fields."""
+    def _select(self, b: Array, observed: Array | None) -> tuple[Array, Array, Array]:
+        """Candidates; and couplings and norms of the fields, of what was observed of each data point."""
+        n, H = b.shape
+        candidates = self.backend.empty((n, self.model.Hprime), np.int32)
+        if self.observed_gram is None or observed is None:
+            self.preselect(n, b, self.score_slope, self.score_offset, candidates)
+            return candidates, self.gram, self.nothing
+        norms, scores = self.observed_gram.norms(observed), self.backend.empty((n, H))
+        cosine, V = int(self.model.cosine), len(self.model.values)
+        line = self.backend.kernel("linear_scores", H=H, VALUES=V, COSINE=cosine)
+        line(n, b, norms, self.slope, self.offset, self.values, scores)
+        self.preselect(n, scores, self.score_slope, self.score_offset, candidates)
+        return candidates, self.observed_gram.couplings(observed, candidates), norms
 
-    Y: Array
-    observed: Array | None
-    b: Array
-    gram: Array
-    norms: Array
-    candidates: Array
+    def sums(self, batch: Batch, found: Expected) -> Sums:
+        columns, products = partial(column_sums, self.backend, weights=batch.weights), self.backend.sum_products
+        sums: dict[str, Any] = {"yy": [self.backend.point_sums([(found.yy, 1.0)], batch.weights)]}
+        if found.squares is None:
+            sums["squares"] = Sum(columns(found.mean), self.model.values[0])
+        else:
+            sums |= {"squares": Sum(columns(found.squares)), "counts": Sum(columns(found.counts))}
+        if self.residuals:
+            sums["ys"], sums["rr"], sums["ss"] = self._residuals(batch, found)
+            return sums
+        sums["ss"] = self.pair_moments(batch, found, self._most(batch, sums["squares"]))
+        imputed = self._imputed(batch, found) if found.observed is not None else ()
+        if batch.counts is not None:
+            self.scale_rows(batch.n, found.mean, batch.weights)
+        sums["ys"] = [products(found.data(batch), found.mean)]
+        for name, more in zip(("ys", "yy"), imputed, strict=False):
+            sums[name].append(more)
+        return sums
+
+    def _most(self, batch: Batch, squares: Sum) -> float:
+        """A bound on all Σ⟨s_h²⟩ of a batch: in float32, with fewer digits to lose, without waiting for them."""
+        if self.backend.dtype == np.float32:
+            return batch.total * max(value**2 for value in self.model.values)
+        return float(np.max(squares.scale * self.backend.to_host(squares.rows).sum(axis=0)))
+
+    def _squares(self, found: Expected) -> np.ndarray:
+        """⟨s_h²⟩ on the host, (n, H)."""
+        host = self.backend.to_host
+        return self.model.values[0] * host(found.mean) if found.squares is None else host(found.squares)
+
+    def _imputed(self, batch: Batch, found: Expected) -> tuple[np.ndarray, float]:
+        """What the missing entries, latents themselves, add to Σ y⟨s⟩ᵀ and Σ‖y‖²."""
+        observed, candidates, pairs = map(self.backend.to_host, (found.observed, found.candidates, found.pairs))
+        return impute(self.W, self.sigma2, observed, self._squares(found), candidates, pairs, batch.counts)
+
+    def _residuals(self, batch: Batch, found: Expected) -> tuple[np.ndarray, float, np.ndarray]:
+        """Σ⟨(y − Ws)sᵀ⟩ and Σ⟨‖y − Ws‖²⟩ about the old W, and all of Σ⟨ssᵀ⟩."""
+        host = self.backend.to_host
+        mean, chosen = host(found.mean), host(found.candidates)
+        eps = float(np.finfo(self.backend.dtype).eps)
+        squares, pairs = discrete_spread(mean, self._squares(found), chosen, host(found.pairs), eps)
+        observed = None if found.observed is None else host(found.observed).astype(np.float64)
+        Y = host(found.data(batch))
+        return residual_sums(self.W, self.sigma2, Y, observed, mean, squares, chosen, pairs, batch.counts)
+
+    def posterior(self, batch: Batch, reconstruct: bool = False) -> tuple[Posterior, Sums]:
+        found = self.infer(batch)
+        whole = self.backend.matmul(found.mean, self.fields) if reconstruct else None
+        return Posterior(found.evidence, found.candidates, found.mean, reconstruction=whole), self.tally(batch, found)
 
 
 class LinearSuperposition(Truncated):
@@ -85,7 +234,6 @@ class LinearSuperposition(Truncated):
     A subclass says which `values` a latent takes when it is not 0, and how ``pi`` gives their probabilities.
     """
 
-    domains: ClassVar[Mapping[str, str]] = {"W": "real", "pi": "probability", "sigma": "deviation"}
     cosine: ClassVar[bool] = False  # candidates are chosen by Wᵀy/‖W‖, or by the log joint of the latent alone
 
     @abstractmethod
@@ -97,18 +245,21 @@ class LinearSuperposition(Truncated):
         """The parameter ``pi`` that gives `values` these probabilities, (V,)."""
 
     @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {"W": (self.D, self.H), "pi": (), "sigma": ()}
+    def parameters(self) -> Mapping[str, Parameter]:
+        return {
+            "W": Parameter((self.D, self.H), "real", "fields", latents=1),
+            "pi": Parameter((), "probability", "prior"),
+            "sigma": Parameter((), "deviation", "noise"),
+        }
 
-    def init_params(self, Y: Any, seed: int = 0, comm: Any = None, weights: Any = None) -> Params:
+    def start(self, summary: Summary, rng: np.random.Generator) -> Params:
         """Fields that explain the data's mean, plus noise of a quarter of its spread; σ the data's standard deviation.
 
         A latent is active with probability 1/H, at each of its values alike.
-        Y: (N, D) array, path or Source; the result is the same on every rank of `comm`.
         """
-        data = self.varied_moments(Y, comm, weights)
+        data = summary.varied()
         spread = np.sqrt(data.var)
-        noise = generator(seed, "init").standard_normal((self.D, self.H))
+        noise = rng.standard_normal((self.D, self.H))
         values = np.array(self.values)
         size = np.sqrt(np.mean(values**2))
         return {
@@ -141,8 +292,8 @@ class LinearSuperposition(Truncated):
 
     # -- E-step --------------------------------------------------------------------------------------------
 
-    def tables(self, params: Params, backend: Backend, step: Step) -> Tables:
-        H, W = self.H, params["W"]
+    def on(self, backend: Backend, params: Params, step: Step) -> LinearEStep:
+        H, V, W, device = self.H, len(self.values), params["W"], backend.to_device
         sigma2 = float(params["sigma"] ** 2)
         log_p = np.log(self.probabilities(params))
         log_odds, values = log_p[1:] - log_p[0], np.array(self.values)
@@ -151,35 +302,35 @@ class LinearSuperposition(Truncated):
         slope = np.full(H, 1 / sigma2)
         offset = log_odds[:, None] - values[:, None] ** 2 / 2 * norms
         score_slope, score_offset = self._score_lines(slope, offset, norms)
-        shift = np.zeros(len(values)) if step.anneal_prior else (1 - 1 / step.T) * log_odds
+        shift = np.zeros(V) if step.anneal_prior else (1 - 1 / step.T) * log_odds
         sizes: dict[str, Any] = {"H": H, "HPRIME": self.Hprime}
-        return Tables(
+        return LinearEStep(
             backend=backend,
-            weights=Weights(backend),
-            params=params,
+            W=W,
             sigma2=sigma2,
-            W=backend.to_device(W),
-            fields=backend.to_device(W.T),
-            gram=backend.to_device(gram),
-            slope=backend.to_device(slope),
-            offset=backend.to_device(offset),
-            values=backend.to_device(values),
-            score_slope=backend.to_device(score_slope),
-            score_offset=backend.to_device(score_offset),
-            nothing=backend.to_device(np.zeros(1)),
             beta=1 / step.T,
-            shift=backend.to_device(shift),
             log_p0=float(H * log_p[0]),
+            residuals=step.residuals,
+            fields=device(W.T),
+            observed_gram=ObservedGram.of(W / params["sigma"], self.Hprime, backend) if self.missing else None,
             squared_norms=backend.kernel("squared_norms", D=self.D),
             preselect=backend.kernel("preselect", VALUES=len(score_slope), **sizes),
-            gram_posterior=backend.kernel(
-                "gram_posterior", states=self.states, GAMMA=self.gamma, ANNEAL=int(step.T != 1),
-                VALUES=len(values), MASKED=int(self.missing), **sizes,
-            ),
             pair_sums=backend.kernel("pair_sums", **sizes),
             scale_rows=backend.kernel("scale_rows", H=H),
-            observed_gram=ObservedGram.of(W / params["sigma"], self.Hprime, backend) if self.missing else None,
-            residuals=step.residuals,
+            model=self,
+            dictionary=device(W),
+            gram=device(gram),
+            slope=device(slope),
+            offset=device(offset),
+            values=device(values),
+            score_slope=device(score_slope),
+            score_offset=device(score_offset),
+            nothing=device(np.zeros(1)),
+            shift=device(shift),
+            gram_posterior=backend.kernel(
+                "gram_posterior", states=self.states, GAMMA=self.gamma, ANNEAL=int(step.T != 1), VALUES=V,
+                MASKED=int(self.missing), **sizes,
+            ),
         )  # fmt: skip
 
     def _score_lines(self, slope: np.ndarray, offset: np.ndarray, norms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -191,133 +342,56 @@ class LinearSuperposition(Truncated):
         length = np.sqrt(norms)  # a field of zeros explains nothing and is scored 0
         return np.divide(1, length, out=np.zeros(self.H), where=length > 0)[None], np.zeros((1, self.H))
 
-    def infer(self, tables: Tables, Y: Array) -> Posterior:
-        """Preselect I_n, enumerate K_n, weigh: one matrix product and two kernels; more if entries are missing."""
-        t, n, V = tables, Y.shape[0], len(self.values)
-        seen = self._select(t, Y) if t.observed_gram is None else self._select_observed(t, t.observed_gram, Y)
-        log_evidence, pairs, full = t.backend.empty((n,)), t.backend.empty((n, self.pairs)), t.backend.empty((n,))
-        squares = t.backend.empty((n, self.H)) if V > 1 else t.nothing
-        counts = t.backend.empty((n, V)) if V > 1 else t.nothing
-        t.gram_posterior(
-            n, seen.b, seen.gram, seen.norms, t.slope, t.offset, t.values, seen.candidates, t.beta, t.shift,
-            log_evidence, pairs, squares, counts, full,
-        )  # fmt: skip
-        yy = squared_norms(t.backend, t.squared_norms, seen.Y)
-        rest = {"pairs": pairs, "squares": squares, "counts": counts, "yy": yy, "full": full}
-        if seen.observed is not None:
-            rest |= {"Y": seen.Y, "observed": seen.observed}
-        evidence = in_white_noise(t, self.D, log_evidence, yy, seen.observed)
-        return Posterior(evidence, seen.candidates, seen.b, rest=rest)
-
-    def _select(self, t: Tables, Y: Array) -> Seen:
-        candidates = t.backend.empty((Y.shape[0], self.Hprime), np.int32)
-        b = t.backend.matmul(Y, t.W)
-        t.preselect(Y.shape[0], b, t.score_slope, t.score_offset, candidates)
-        return Seen(Y, None, b, t.gram, t.nothing, candidates)
-
-    def _select_observed(self, t: Tables, gram: ObservedGram, Y: Array) -> Seen:
-        """The observed part alone: its products with the fields, and its own Gram matrix of the candidates."""
-        n = Y.shape[0]
-        filled, observed = split_missing(t.backend, Y)
-        b, norms = t.backend.matmul(filled, t.W), gram.norms(observed)
-        scores, candidates = t.backend.empty((n, self.H)), t.backend.empty((n, self.Hprime), np.int32)
-        line = t.backend.kernel("linear_scores", H=self.H, VALUES=len(self.values), COSINE=int(self.cosine))
-        line(n, b, norms, t.slope, t.offset, t.values, scores)
-        t.preselect(n, scores, t.score_slope, t.score_offset, candidates)
-        return Seen(filled, observed, b, gram.couplings(observed, candidates), norms, candidates)
-
-    def sums(self, tables: Tables, Y: Array, posterior: Posterior, weights: np.ndarray | None) -> dict[str, Any]:
-        t, n, rest = tables, Y.shape[0], posterior.rest
-        keep, columns = t.weights(n, weights), partial(column_sums, t.backend)
-        sums: dict[str, Any] = {"yy": [t.backend.point_sums([(rest["yy"], 1.0)], keep)]}
-        if len(self.values) > 1:
-            sums |= {name: Sum(columns(rest[name], keep)) for name in ("squares", "counts")}
-        else:  # ⟨s⟩ says it
-            sums["squares"] = Sum(columns(posterior.mean, keep), self.values[0])
-        if t.residuals:
-            sums["ys"], sums["rr"], sums["ss"] = self._residuals(t, Y, posterior, weights)
-            return sums
-        count = n if weights is None else float(weights.sum())
-        sums["ss"] = pair_moments(t, n, posterior, keep, self._most(t, count, sums["squares"]))
-        ys, yy = self._imputed(t, posterior, weights) if self.missing else (0.0, 0.0)
-        if weights is not None:
-            t.scale_rows(n, posterior.mean, keep)
-        sums["ys"] = [t.backend.sum_products(rest.get("Y", Y), posterior.mean)]
-        if self.missing:
-            sums["ys"].append(ys)
-            sums["yy"].append(yy)
-        return sums
-
-    def _imputed(self, t: Tables, posterior: Posterior, weights: np.ndarray | None) -> tuple[np.ndarray, float]:
-        """What the missing entries, latents themselves, add to Σ y⟨s⟩ᵀ and Σ‖y‖²."""
-        host, rest = t.backend.to_host, posterior.rest
-        squares = host(rest["squares"]) if len(self.values) > 1 else self.values[0] * host(posterior.mean)
-        moments = squares, host(posterior.candidates), host(rest["pairs"])
-        return impute(t.params["W"], t.sigma2, host(rest["observed"]), *moments, weights)
-
-    def _residuals(
-        self, t: Tables, Y: Array, posterior: Posterior, weights: np.ndarray | None
-    ) -> tuple[np.ndarray, float, np.ndarray]:
-        """Σ⟨(y − Ws)sᵀ⟩ and Σ⟨‖y − Ws‖²⟩ about the old W, and all of Σ⟨ssᵀ⟩."""
-        host, rest = t.backend.to_host, posterior.rest
-        mean, chosen = host(posterior.mean), host(posterior.candidates)
-        squares = host(rest["squares"]) if len(self.values) > 1 else self.values[0] * mean
-        eps = float(np.finfo(t.backend.dtype).eps)
-        spread = discrete_spread(mean, squares, chosen, host(rest["pairs"]), eps)
-        observed = host(rest["observed"]).astype(np.float64) if self.missing else None
-        Y = host(rest.get("Y", Y))
-        return residual_sums(t.params["W"], t.sigma2, Y, observed, mean, spread[0], chosen, spread[1], weights)
-
-    def reconstruct(self, tables: Tables, Y: Array, posterior: Posterior) -> Array:
-        return tables.backend.matmul(posterior.mean, tables.fields)
-
-    def _most(self, t: Tables, count: float, squares: Sum) -> float:
-        """A bound on all Σ⟨s_h²⟩ of so many points: in float32, with fewer digits to lose, without waiting for them."""
-        if t.backend.dtype == np.float32:
-            return count * max(value**2 for value in self.values)
-        return float(np.max(squares.scale * t.backend.to_host(squares.rows).sum(axis=0)))
-
     @property
     def layout(self) -> Layout:
         D, H = self.D, self.H
         counts: Layout = {"counts": (len(self.values),)} if len(self.values) > 1 else {}
         return {"yy": (), "rr": (), "ys": (D, H), "squares": (H,), "ss": (H, H), **counts}
 
-    def usage(self, stats: Statistics) -> np.ndarray:
+    def moments(self, sums: Statistics, params: Params, step: Step) -> Statistics:
+        """All of Σ⟨ssᵀ⟩, and Σ y⟨s⟩ᵀ; sums of residuals with the fields W that they are `about`."""
+        layout = {N_USE: (), **self.layout}
+        if not step.residuals:
+            return sums.but(layout, ss=symmetric(sums["ss"], sums["squares"]))
+        yy = squares_about_zero(sums, sums["ss"], params["W"]) if self.missing else sums["yy"]
+        return sums.but({**layout, "about": (self.D, self.H)}, yy=yy, about=params["W"])
+
+    def combine(self, first: Statistics, second: Statistics, a: float, b: float) -> Statistics:
+        return blended(first, second, a, b, "ss")
+
+    def usage(self, moments: Statistics) -> np.ndarray:
         """As if all active latents had the smallest value: an upper bound, and exact where all are of one size."""
-        return stats["squares"] / np.min(np.square(self.values))
+        return moments["squares"] / np.min(np.square(self.values))
 
     # -- M-step --------------------------------------------------------------------------------------------
 
-    def m_step(self, stats: Statistics, params: Params, step: Step) -> tuple[Params, list[str]]:
+    def maximize(self, moments: Statistics, params: Params, step: Step) -> tuple[Params, list[str]]:
         """W = (Σ y⟨s⟩ᵀ)(Σ⟨ssᵀ⟩)⁻¹, σ² = Σ⟨‖y − Ws‖²⟩ / ND, π from the counts, corrected for the data selection."""
-        N = float(stats["N_use"])
-        ss = stats["ss"] if step.residuals else symmetric(stats["ss"], stats["squares"])
+        squares = moments["squares"]
         of_noise: list[str] = []
-        W, sigma = fields_and_noise(stats, ss, params["W"], step, of_noise)
-        notes = [f"latent {h} was never active: its field was kept" for h in np.flatnonzero(stats["squares"] == 0)]
-        counts = stats["counts"] if len(self.values) > 1 else stats["squares"].sum(keepdims=True) / self.values[0] ** 2
-        active = counts / (N * self.H) * self.selection_factor(params, step)
+        W, sigma = fields_and_noise(moments, moments["ss"], params["W"], step, of_noise)
+        notes = [f"latent {h} was never active: its field was kept" for h in np.flatnonzero(squares == 0)]
+        counts = moments["counts"] if len(self.values) > 1 else squares.sum(keepdims=True) / self.values[0] ** 2
+        active = counts / (points(moments) * self.H) * self.selection_factor(params, step)
         return {"W": W, "pi": self.prior(active, notes), "sigma": sigma}, notes + of_noise
 
-    def hold(self, new: Params, old: Params, masks: Masks, stats: Statistics, step: Step) -> Params:
+    def hold(self, new: Params, old: Params, masks: Masks, moments: Statistics, step: Step) -> Params:
         """σ follows the fields."""
-        ss = stats["ss"] if step.residuals else symmetric(stats["ss"], stats["squares"])
-        return with_held_fields(new, old, masks, ss, float(stats["N_use"]), self.domains)
+        return with_held_fields(new, old, masks, moments["ss"], points(moments), self.parameters)
 
     @property
     def monotone(self) -> bool:
         """Where no state is left out."""
         return self.Hprime == self.gamma == self.H and not self.missing
 
-    def needs_residuals(self, params: Params, step: Step, stats: Statistics | None = None) -> bool:
+    def needs_residuals(self, params: Params, step: Step, moments: Statistics | None = None) -> bool:
         with np.errstate(over="ignore"):
             square = self.probabilities(params)[1:] @ np.square(self.values) * np.sum(params["W"] ** 2) / self.D
-        return noise_is_lost(square, params, step, stats)
+        return noise_is_lost(square, params, step, moments)
 
     def bytes_per_point(self, itemsize: int) -> tuple[int, int]:
-        moments = self.H + self.pairs + (self.H + len(self.values) if len(self.values) > 1 else 0)
-        kept = itemsize * (moments + 2 + 2 * self.D * self.missing) + 4 * self.Hprime
+        expected = self.H + self.pairs + (self.H + len(self.values) if len(self.values) > 1 else 0)
+        kept = itemsize * (expected + 2 + 2 * self.D * self.missing) + 4 * self.Hprime
         return kept + itemsize * (self.D + self.H + (2 * self.H + self.pairs) * self.missing), kept
 
 
@@ -382,8 +456,6 @@ class DSC(LinearSuperposition):
     Model parameters are ``W`` (D, H), ``pi`` (K,), aligned with `values`, and ``sigma`` ().
     """
 
-    domains: ClassVar[Mapping[str, str]] = {**LinearSuperposition.domains, "pi": "distribution"}
-
     def __init__(
         self,
         D: int,
@@ -402,9 +474,13 @@ class DSC(LinearSuperposition):
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "values": list(self.all_values)}
 
+    @classmethod
+    def example(cls) -> DSC:
+        return cls(2, 2, values=(0, 1))
+
     @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {**super().shapes, "pi": (len(self.all_values),)}
+    def parameters(self) -> Mapping[str, Parameter]:
+        return {**super().parameters, "pi": Parameter((len(self.all_values),), "distribution", "prior")}
 
     def activity(self, params: Params) -> float:
         return float(1 - params["pi"][self._zero])
@@ -443,43 +519,39 @@ def checked_values(values: Sequence[float]) -> tuple[float, ...]:
     return found
 
 
-def in_white_noise(t: Any, D: int, relative: Array, yy: Array, observed: Array | None) -> Evidence:
-    """log p(y_n), from what it is `relative` to log p(s = 0) + log N(y; 0, σ² I) of what was observed; yy is ‖y‖²."""
-    n, entry = yy.shape[0], float(np.log(2 * np.pi * t.sigma2)) / 2
-    parts = [(relative, 1.0), (yy, -0.5 / t.sigma2)]
-    if observed is None:
-        return Evidence(n, parts, t.log_p0 - D * entry)
-    counts = squared_norms(t.backend, t.squared_norms, observed)  # of 0 and 1
-    return Evidence(n, [*parts, (counts, -entry)], t.log_p0)
-
-
-def pair_moments(t: Any, n: int, posterior: Posterior, keep: Array, bound: float) -> Sum:
-    """Σ_n keep_n ⟨s_i s_j⟩_n of i < j, (H, H), in whole numbers whose unit suits the size of the latents.
-
-    No Σ|⟨s_i s_j⟩| exceeds the largest Σ⟨s_h²⟩, and this not `bound`: what the unit, a power of 2, leaves room for.
-    """
-    H = posterior.mean.shape[1]
-    _, exponent = frexp(bound)
-    scale = 2.0 ** float(np.clip(ROOM - exponent, -FLOAT_RANGE, FLOAT_RANGE))
-    sums = t.backend.zeros((H, H), np.int64)
-    t.pair_sums(n, posterior.candidates, posterior.rest["pairs"], keep, scale, sums)
-    return Sum(sums, 1 / (FIXED_POINT * scale))
-
-
 def symmetric(upper: np.ndarray, diagonal: np.ndarray) -> np.ndarray:
     """The full matrix from its strict upper triangle and its diagonal."""
     return upper + upper.T + np.diag(diagonal)
 
 
-def noise_is_lost(square: float, params: Params, step: Step, stats: Statistics | None) -> bool:
-    """`Model.needs_residuals`: `square` is the mean of y_d² by the parameters, in `stats` is that of the data."""
-    if stats is not None:
-        square = float(stats["yy"]) / (float(stats["N_use"]) * len(params["W"]))
+def noise_is_lost(square: float, params: Params, step: Step, moments: Statistics | None) -> bool:
+    """`Model.needs_residuals`: `square` is the mean of y_d² by the parameters, in `moments` is that of the data."""
+    if moments is not None:
+        square = float(moments["yy"]) / (points(moments) * len(params["W"]))
     return loses_digits(square, float(params["sigma"]) ** 2, step)
 
 
+def fields_and_noise(
+    moments: Statistics, ss: np.ndarray, W: np.ndarray, step: Step, notes: list[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The new W, and σ from Σ⟨‖y − Ws‖²⟩ / ND; a variance below the rounding of the sums cannot be told from zero.
+
+    Where `ys` and `rr` are of residuals of other fields, all is about these: the regression gives what W is more.
+    """
+    D, H = W.shape
+    terms, square, ys = points(moments) * D, float(moments["yy"]), moments["ys"]
+    frame, residual = np.zeros_like(W), None
+    if "about" in moments:
+        frame, square = moments["about"], float(moments["rr"])
+        residual = square / terms
+    change = solve_fields(ys, ss, W - frame)
+    variance = (square - 2 * np.sum(change * ys) + np.sum((change.T @ change) * ss)) / terms
+    sigma = noise_level(float(variance), float(moments["yy"]) / terms, H, D, step, notes, residual)
+    return frame + change, sigma
+
+
 def with_held_fields(
-    new: Params, old: Params, masks: Masks, ss: np.ndarray, N: float, domains: Mapping[str, str]
+    new: Params, old: Params, masks: Masks, ss: np.ndarray, N: float, table: Mapping[str, Parameter]
 ) -> Params:
     """`Model.hold` of fields W with Σ⟨ssᵀ⟩, and of σ, which is larger by what they are off their minimum."""
     out = dict(new)
@@ -487,27 +559,7 @@ def with_held_fields(
         W = held_fields(new["W"], old["W"], masks["W"], ss)
         added = added_variance(W, new["W"], ss, N * len(W))
         out |= {"W": W, "sigma": np.sqrt(new["sigma"] ** 2 + added)}
-    return put_back(out, old, {name: mask for name, mask in masks.items() if name != "W"}, domains)
-
-
-def fields_and_noise(
-    stats: Statistics, ss: np.ndarray, W: np.ndarray, step: Step, notes: list[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """The new W, and σ from Σ⟨‖y − Ws‖²⟩ / ND; a variance below the rounding of the sums cannot be told from zero.
-
-    Where the sums `ys` and `rr` are of residuals of the old W, all is about it: their regression is W's correction.
-    """
-    D, H = W.shape
-    terms, square, about = float(stats["N_use"]) * D, stats["yy"], stats["ys"]
-    if step.residuals:
-        square = stats["rr"]
-        change = solve_fields(about, ss, np.zeros_like(W))
-        new = W + change
-    else:
-        new = change = solve_fields(about, ss, W)
-    variance = (square - 2 * np.sum(change * about) + np.sum((change.T @ change) * ss)) / terms
-    residual = float(square) / terms if step.residuals else None
-    return new, noise_level(float(variance), float(stats["yy"]) / terms, H, D, step, notes, residual)
+    return put_back(out, old, {name: mask for name, mask in masks.items() if name != "W"}, table)
 
 
 def cholesky_solve(factor: np.ndarray, right: np.ndarray) -> np.ndarray:

@@ -11,21 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gem.backends.base import Backend
-
 PATTERN_BYTES = 4 << 20  # of the matrices of one kind that exist at once
-
-
-@dataclass(frozen=True)
-class Tables:
-    """A mixture's parameters in float64; `cov` (K, D, D) or, tied, (D, D)."""
-
-    backend: Backend
-    mu: np.ndarray
-    cov: np.ndarray
-    log_pi: np.ndarray
-    beta: float
-    shift: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -53,21 +39,16 @@ class Conditioned:
     cov: np.ndarray
 
 
-def e_step(t: Tables, Y: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    """Log evidence (n,), responsibilities (n, K), and the sums that kernels/mixture.c makes of complete data."""
-    joint = t.log_pi + log_density(Y, t.mu, t.cov)
-    log_evidence = _log_sum(joint)
-    annealed = t.beta * joint + t.shift
-    r = np.exp(annealed - _log_sum(annealed)[:, None])
-    r *= weights[:, None]
-    first, second = np.zeros(t.mu.shape), np.zeros(t.cov.shape)
-    for part in conditioned(Y, t.mu, t.cov):
+def sums(Y: np.ndarray, mu: np.ndarray, cov: np.ndarray, r: np.ndarray) -> dict[str, np.ndarray]:
+    """The sums that kernels/mixture.c makes of complete data, from responsibilities (n, K) times weights."""
+    first, second = np.zeros(mu.shape), np.zeros(cov.shape)
+    for part in conditioned(Y, mu, cov):
         weight = r[part.rows, part.k]
         first[part.k] += weight @ part.centred
         into = second if second.ndim == 2 else second[part.k]
         into += (weight[:, None] * part.centred).T @ part.centred
         into += np.tensordot(np.bincount(part.pattern, weight), part.cov, axes=1)
-    return log_evidence, r, {"counts": r.sum(axis=0), "first": first, "second": second}
+    return {"counts": r.sum(axis=0), "first": first, "second": second}
 
 
 def log_density(Y: np.ndarray, mu: np.ndarray, cov: np.ndarray) -> np.ndarray:
@@ -122,7 +103,3 @@ def _observed_inverse(sigma: np.ndarray, seen: np.ndarray) -> tuple[np.ndarray, 
     gaps = (~seen)[:, :, None] * np.eye(seen.shape[1])
     padded = np.where(seen[:, :, None] & seen[:, None, :], sigma, gaps)
     return np.linalg.inv(padded) - gaps, np.linalg.slogdet(padded)[1]
-
-
-def _log_sum(x: np.ndarray) -> np.ndarray:
-    return np.logaddexp.reduce(x, axis=1)

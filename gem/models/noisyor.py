@@ -3,18 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from gem.backends.base import Array
-from gem.models.base import MIN_PROBABILITY, Evidence, Params, Step, shard_and_moments
-from gem.models.causes import Causes, Expectation, Likelihood, Tables, refuse
+from gem.batch import Batch
+from gem.models.base import Step, points
+from gem.models.causes import Causes, CausesEStep, Expectation, Likelihood, refuse
+from gem.models.estep import Evidence
+from gem.models.parameters import MIN_PROBABILITY, Parameter, Params
 from gem.models.truncated import held
-from gem.philox import generator
-from gem.statistics import Layout, Statistics
+from gem.statistics import N_USE, Layout, Statistics
+from gem.summary import Summary
 
 LEAST = 1e-5  # of W and of 1 − W
+
+
+@dataclass(frozen=True)
+class NoisyOREStep(CausesEStep):
+    """As in `CausesEStep`, and what the active latents add where nothing is combined."""
+
+    def reference(self, batch: Batch, Y: Array) -> Evidence:
+        """0, or −∞ where a row holds what is not binary."""
+        nothing = self.backend.empty((batch.n,))
+        self.backend.kernel("check_rows", D=self.model.D)(batch.n, Y, nothing)
+        return Evidence(batch.n, [(nothing, 1.0)])
+
+    def statistics(self, batch: Batch, found: Expectation) -> dict[Any, Any]:
+        """As in `CausesEStep`, and Σ⟨s_h⟩y_d, and of the observed entries Σ⟨s_h⟩."""
+        sums = super().statistics(batch, found)
+        sums["on"] = self.backend.sum_products(found.Y, found.mean)
+        if found.observed is not None:
+            sums["active"] = self.backend.sum_products(found.observed, found.mean)
+        return sums
 
 
 class NoisyOR(Causes):
@@ -30,25 +53,22 @@ class NoisyOR(Causes):
     Model parameters are ``W`` (D, H), probabilities from 1e-5 to 1 − 1e-5, and ``pi`` (H,).
     """
 
-    domains: ClassVar[Mapping[str, str]] = {"W": "probability", "pi": "probability"}
-    imputes: ClassVar[bool] = False
-    noisy: ClassVar[float] = 3.5  # it wears off: where W comes near 0 or 1, noise on its logit moves it less
+    field_domain = "probability"
+    e_step = NoisyOREStep
+    imputes = False
+    noisy = 3.5  # it wears off: where W comes near 0 or 1, noise on its logit moves it less
 
     @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {"W": (self.D, self.H), "pi": (self.H,)}
+    def parameters(self) -> Mapping[str, Parameter]:
+        return {**super().parameters, "pi": Parameter((self.H,), "probability", "prior", latents=0)}
 
     def check_data(self, Y: np.ndarray, start: int = 0) -> None:
         super().check_data(Y, start)
         refuse(Y, ~np.isnan(Y) & (Y != 0) & (Y != 1), start, "is neither 0 nor 1: noisy-OR explains binary data")
 
-    def init_params(self, Y: Any, seed: int = 0, comm: Any = None, weights: Any = None) -> Params:
-        """W from half to one and a half times the frequency of 1, at random; π = 1/H.
-
-        Y: (N, D) array, path or Source; the result is the same on every rank of `comm`.
-        """
-        _, _, data, _ = shard_and_moments(Y, self.D, comm, self.missing, weights)
-        W = data.mean[:, None] * (0.5 + generator(seed, "init").random((self.D, self.H)))
+    def start(self, summary: Summary, rng: np.random.Generator) -> Params:
+        """W from half to one and a half times the frequency of 1, at random; π = 1/H."""
+        W = summary.mean[:, None] * (0.5 + rng.random((self.D, self.H)))
         return {"W": np.clip(W, 0.01, 0.99), "pi": np.full(self.H, min(0.5, 1 / self.H))}
 
     def spread(self, params: Params) -> float:
@@ -79,39 +99,32 @@ class NoisyOR(Causes):
         fields = np.where(W <= 0.5, W, W - 1)
         return Likelihood("noisyor", fields, (1.0,), np.log(W) - np.log1p(-W), np.log1p(-W), (1 - W) / W, W)
 
-    def reference(self, tables: Tables, Y: Array) -> Evidence:
-        """0, or −∞ where a row holds what is not binary."""
-        n, backend = Y.shape[0], tables.backend
-        nothing = backend.empty((n,))
-        backend.kernel("check_rows", D=self.D)(n, Y, nothing)
-        return Evidence(n, [(nothing, 1.0)])
-
-    def statistics(self, t: Tables, found: Expectation, keep: Array) -> dict[str, Any]:
-        """As in `Causes`, and Σ⟨s_h⟩y_d, and of the observed entries Σ⟨s_h⟩."""
-        sums = super().statistics(t, found, keep)
-        sums["on"] = t.backend.sum_products(found.Y, found.mean)
-        if self.missing:
-            sums["active"] = t.backend.sum_products(found.observed, found.mean)
-        return sums
-
     @property
     def layout(self) -> Layout:
         active: Layout = {"active": (self.D, self.H)} if self.missing else {}
         return {**super().layout, "on": (self.D, self.H), **active}
 
-    def m_step(self, stats: Statistics, params: Params, step: Step) -> tuple[Params, list[str]]:
-        """W = 1 + Σ(y − 1)⟨B⟩ / Σ⟨C⟩, a fixed point; π = Σ⟨s⟩ / N, corrected for the data selection.
+    def moments(self, sums: Statistics, params: Params, step: Step) -> Statistics:
+        """Σ(1 − y)⟨B⟩ and Σ⟨C⟩, both times f = 1 − W of the step, and Σ⟨s⟩.
 
-        With A = P / (1 − P) of an active latent, and f = 1 − W: B = (s + A) / f and C = A / f².
+        So f is the mean of 1 − y for what the other active causes leave off, R, both weighted by 1 / (1 − P):
+        Σ⟨(1 − y) / (1 − P)⟩ / Σ⟨R / (1 − P)⟩ with P = f R, where an f near 0 counts no more than another. As
+        A = P / (1 − P) of an active latent, they are ⟨s + A⟩ of what is off, and ⟨A⟩ / f.
         """
+        A, Ay = self.effects(sums, params, step)
+        off = (sums["active"] if self.missing else sums["s"]) - sums["on"]
+        shape = (self.D, self.H)
+        return sums.but(
+            {N_USE: (), "B": shape, "C": shape, "s": (self.H,)}, B=off + A - Ay, C=A / (1 - _inside(params["W"]))
+        )
+
+    def maximize(self, moments: Statistics, params: Params, step: Step) -> tuple[Params, list[str]]:
+        """W = 1 − Σ(1 − y)⟨B⟩ / Σ⟨C⟩, a fixed point; π = Σ⟨s⟩ / N, corrected for the data selection."""
         notes: list[str] = []
-        old = _inside(params["W"])
-        A, Ay = self.effects(stats, params, step)
-        wins = A > 0
+        wins = moments["C"] > 0
         notes += [f"latent {h} was never active: its field was kept" for h in np.flatnonzero(~wins.any(axis=0))]
-        off = (stats["active"] if self.missing else stats["s"]) - stats["on"]
-        W = 1 - np.divide((1 - old) * (off + A - Ay), A, out=1 - old, where=wins)
-        pi = stats["s"] / float(stats["N_use"]) * self.selection_factor(params, step)
+        W = 1 - np.divide(moments["B"], moments["C"], out=1 - _inside(params["W"]), where=wins)
+        pi = moments["s"] / points(moments) * self.selection_factor(params, step)
         new = {
             "W": held("W", W, LEAST, 1 - LEAST, notes),
             "pi": held("pi", pi, MIN_PROBABILITY, 1 - MIN_PROBABILITY, notes),

@@ -6,6 +6,7 @@ import numpy as np
 
 from gem.models.base import Step
 from gem.models.imputation import impute
+from gem.statistics import Layout, Statistics
 
 BLURRED = 0.01  # of σ²: what the rounding of y² may be, before residuals are taken
 SURE = 8  # machine epsilons: a probability so near to 1 is 1
@@ -75,6 +76,51 @@ def residual_sums(
     rs = (keep * rest).T @ centre + apart - spread
     rr = np.sum(keep * rest**2) - 2 * np.sum(W * apart) + np.sum(W * spread)
     return rs, float(rr + sigma2 * missing), (keep * centre).T @ centre + second
+
+
+def squares_about_zero(moments: Statistics, ss: np.ndarray, W: np.ndarray) -> np.ndarray:
+    """Σ E‖y‖², of missing entries too, from sums about the fields W, with ss = Σ⟨ssᵀ⟩."""
+    return np.asarray(moments["rr"] + np.sum(W * (2 * moments["ys"] + W @ ss)))
+
+
+def blended(first: Statistics, second: Statistics, a: float, b: float, ss: str) -> Statistics:
+    """`Model.combine` of a linear model's moments, of which `ss` is Σ⟨ssᵀ⟩: about fields if those of `second` are.
+
+    These are the fields of that part about which all residuals are smaller: they cost the fewest digits.
+    """
+    if "about" not in second:
+        return _weighted(_absolute(first, second.layout, ss), second, a, b)
+    one = first if "about" in first else _about_nothing(first, second.layout)
+    here = _weighted(_moved(one, second["about"], ss), second, a, b)
+    there = _weighted(one, _moved(second, one["about"], ss), a, b)
+    return there if there["rr"] < here["rr"] else here
+
+
+def _weighted(first: Statistics, second: Statistics, a: float, b: float) -> Statistics:
+    """The sum of moments about the same fields."""
+    both = Statistics(second.layout, a * first.buffer + b * second.buffer)
+    return both.but(both.layout, about=second["about"]) if "about" in second else both
+
+
+def _absolute(moments: Statistics, layout: Layout, ss: str) -> Statistics:
+    """The moments with sums of the data themselves."""
+    if "about" not in moments:
+        return moments
+    ys = moments["ys"] + moments["about"] @ moments[ss]
+    return moments.but(layout, ys=ys, rr=np.zeros(()))
+
+
+def _about_nothing(moments: Statistics, layout: Layout) -> Statistics:
+    """Sums of the data themselves as residuals of fields of zeros."""
+    return moments.but(layout, rr=moments["yy"], about=np.zeros_like(moments["ys"]))
+
+
+def _moved(moments: Statistics, about: np.ndarray, ss: str) -> Statistics:
+    """Residuals of other fields: no term is larger than what the change of fields explains."""
+    change = about - moments["about"]
+    ys = moments["ys"] - change @ moments[ss]
+    rr = moments["rr"] - np.sum(change * (moments["ys"] + ys))
+    return moments.but(moments.layout, ys=ys, rr=np.asarray(rr), about=about)
 
 
 def _summed(squares: np.ndarray, candidates: np.ndarray, pairs: np.ndarray, keep: np.ndarray) -> np.ndarray:

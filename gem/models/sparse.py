@@ -4,40 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from gem.backends.base import Array, Backend, Kernel
+from gem.batch import Batch
 from gem.checks import number, whole_number
 from gem.errors import DataError
-from gem.models.base import TINY, Evidence, Model, Params, Posterior, Step, shard_and_moments, subsample
+from gem.models.base import Model, Step
+from gem.models.estep import EStep, Evidence, Posterior, squared_norms
+from gem.models.parameters import TINY, Parameter, Params
 from gem.philox import generator
-from gem.statistics import Layout, Statistics, Sums
+from gem.statistics import N_ALL, Layout, Statistics, Sums
+from gem.summary import Summary
 
 CHECK_EVERY = 10  # iterations: reading the gaps waits for the device
 ROOM = 1e4  # between the squares of data and the smallest number, for gaps and penalties
 SWEEPS = 20  # of the M-step over the columns of W, at the most
 STILL = 1e-6  # a sweep that turns no column by more than this is the last one
-
-
-@dataclass(frozen=True)
-class Tables:
-    """Parameters as the kernels want them."""
-
-    backend: Backend
-    W: Array
-    fields: Array
-    gram: Array
-    step: float
-    penalty: float
-    sought: float
-    precision: float
-    constant: float
-    squared_norms: Kernel
-    scale_rows: Kernel
-    move: Kernel
-    judge: Kernel
 
 
 class SC(Model):
@@ -73,8 +58,8 @@ class SC(Model):
     ``anneal_prior=True`` it changes nothing.
     """
 
-    domains: ClassVar[Mapping[str, str]] = {"W": "real", "sigma": "deviation", "b": "positive"}
     tallies: ClassVar[Layout] = {"unfound": ()}
+    reseeds: ClassVar[str] = "asked"
 
     def __init__(self, D: int, H: int, penalty: float | None = None, iterations: int = 200, tol: float = 1e-4):
         self.D, self.H = whole_number("D", D), whole_number("H", H)
@@ -82,25 +67,18 @@ class SC(Model):
         self.penalty = None if penalty is None else number("penalty", penalty, "positive and finite", 0, inside=True)
         self.tol = number("tol", tol, "a relative duality gap: between 0 and 1", 0, 1, inside=True)
 
-    def settings(self) -> dict[str, Any]:
-        given = {"D": self.D, "H": self.H, "iterations": self.iterations, "tol": self.tol}
-        return given if self.penalty is None else {**given, "penalty": self.penalty}
-
     @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {"W": (self.D, self.H), "sigma": (), "b": ()}
+    def parameters(self) -> Mapping[str, Parameter]:
+        return {
+            "W": Parameter((self.D, self.H), "real", "fields", latents=1),
+            "sigma": Parameter((), "deviation", "noise"),
+            "b": Parameter((), "positive", "scale"),
+        }
 
-    def init_params(self, Y: Any, seed: int = 0, comm: Any = None, weights: Any = None) -> Params:
-        """Fields in the directions of data points, with noise; σ the data's standard deviation, b = σ² / penalty.
-
-        Y: (N, D) array, path or Source; the result is the same on every rank of `comm`.
-        """
-        shard, group, data, counts = shard_and_moments(Y, self.D, comm, weights=weights)
-        sigma = np.sqrt(data.var.mean())
-        if not sigma:
-            raise DataError("all data points are equal: there is nothing to learn from them")
-        rng = generator(seed, "init")
-        rows = subsample(shard, data.N, self.H, group, rng, counts)
+    def start(self, summary: Summary, rng: np.random.Generator) -> Params:
+        """Fields in the directions of data points, with noise; σ the data's standard deviation, b = σ² / penalty."""
+        sigma = np.sqrt(summary.varied().var.mean())
+        rows = summary.rows(self.H, rng)
         W = rows[np.arange(self.H) % len(rows)].T + sigma / 10 * rng.standard_normal((self.D, self.H))
         return {"W": W / np.linalg.norm(W, axis=0), "sigma": sigma, "b": np.array(sigma**2 / (self.penalty or sigma))}
 
@@ -120,7 +98,7 @@ class SC(Model):
 
     # -- E-step --------------------------------------------------------------------------------------------
 
-    def tables(self, params: Params, backend: Backend, step: Step) -> Tables:
+    def on(self, backend: Backend, params: Params, step: Step) -> EStep[Codes]:
         W, sigma, b = params["W"], float(params["sigma"]), float(params["b"])
         if sigma**2 < ROOM * np.finfo(backend.dtype).tiny:  # the search would stop at once, and squares be 0
             raise DataError(
@@ -129,7 +107,8 @@ class SC(Model):
             )
         gram = W.T @ W
         steepest = float(np.linalg.eigvalsh(gram)[-1]) * (1 + self.H * step.resolution)  # of the rounded gram, too
-        return Tables(
+        return Search(
+            model=self,
             backend=backend,
             W=backend.to_device(W),
             fields=backend.to_device(W.T),
@@ -145,64 +124,14 @@ class SC(Model):
             judge=backend.kernel("shrink", H=self.H, MOVE=0),
         )
 
-    def infer(self, tables: Tables, Y: Array) -> Posterior:
-        """ŝ of all data points of the batch at once: one matrix product and one kernel an iteration."""
-        t, n = tables, Y.shape[0]
-        device = t.backend
-        b, squares = device.matmul(Y, t.W), device.empty((n,))
-        t.squared_norms(n, Y, squares)
-        s, z, zG = (device.zeros((n, self.H)) for _ in range(3))
-        inertia, gap = device.to_device(np.ones(n)), device.to_device(np.full(n, np.inf))
-        objective = device.empty((n,))
-        enough, unfound = self.tol * device.to_host(squares), np.zeros(n, bool)
-        for iteration in range(1, self.iterations + 1):
-            t.move(n, zG, b, squares, t.step, t.sought, self.tol, s, z, inertia, objective, gap)
-            if iteration % CHECK_EVERY == 0 and np.all(device.to_host(gap) <= enough):
-                break
-            zG = device.matmul(z, t.gram)
-        else:  # how far the last z were from the minimum, and then how far s is: neither may be near enough
-            unfound = ~(device.to_host(gap) <= enough)
-        sG = device.matmul(s, t.gram)
-        if t.sought != t.penalty and unfound.any():
-            t.judge(n, sG, b, squares, t.step, t.sought, self.tol, z, s, inertia, objective, gap)
-            unfound &= ~(device.to_host(gap) <= enough)
-        t.judge(n, sG, b, squares, t.step, t.penalty, self.tol, z, s, inertia, objective, gap)
-        if t.sought == t.penalty and unfound.any():
-            unfound &= ~(device.to_host(gap) <= enough)
-        rest = {"unfound": unfound}
-        return Posterior(Evidence(n, [(objective, -t.precision)], t.constant), mean=s, rest=rest)
-
-    def tally(self, tables: Tables, posterior: Posterior, weights: np.ndarray | None = None) -> Sums:
-        """How many codes the search left before their gap was small enough."""
-        unfound = posterior.rest["unfound"]
-        return {"unfound": int(unfound.sum()) if weights is None else float(unfound @ weights)}
-
     def shortfalls(self, stats: Statistics) -> list[str]:
-        share = float(stats["unfound"] / stats["N"])
+        share = float(stats["unfound"] / stats[N_ALL])
         if not share:
             return []
         return [
             f"the codes of {share:.1%} of the data points were not found to tol = {self.tol:g} within iterations = "
             f"{self.iterations}: raise iterations, or tol; a mean far from 0 taken off the data helps as well"
         ]
-
-    def sums(self, tables: Tables, Y: Array, posterior: Posterior, weights: np.ndarray | None) -> Sums:
-        t, s, n = tables, posterior.mean, Y.shape[0]
-        if weights is None:
-            return {"ys": t.backend.sum_products(Y, s), "ss": t.backend.sum_products(s, s)}
-        root = t.backend.to_device(np.sqrt(weights))
-        t.scale_rows(n, s, root)
-        ss = t.backend.sum_products(s, s)
-        t.scale_rows(n, s, root)
-        return {"ys": t.backend.sum_products(Y, s), "ss": ss}
-
-    def reconstruct(self, tables: Tables, Y: Array, posterior: Posterior) -> Array:
-        """W ŝ."""
-        return tables.backend.matmul(posterior.mean, tables.fields)
-
-    def top_states(self, params: Params, Y: np.ndarray, posterior: Posterior, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """ŝ, the one state there is to list, (n, 1, H); it has a density, no probability: (n, 1) NaN."""
-        return posterior.mean[:, None, :], np.full((len(Y), 1), np.nan)
 
     @property
     def layout(self) -> Layout:
@@ -213,20 +142,20 @@ class SC(Model):
 
     # -- M-step --------------------------------------------------------------------------------------------
 
-    def m_step(self, stats: Statistics, params: Params, step: Step) -> tuple[Params, list[str]]:
+    def maximize(self, moments: Statistics, params: Params, step: Step) -> tuple[Params, list[str]]:
         """W with columns of unit length, from Σyŝᵀ and Σŝŝᵀ; σ and b stay."""
-        W = turned_fields(stats["ys"], stats["ss"], params["W"])
-        notes = [f"latent {h} was never active: its field was kept" for h in np.flatnonzero(np.diag(stats["ss"]) == 0)]
-        return {"W": W, "sigma": params["sigma"], "b": params["b"]}, notes + self.shortfalls(stats)
+        ys, ss = moments["ys"], moments["ss"]
+        notes = [f"latent {h} was never active: its field was kept" for h in np.flatnonzero(np.diag(ss) == 0)]
+        return {"W": turned_fields(ys, ss, params["W"]), "sigma": params["sigma"], "b": params["b"]}, notes
 
     def refuses_to_hold(self, name: str, mask: np.ndarray) -> str | None:
         if name == "W" and not np.array_equal(mask.any(axis=0), mask.all(axis=0)):
             return "the fields of SC have length 1: one is held as a whole, or not"
         return None
 
-    def reseed(self, new: Params, stats: Statistics) -> tuple[Params, list[str]]:
+    def reseed(self, new: Params, moments: Statistics) -> tuple[Params, list[str]]:
         """Turn fields that were never used 45° away from that of the most active latent, each its own way."""
-        used = np.diag(stats["ss"])
+        used = np.diag(moments["ss"])
         big, dead = int(np.argmax(used)), np.flatnonzero(used == 0)
         if not used[big]:
             return new, []
@@ -237,6 +166,82 @@ class SC(Model):
             turned = W[:, big] + aside / max(float(np.linalg.norm(aside)), TINY)
             W[:, h] = turned / np.linalg.norm(turned)
         return {**new, "W": W}, [f"latent {h} was dead and re-seeded beside latent {big}" for h in dead]
+
+
+@dataclass(frozen=True)
+class Codes:
+    """What the search finds of a batch: ŝ (n, H), log p(y, ŝ), and of which points ŝ was not found to `tol`, (n,)."""
+
+    evidence: Evidence
+    s: Array
+    unfound: np.ndarray
+
+
+@dataclass(frozen=True)
+class Search(EStep[Codes]):
+    """The search for ŝ: parameters as the kernels want them; `sought` is the annealed penalty."""
+
+    model: SC
+    backend: Backend
+    W: Array
+    fields: Array
+    gram: Array
+    step: float
+    penalty: float
+    sought: float
+    precision: float
+    constant: float
+    squared_norms: Kernel
+    scale_rows: Kernel
+    move: Kernel
+    judge: Kernel
+
+    def infer(self, batch: Batch) -> Codes:
+        """ŝ of all data points of the batch at once: one matrix product and one kernel an iteration."""
+        device, n, H, tol = self.backend, batch.n, self.model.H, self.model.tol
+        squares = squared_norms(device, self.squared_norms, batch.Y, batch.notes)
+        b = device.matmul(batch.Y, self.W)
+        s, z, zG = (device.zeros((n, H)) for _ in range(3))
+        inertia, gap = device.to_device(np.ones(n)), device.to_device(np.full(n, np.inf))
+        objective = device.empty((n,))
+        enough, unfound = tol * device.to_host(squares), np.zeros(n, bool)
+        for iteration in range(1, self.model.iterations + 1):
+            self.move(n, zG, b, squares, self.step, self.sought, tol, s, z, inertia, objective, gap)
+            if iteration % CHECK_EVERY == 0 and np.all(device.to_host(gap) <= enough):
+                break
+            zG = device.matmul(z, self.gram)
+        else:  # how far the last z were from the minimum, and then how far s is: neither may be near enough
+            unfound = ~(device.to_host(gap) <= enough)
+        sG = device.matmul(s, self.gram)
+        if self.sought != self.penalty and unfound.any():
+            self.judge(n, sG, b, squares, self.step, self.sought, tol, z, s, inertia, objective, gap)
+            unfound &= ~(device.to_host(gap) <= enough)
+        self.judge(n, sG, b, squares, self.step, self.penalty, tol, z, s, inertia, objective, gap)
+        if self.sought == self.penalty and unfound.any():
+            unfound &= ~(device.to_host(gap) <= enough)
+        return Codes(Evidence(n, [(objective, -self.precision)], self.constant), s, unfound)
+
+    def sums(self, batch: Batch, found: Codes) -> Sums:
+        device, s = self.backend, found.s
+        if batch.counts is None:
+            return {"ys": device.sum_products(batch.Y, s), "ss": device.sum_products(s, s)}
+        root = device.to_device(np.sqrt(batch.counts))  # each factor of ŝŝᵀ has one
+        self.scale_rows(batch.n, s, root)
+        ss = device.sum_products(s, s)
+        self.scale_rows(batch.n, s, root)
+        return {"ys": device.sum_products(batch.Y, s), "ss": ss}
+
+    def tally(self, batch: Batch, found: Codes) -> Sums:
+        """How many codes the search left before their gap was small enough."""
+        return {"unfound": float(found.unfound.sum() if batch.counts is None else found.unfound @ batch.counts)}
+
+    def posterior(self, batch: Batch, reconstruct: bool = False) -> tuple[Posterior, Sums]:
+        """ŝ, and with `reconstruct` W ŝ."""
+        found = self.infer(batch)
+        told = Posterior(found.evidence, mean=found.s)
+        if reconstruct:
+            told.reconstruction = self.backend.matmul(found.s, self.fields)
+        return told, self.tally(batch, found)
 
 
 def turned_fields(ys: np.ndarray, ss: np.ndarray, W: np.ndarray) -> np.ndarray:

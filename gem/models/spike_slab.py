@@ -4,65 +4,160 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from gem.backends.base import Array, Backend, Kernel
-from gem.models.base import (
-    MIN_PROBABILITY,
-    TINY,
-    Params,
-    Posterior,
-    Step,
-    Weights,
-    column_sums,
-    squared_norms,
-)
+from gem.batch import Batch
+from gem.models.base import Step, points
+from gem.models.estep import Posterior, column_sums
 from gem.models.held import Masks
 from gem.models.imputation import impute
 from gem.models.linear import (
+    GaussianEStep,
+    Inferred,
     fields_and_noise,
-    in_white_noise,
     noise_is_lost,
-    pair_moments,
     symmetric,
     with_held_fields,
 )
-from gem.models.observed import ObservedGram, split_missing
-from gem.models.residuals import SURE, residual_sums, strength_spread
+from gem.models.observed import ObservedGram
+from gem.models.parameters import MIN_PROBABILITY, TINY, Parameter, Params
+from gem.models.residuals import SURE, blended, residual_sums, squares_about_zero, strength_spread
 from gem.models.truncated import Truncated, held, log_odds, pieces
-from gem.philox import generator
-from gem.statistics import Layout, Statistics, Sum
+from gem.statistics import N_USE, Layout, Statistics, Sum, Sums
+from gem.summary import Summary
 
 
 @dataclass(frozen=True)
-class Tables:
-    """Parameters as the kernels want them, in the units of kernels/spike_slab.c."""
+class Strengths(Inferred):
+    """What the E-step finds of a batch, on the device.
 
-    backend: Backend
-    weights: Weights
-    dictionary: np.ndarray
-    sigma2: float
+    Attributes
+    ----------
+    product : (n, H)
+        ⟨s∘z⟩
+    square : (n, H)
+        ⟨s (z − μ)²⟩ / ψ
+    """
+
+    product: Array
+    square: Array
+
+
+@dataclass(frozen=True)
+class SpikeSlabEStep(GaussianEStep[Strengths]):
+    """Parameters as the kernels want them, in the units of kernels/spike_slab.c; and μ/√ψ and √ψ on the host."""
+
+    model: GSC
+    pull: np.ndarray
+    spread: np.ndarray
     projection: Array
-    fields: Array
     gram: Array
     norms: Array
     latents: Array
     one: Array
     zero: Array
-    pull: np.ndarray
-    spread: np.ndarray
-    beta: float
-    log_p0: float
-    squared_norms: Kernel
     scores: Kernel
-    preselect: Kernel
     spike_slab: Kernel
-    pair_sums: Kernel
-    scale_rows: Kernel
-    observed_gram: ObservedGram | None
-    residuals: bool
+
+    def infer(self, batch: Batch) -> Strengths:
+        """Score every latent by itself, preselect I_n, enumerate K_n, weigh: one matrix product and three kernels.
+
+        Where entries are missing, norms and couplings of the fields are those of the observed part of each data point.
+        """
+        n, H, empty = batch.n, self.model.H, self.backend.empty
+        filled, observed, yy = self.split(batch)
+        norms, gram = self.norms, self.gram
+        if self.observed_gram is not None and observed is not None:
+            norms = self.observed_gram.norms(observed)
+        product = self.backend.matmul(batch.Y if filled is None else filled, self.projection)
+        mean, square, candidates = empty((n, H)), empty((n, H)), empty((n, self.model.Hprime), np.int32)
+        self.scores(n, product, norms, self.latents, mean)
+        self.preselect(n, mean, self.one, self.zero, candidates)
+        if self.observed_gram is not None and observed is not None:
+            gram = self.observed_gram.couplings(observed, candidates)
+        relative, pairs, full = empty((n,)), empty((n, self.model.pairs)), empty((n,))
+        self.spike_slab(
+            n, product, gram, norms, self.latents, candidates, self.beta, mean, relative, square, pairs, full
+        )
+        evidence = self.evidence(relative, yy, observed)
+        return Strengths(evidence, candidates, mean, pairs, yy, full, filled, observed, product, square)
+
+    def sums(self, batch: Batch, found: Strengths) -> Sums:
+        host, point_sums = self.backend.to_host, self.backend.point_sums
+        rows = {"s": found.mean, "sz": found.product, "square": found.square}
+        columns = {name: column_sums(self.backend, array, batch.weights) for name, array in rows.items()}
+        sums: dict[str, Any] = {name: Sum(array) for name, array in columns.items()}
+        sums["yy"] = [point_sums([(found.yy, 1.0)], batch.weights)]
+        if self.residuals:
+            sums["ys"], sums["rr"], sums["pairs"] = self._residuals(batch, found)
+            return sums
+        imputed = self._imputed(batch, found) if found.observed is not None else ()
+        if batch.counts is not None:
+            self.scale_rows(batch.n, found.product, batch.weights)
+        sums["ys"] = [self.backend.sum_products(found.data(batch), found.product)]
+        for name, more in zip(("ys", "yy"), imputed, strict=False):
+            sums[name].append(more)
+        # Strengths have no bound but what they are: the host waits for three short arrays.
+        s, sz, square = (host(array).sum(axis=0, dtype=np.float64) for array in columns.values())
+        most = float(np.max(self._about_zero(s, sz, square) / self.spread**2))
+        sums["pairs"] = self.pair_moments(batch, found, most)
+        return sums
+
+    def _about_zero(self, s: np.ndarray, sz: np.ndarray, square: np.ndarray) -> np.ndarray:
+        """⟨s z²⟩ from the moments about the prior's mean, `square` in units of ψ."""
+        return second_moment(self.pull * self.spread, self.spread**2, s, sz, square)
+
+    def _imputed(self, batch: Batch, found: Strengths) -> tuple[np.ndarray, float]:
+        """What the expectations of missing entries add to the sums."""
+        s, sz, square, pairs, chosen, observed = map(
+            self.backend.to_host,
+            (found.mean, found.product, found.square, found.pairs, found.candidates, found.observed),
+        )
+        i, j = self.model.states.pairs
+        strengths = pairs * (self.spread[chosen[:, i]] * self.spread[chosen[:, j]])
+        second = self._about_zero(s, sz, square)
+        return impute(self.W, self.sigma2, observed, second, chosen, strengths, batch.counts)
+
+    def _residuals(self, batch: Batch, found: Strengths) -> tuple[np.ndarray, float, np.ndarray]:
+        """Σ⟨(y − W(s∘z))(s∘z)ᵀ⟩ and Σ⟨‖y − W(s∘z)‖²⟩ about the old W, and all of Σ⟨(s∘z)(s∘z)ᵀ⟩."""
+        host, Hprime, D = self.backend.to_host, self.model.Hprime, self.model.D
+        Y, s, sz, square, pairs = (
+            host(rows).astype(np.float64)
+            for rows in (found.data(batch), found.mean, found.product, found.square, found.pairs)
+        )
+        chosen = host(found.candidates)
+        observed = None if found.observed is None else host(found.observed).astype(np.float64)
+        squares, own = self._about_zero(s, sz, square), np.arange(Hprime)
+        i, j = self.model.states.pairs
+        for rows in pieces(len(Y), Hprime * (Hprime if observed is None else D)):
+            at = chosen[rows]
+            m, scale = np.take_along_axis(sz[rows], at, axis=1), self.spread[at]
+            covariance = np.zeros((len(at), Hprime, Hprime))
+            covariance[:, i, j] = covariance[:, j, i] = pairs[rows] * scale[:, i] * scale[:, j] - m[:, i] * m[:, j]
+            covariance[:, own, own] = np.maximum(np.take_along_axis(squares[rows], at, axis=1) - m**2, 0)
+            sure = np.take_along_axis(s[rows], at, axis=1) >= 1 - SURE * np.finfo(self.backend.dtype).eps
+            gram = self._gram(at, None if observed is None else observed[rows])
+            covariance = strength_spread(gram, scale, sure, covariance)
+            pairs[rows] = covariance[:, i, j]
+            np.put_along_axis(squares[rows], at, covariance[:, own, own], axis=1)
+        return residual_sums(self.W, self.sigma2, Y, observed, sz, squares, chosen, pairs, batch.counts)
+
+    def _gram(self, chosen: np.ndarray, observed: np.ndarray | None) -> np.ndarray:
+        """WᵀW/σ² of each data point's candidates, over what was observed of it, (n, H', H')."""
+        if observed is None:
+            gram = self.W.T @ self.W / self.sigma2
+            return np.asarray(gram[chosen[:, :, None], chosen[:, None, :]])
+        fields = self.W.T[chosen] / np.sqrt(self.sigma2)
+        return np.asarray((fields * observed[:, None, :]) @ fields.transpose(0, 2, 1))
+
+    def posterior(self, batch: Batch, reconstruct: bool = False) -> tuple[Posterior, Sums]:
+        found = self.infer(batch)
+        whole = self.backend.matmul(found.product, self.fields) if reconstruct else None
+        told = Posterior(found.evidence, found.candidates, found.mean, found.product, whole)
+        return told, self.tally(batch, found)
 
 
 class GSC(Truncated):
@@ -82,26 +177,21 @@ class GSC(Truncated):
     `Posterior.mean` is ⟨s⟩, `Posterior.product` ⟨s∘z⟩.
     """
 
-    domains: ClassVar[Mapping[str, str]] = {
-        "W": "real",
-        "pi": "probability",
-        "mu": "real",
-        "psi": "positive",
-        "sigma": "deviation",
-    }
-
     @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {"W": (self.D, self.H), "pi": (self.H,), "mu": (self.H,), "psi": (self.H,), "sigma": ()}
+    def parameters(self) -> Mapping[str, Parameter]:
+        return {
+            "W": Parameter((self.D, self.H), "real", "fields", latents=1),
+            "pi": Parameter((self.H,), "probability", "prior", latents=0),
+            "mu": Parameter((self.H,), "real", "strength", latents=0),
+            "psi": Parameter((self.H,), "positive", "strength variance", latents=0),
+            "sigma": Parameter((), "deviation", "noise"),
+        }
 
-    def init_params(self, Y: Any, seed: int = 0, comm: Any = None, weights: Any = None) -> Params:
-        """Fields at the data's mean plus noise of their spread; μ = 0, ψ = 1; σ their standard deviation; π = 1/H.
-
-        Y: (N, D) array, path or Source; the result is the same on every rank of `comm`.
-        """
-        data = self.varied_moments(Y, comm, weights)
+    def start(self, summary: Summary, rng: np.random.Generator) -> Params:
+        """Fields at the data's mean plus noise of their spread; μ = 0, ψ = 1; σ their standard deviation; π = 1/H."""
+        data = summary.varied()
         spread = np.sqrt(data.var)
-        noise = generator(seed, "init").standard_normal((self.D, self.H))
+        noise = rng.standard_normal((self.D, self.H))
         return {
             "W": data.mean[:, None] + spread[:, None] * noise,
             "pi": np.full(self.H, min(0.5, 1 / self.H)),
@@ -131,8 +221,8 @@ class GSC(Truncated):
 
     # -- E-step --------------------------------------------------------------------------------------------
 
-    def tables(self, params: Params, backend: Backend, step: Step) -> Tables:
-        H, Hprime, masked = self.H, self.Hprime, int(self.missing)
+    def on(self, backend: Backend, params: Params, step: Step) -> SpikeSlabEStep:
+        H, Hprime, masked, device = self.H, self.Hprime, int(self.missing), backend.to_device
         sigma, spread = float(params["sigma"]), np.sqrt(params["psi"])
         pi = self.activities(params)
         logit = log_odds(pi)
@@ -140,121 +230,34 @@ class GSC(Truncated):
         V = params["W"] * (spread / sigma)
         gram = V.T @ V
         shift = np.zeros(H) if step.anneal_prior else (1 - 1 / step.T) * logit
-        return Tables(
+        return SpikeSlabEStep(
             backend=backend,
-            weights=Weights(backend),
-            dictionary=params["W"],
+            W=params["W"],
             sigma2=sigma**2,
-            projection=backend.to_device(V / sigma),
-            fields=backend.to_device(params["W"].T),
-            gram=backend.to_device(gram),
-            norms=backend.to_device(np.diag(gram)),
-            latents=backend.to_device(np.array([pull, logit - pull**2 / 2, spread, shift])),
-            one=backend.to_device(np.ones((1, H))),
-            zero=backend.to_device(np.zeros((1, H))),
-            pull=pull,
-            spread=spread,
             beta=1 / step.T,
             log_p0=float(np.log1p(-pi).sum()),
+            residuals=step.residuals,
+            fields=device(params["W"].T),
+            observed_gram=ObservedGram.of(V, Hprime, backend) if self.missing else None,
             squared_norms=backend.kernel("squared_norms", D=self.D),
-            scores=backend.kernel("spike_slab_scores", H=H, MASKED=masked),
             preselect=backend.kernel("preselect", H=H, HPRIME=Hprime, VALUES=1),
+            pair_sums=backend.kernel("pair_sums", H=H, HPRIME=Hprime),
+            scale_rows=backend.kernel("scale_rows", H=H),
+            model=self,
+            pull=pull,
+            spread=spread,
+            projection=device(V / sigma),
+            gram=device(gram),
+            norms=device(np.diag(gram)),
+            latents=device(np.array([pull, logit - pull**2 / 2, spread, shift])),
+            one=device(np.ones((1, H))),
+            zero=device(np.zeros((1, H))),
+            scores=backend.kernel("spike_slab_scores", H=H, MASKED=masked),
             spike_slab=backend.kernel(
                 "spike_slab",
                 states=self.states, H=H, HPRIME=Hprime, GAMMA=self.gamma, ANNEAL=int(step.T != 1), MASKED=masked,
             ),
-            pair_sums=backend.kernel("pair_sums", H=H, HPRIME=Hprime),
-            scale_rows=backend.kernel("scale_rows", H=H),
-            observed_gram=ObservedGram.of(V, Hprime, backend) if self.missing else None,
-            residuals=step.residuals,
         )  # fmt: skip
-
-    def infer(self, tables: Tables, Y: Array) -> Posterior:
-        """Score every latent alone, preselect I_n, enumerate K_n, weigh: one matrix product and three kernels.
-
-        Where entries are missing, norms and couplings of the fields are those of the observed part of each data point.
-        """
-        t, n, H = tables, Y.shape[0], self.H
-        empty = t.backend.empty
-        observed, norms, gram = None, t.norms, t.gram
-        if t.observed_gram is not None:
-            Y, observed = split_missing(t.backend, Y)
-            norms = t.observed_gram.norms(observed)
-        product, mean, square = t.backend.matmul(Y, t.projection), empty((n, H)), empty((n, H))
-        t.scores(n, product, norms, t.latents, mean)
-        candidates = empty((n, self.Hprime), np.int32)
-        t.preselect(n, mean, t.one, t.zero, candidates)
-        if t.observed_gram is not None:
-            gram = t.observed_gram.couplings(observed, candidates)
-        log_evidence, pairs, full = empty((n,)), empty((n, self.pairs)), empty((n,))
-        t.spike_slab(n, product, gram, norms, t.latents, candidates, t.beta, mean, log_evidence, square, pairs, full)
-        yy = squared_norms(t.backend, t.squared_norms, Y)
-        rest = {"square": square, "pairs": pairs, "yy": yy, "Y": Y, "observed": observed, "full": full}
-        return Posterior(in_white_noise(t, self.D, log_evidence, yy, observed), candidates, mean, product, rest)
-
-    def sums(self, tables: Tables, Y: Array, posterior: Posterior, weights: np.ndarray | None) -> dict[str, Any]:
-        t, n, device = tables, Y.shape[0], tables.backend
-        keep = t.weights(n, weights)
-        moments = {"s": posterior.mean, "sz": posterior.product, "square": posterior.rest["square"]}
-        about = self._residuals(t, posterior, weights) if t.residuals else None
-        imputed = self._imputed(t, posterior, weights) if self.missing and not t.residuals else ()
-        if weights is not None:
-            for rows in moments.values():
-                t.scale_rows(n, rows, keep)
-        sums: dict[str, Any] = {name: Sum(column_sums(device, rows, t.weights(n))) for name, rows in moments.items()}
-        sums["yy"] = [device.point_sums([(posterior.rest["yy"], 1.0)], keep)]
-        if about is not None:
-            sums["ys"], sums["rr"], sums["pairs"] = about
-            return sums
-        sums["ys"] = [device.sum_products(posterior.rest["Y"], posterior.product)]
-        for name, more in zip(("ys", "yy"), imputed, strict=False):
-            sums[name].append(more)
-        # Strengths have no bound but what they are: the host waits for three short arrays.
-        s, sz, square = (device.to_host(sums[name].rows).sum(axis=0, dtype=np.float64) for name in moments)
-        sums["pairs"] = pair_moments(t, n, posterior, keep, float(np.max(_about_zero(t, s, sz, square) / t.spread**2)))
-        return sums
-
-    def _imputed(self, t: Tables, posterior: Posterior, weights: np.ndarray | None) -> tuple[np.ndarray, float]:
-        """What the expectations of missing entries add to the sums."""
-        square, pairs, s, sz, observed, chosen = (
-            t.backend.to_host(rows)
-            for rows in (
-                posterior.rest["square"], posterior.rest["pairs"], posterior.mean, posterior.product,
-                posterior.rest["observed"], posterior.candidates,
-            )
-        )  # fmt: skip
-        i, j = self.states.pairs
-        strengths = pairs * (t.spread[chosen[:, i]] * t.spread[chosen[:, j]])
-        return impute(t.dictionary, t.sigma2, observed, _about_zero(t, s, sz, square), chosen, strengths, weights)
-
-    def _residuals(
-        self, t: Tables, posterior: Posterior, weights: np.ndarray | None
-    ) -> tuple[np.ndarray, float, np.ndarray]:
-        """Σ⟨(y − W(s∘z))(s∘z)ᵀ⟩ and Σ⟨‖y − W(s∘z)‖²⟩ about the old W, and all of Σ⟨(s∘z)(s∘z)ᵀ⟩."""
-        host, rest = t.backend.to_host, posterior.rest
-        Y, s, sz, square, pairs = (
-            host(rows).astype(np.float64)
-            for rows in (rest["Y"], posterior.mean, posterior.product, rest["square"], rest["pairs"])
-        )
-        chosen, observed = host(posterior.candidates), host(rest["observed"]).astype(float) if self.missing else None
-        squares = _about_zero(t, s, sz, square)
-        i, j = self.states.pairs
-        for rows in pieces(len(Y), self.Hprime * (self.D if self.missing else self.Hprime)):
-            at = chosen[rows]
-            m, scale = np.take_along_axis(sz[rows], at, axis=1), t.spread[at]
-            covariance = np.zeros((len(at), self.Hprime, self.Hprime))
-            covariance[:, i, j] = covariance[:, j, i] = pairs[rows] * scale[:, i] * scale[:, j] - m[:, i] * m[:, j]
-            own = np.arange(self.Hprime)
-            covariance[:, own, own] = np.maximum(np.take_along_axis(squares[rows], at, axis=1) - m**2, 0)
-            sure = np.take_along_axis(s[rows], at, axis=1) >= 1 - SURE * np.finfo(t.backend.dtype).eps
-            gram = _gram(t, at, None if observed is None else observed[rows])
-            covariance = strength_spread(gram, scale, sure, covariance)
-            pairs[rows] = covariance[:, i, j]
-            np.put_along_axis(squares[rows], at, covariance[:, own, own], axis=1)
-        return residual_sums(t.dictionary, t.sigma2, Y, observed, sz, squares, chosen, pairs, weights)
-
-    def reconstruct(self, tables: Tables, Y: Array, posterior: Posterior) -> Array:
-        return tables.backend.matmul(posterior.product, tables.fields)
 
     @property
     def layout(self) -> Layout:
@@ -263,58 +266,70 @@ class GSC(Truncated):
             "pairs": (self.H, self.H),
         }  # fmt: skip
 
+    def moments(self, sums: Statistics, params: Params, step: Step) -> Statistics:
+        """`szsz`, all of Σ⟨(s∘z)(s∘z)ᵀ⟩, and `spread`, Σ⟨s_h (z_h − m_h)²⟩ about m = Σ⟨s∘z⟩ / Σ⟨s⟩ itself.
+
+        The sums have it about the old μ and in units of the old ψ, so it is right even where ψ is far smaller than μ².
+        Sums of residuals come with the fields W that they are `about`.
+        """
+        D, H, mu, psi = self.D, self.H, params["mu"], params["psi"]
+        s, sz, square, szsz, yy = (sums[name] for name in ("s", "sz", "square", "pairs", "yy"))
+        layout: Layout = {
+            N_USE: (), "yy": (), "rr": (), "ys": (D, H), "s": (H,), "sz": (H,), "spread": (H,), "szsz": (H, H),
+        }  # fmt: skip
+        spread = psi * square - s * (average(sz, s, mu) - mu) ** 2
+        if not step.residuals:
+            root = np.sqrt(psi)
+            szsz = symmetric(szsz * root * root[:, None], second_moment(mu, psi, s, sz, square))
+            return sums.but(layout, spread=spread, szsz=szsz)
+        if self.missing:
+            yy = squares_about_zero(sums, szsz, params["W"])
+        return sums.but({**layout, "about": (D, H)}, yy=yy, spread=spread, szsz=szsz, about=params["W"])
+
+    def combine(self, first: Statistics, second: Statistics, a: float, b: float) -> Statistics:
+        """Plain sums, but `spread`, which grows by how far the two means are apart."""
+        both = blended(first, second, a, b, "szsz")
+        zero = np.zeros(self.H)
+        apart = average(first["sz"], first["s"], zero) - average(second["sz"], second["s"], zero)
+        between = a * first["s"] * average(b * second["s"], both["s"], zero) * apart**2
+        return both.but(both.layout, spread=both["spread"] + between)
+
     # -- M-step --------------------------------------------------------------------------------------------
 
-    def m_step(self, stats: Statistics, params: Params, step: Step) -> tuple[Params, list[str]]:
-        """W = (Σ y⟨s∘z⟩ᵀ)(Σ⟨(s∘z)(s∘z)ᵀ⟩)⁻¹, σ² from its residual, and the moments of the active strengths.
-
-        `square` holds Σ⟨s (z − μ)²⟩ / ψ about the old mean, so ψ is right even where it is far smaller than μ².
-        """
-        N = float(stats["N_use"])
-        s, sz, mu, psi = stats["s"], stats["sz"], params["mu"], params["psi"]
+    def maximize(self, moments: Statistics, params: Params, step: Step) -> tuple[Params, list[str]]:
+        """W = (Σ y⟨s∘z⟩ᵀ)(Σ⟨(s∘z)(s∘z)ᵀ⟩)⁻¹, σ² from its residual, and the moments of the active strengths."""
+        s, sz, spread = moments["s"], moments["sz"], moments["spread"]
         alive = s > 0
-        count = np.where(alive, s, 1)
-        new_mu = np.where(alive, sz / count, mu)
-        second = np.maximum(psi * stats["square"] + mu * (2 * sz - mu * s), 0)  # Σ⟨s z²⟩
+        new_psi = average(spread, s, params["psi"])
         # A variance below the rounding of z² cannot be told from zero.
-        floor = np.where(alive, np.maximum(step.resolution * second / count, TINY), 0)
-        new_psi = np.where(alive, psi * stats["square"] / count - (new_mu - mu) ** 2, psi)
-
-        spread = np.sqrt(psi)
-        szsz = stats["pairs"]
-        if not step.residuals:
-            szsz = symmetric(szsz * spread * spread[:, None], second)
+        second = average(sz, s, np.zeros(self.H)) ** 2 + np.where(alive, new_psi, 0)
+        floor = np.where(alive, np.maximum(step.resolution * second, TINY), 0)
         of_noise: list[str] = []
-        W, sigma = fields_and_noise(stats, szsz, params["W"], step, of_noise)
+        W, sigma = fields_and_noise(moments, moments["szsz"], params["W"], step, of_noise)
         notes = [f"latent {h} was never active: its field and strengths were kept" for h in np.flatnonzero(~alive)]
-        pi = s / N * self.selection_factor(params, step)
+        pi = s / points(moments) * self.selection_factor(params, step)
         new = {
             "W": W,
             "pi": held("pi", np.where(alive, pi, MIN_PROBABILITY), MIN_PROBABILITY, 1 - MIN_PROBABILITY, notes),
-            "mu": new_mu,
+            "mu": average(sz, s, params["mu"]),
             "psi": np.maximum(new_psi, floor),
         }
         if np.any(new_psi < floor):
             notes.append(f"{np.sum(new_psi < floor)} of {self.H} psi were held at the resolution of the E-step")
         return {**new, "sigma": sigma}, notes + of_noise
 
-    def hold(self, new: Params, old: Params, masks: Masks, stats: Statistics, step: Step) -> Params:
+    def hold(self, new: Params, old: Params, masks: Masks, moments: Statistics, step: Step) -> Params:
         """σ follows the fields, and ψ the means of the strengths."""
-        spread, ss = np.sqrt(old["psi"]), stats["pairs"]
-        if not step.residuals:
-            mu, s = old["mu"], stats["s"]
-            second = np.maximum(old["psi"] * stats["square"] + mu * (2 * stats["sz"] - mu * s), 0)
-            ss = symmetric(ss * spread * spread[:, None], second)
         out = dict(new)
         if "mu" in masks:
-            off = np.where(masks["mu"] & (stats["s"] > 0), new["mu"] - old["mu"], 0)
+            off = np.where(masks["mu"] & (moments["s"] > 0), new["mu"] - old["mu"], 0)
             out["psi"] = new["psi"] + off**2
-        return with_held_fields(out, old, masks, ss, float(stats["N_use"]), self.domains)
+        return with_held_fields(out, old, masks, moments["szsz"], points(moments), self.parameters)
 
-    def needs_residuals(self, params: Params, step: Step, stats: Statistics | None = None) -> bool:
+    def needs_residuals(self, params: Params, step: Step, moments: Statistics | None = None) -> bool:
         with np.errstate(over="ignore", invalid="ignore"):
             power = np.sum(params["pi"] * (params["mu"] ** 2 + params["psi"]) * params["W"] ** 2) / self.D
-        return noise_is_lost(float(power), params, step, stats)
+        return noise_is_lost(float(power), params, step, moments)
 
     def settle(self, new: Params, old: Params) -> Params:
         """The fields at the norms they had: W_h / c, c μ_h and c² ψ_h of any c > 0 have one likelihood.
@@ -329,8 +344,8 @@ class GSC(Truncated):
         return {**new, "W": new["W"] / c, "mu": c * new["mu"], "psi": c**2 * new["psi"]}
 
     def bytes_per_point(self, itemsize: int) -> tuple[int, int]:
-        kept = itemsize * (3 * self.H + self.pairs + 2) + 4 * self.Hprime
-        return kept + itemsize * (self.D + self.H), kept
+        kept = itemsize * (3 * self.H + self.pairs + 2 + 2 * self.D * self.missing) + 4 * self.Hprime
+        return kept + itemsize * (self.D + self.H + (self.H + self.pairs) * self.missing), kept
 
 
 def _norms(W: np.ndarray) -> np.ndarray:
@@ -339,19 +354,14 @@ def _norms(W: np.ndarray) -> np.ndarray:
     return np.asarray(largest * np.linalg.norm(W / np.where(largest > 0, largest, 1), axis=0))
 
 
-def _gram(t: Tables, chosen: np.ndarray, observed: np.ndarray | None) -> np.ndarray:
-    """WᵀW/σ² of each data point's candidates, over what was observed of it, (n, H', H')."""
-    if observed is None:
-        gram = t.dictionary.T @ t.dictionary / t.sigma2
-        return np.asarray(gram[chosen[:, :, None], chosen[:, None, :]])
-    fields = t.dictionary.T[chosen] / np.sqrt(t.sigma2)
-    return np.asarray((fields * observed[:, None, :]) @ fields.transpose(0, 2, 1))
+def average(total: np.ndarray, count: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
+    """total / count, and `otherwise` where there is none."""
+    return np.asarray(np.divide(total, count, out=np.array(otherwise, dtype=np.float64), where=count > 0))
 
 
-def _about_zero(t: Tables, s: np.ndarray, sz: np.ndarray, square: np.ndarray) -> np.ndarray:
-    """⟨s z²⟩ from the moments about the prior's mean, `square` in units of ψ."""
-    mu = t.pull * t.spread
-    return np.maximum(t.spread**2 * square + mu * (2 * sz - mu * s), 0)
+def second_moment(mu: np.ndarray, psi: np.ndarray, s: np.ndarray, sz: np.ndarray, square: np.ndarray) -> np.ndarray:
+    """⟨s z²⟩ from the moments about μ, `square` in units of ψ."""
+    return np.asarray(np.maximum(psi * square + mu * (2 * sz - mu * s), 0))
 
 
 def _integrated(params: Params, Y: np.ndarray, W: np.ndarray, states: np.ndarray) -> np.ndarray:

@@ -8,19 +8,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from gem.backends.base import Array
+from gem.backends.base import Array, Backend
+from gem.batch import Batch
 from gem.checks import whole_number, yes_or_no
-from gem.errors import ConfigError, DataError
-from gem.models.base import (
-    MIN_PROBABILITY,
-    SMALL,
-    Model,
-    Moments,
-    Params,
-    Posterior,
-    Step,
-    shard_and_moments,
-)
+from gem.errors import ConfigError
+from gem.models.base import Model, Step
+from gem.models.estep import Posterior
+from gem.models.parameters import MIN_PROBABILITY, SMALL, Params, of_role
 from gem.philox import generator
 from gem.states import log_binomial, state_table
 from gem.statistics import Layout, Statistics, Sums
@@ -54,6 +48,8 @@ class Truncated(Model):
     """
 
     tallies: ClassVar[Layout] = {"at_gamma": ()}
+    reseeds: ClassVar[str] = "asked"
+    truncates: ClassVar[bool] = True
     noisy: ClassVar[float] = 2.0  # nats by which the noise of Annealing.auto moves the log joint of a state at first
     values: tuple[float, ...] = (1.0,)  # that a latent takes when it is not 0
 
@@ -68,28 +64,11 @@ class Truncated(Model):
             )
         self.states = state_table(self.Hprime, self.gamma)
 
-    def settings(self) -> dict[str, Any]:
-        sizes = {"D": self.D, "H": self.H, "Hprime": self.Hprime, "gamma": self.gamma}
-        return {**sizes, "missing": True} if self.missing else sizes
-
     def log_prior(self, params: Params, states: np.ndarray) -> np.ndarray:
         """Of binary latents, active with probability `pi`, one for all or (H,)."""
         pi = np.broadcast_to(params["pi"], (self.H,))
         active = states != 0
         return active @ np.log(pi) + ~active @ np.log1p(-pi)
-
-    def varied_moments(self, Y: Any, comm: Any, weights: Any = None) -> Moments:
-        """Mean and variance of the data, which an initialisation begins with.
-
-        Raises
-        ------
-        DataError
-            If there is no variance at all.
-        """
-        _, _, data, _ = shard_and_moments(Y, self.D, comm, self.missing, weights)
-        if not data.var.any():
-            raise DataError("all data points are equal: there is nothing to learn from them")
-        return data
 
     @property
     def pairs(self) -> int:
@@ -115,14 +94,6 @@ class Truncated(Model):
         return float(params["sigma"])
 
     # -- what γ leaves out ---------------------------------------------------------------------------------
-
-    def tally(self, tables: Any, posterior: Posterior, weights: np.ndarray | None = None) -> Sums:
-        return self.count_full(tables, posterior.rest["full"], weights)
-
-    def count_full(self, tables: Any, full: Array, weights: np.ndarray | None = None) -> Sums:
-        """How many data points have γ active latents in their most probable state: `full` (n,) is 1 for these."""
-        keep = None if weights is None else tables.weights(len(weights), weights)
-        return {"at_gamma": [tables.backend.point_sums([(full, 1.0)], keep)]}
 
     def advice(self, share_at_gamma: float) -> list[str]:
         """A note, where γ is so small that many data points may have more active latents than it allows."""
@@ -154,32 +125,33 @@ class Truncated(Model):
         A, B = self.truncation(params)
         return self.activity(params) * self.H * A / B
 
-    def usage(self, stats: Statistics) -> np.ndarray:
+    def usage(self, moments: Statistics) -> np.ndarray:
         """How many data points each latent explains, (H,)."""
-        return stats["s"]
+        return moments["s"]
 
     def strength(self, params: Params, h: int) -> float:
         """The size of latent h where it is active."""
         return float(np.sqrt(np.mean(np.square(self.values))))
 
-    def reseed(self, new: Params, stats: Statistics) -> tuple[Params, list[str]]:
+    def reseed(self, new: Params, moments: Statistics) -> tuple[Params, list[str]]:
         """Give a latent that explains less than one data point the parameters of the most active one, moved a bit."""
-        used = self.usage(stats)
+        used = self.usage(moments)
         big = int(np.argmax(used))
         dead = np.flatnonzero(used < min(1.0, used[big]))
-        moved = dict(new)
-        for name, value in new.items():
-            of_latents = value.shape[-1:] == (self.H,) and self.domains[name] != "distribution"  # over values, of DSC
-            if dead.size and of_latents:
-                moved[name] = value.copy()
-                moved[name][..., dead] = value[..., big, None]
-        notes = [f"latent {h} was dead and re-seeded beside latent {big}" for h in dead]
-        if dead.size:
-            scale = new.get("sigma", np.std(new["W"][:, big]))  # so near that it shares the data of its neighbour
-            noise = {"W_noise": float(scale / self.strength(new, big) * np.sqrt(2 / self.D))}
-            noisy = self.perturb(moved, noise, generator(int(dead[0]), "reseed"))["W"]
-            moved["W"] = np.where(np.isin(np.arange(self.H), dead), noisy, new["W"])
-        return moved, notes
+        if not dead.size:
+            return dict(new), []
+        taken = dict(new)
+        for name, about in self.parameters.items():
+            if about.latents is not None:
+                taken[name] = new[name].copy()
+                taken[name][..., dead] = new[name][..., big, None]
+        fields = str(of_role(self.parameters, "fields"))
+        noise = of_role(self.parameters, "noise")  # so near that it shares the data of its neighbour
+        scale = np.std(new[fields][:, big]) if noise is None else new[noise]
+        apart = {f"{fields}_noise": float(scale / self.strength(new, big) * np.sqrt(2 / self.D))}
+        noisy = self.perturb(taken, apart, generator(int(dead[0]), "reseed"))[fields]
+        taken[fields] = np.where(np.isin(np.arange(self.H), dead), noisy, new[fields])
+        return taken, [f"latent {h} was dead and re-seeded beside latent {big}" for h in dead]
 
     # -- the states themselves, for who asks ---------------------------------------------------------------
 
@@ -214,6 +186,11 @@ class Truncated(Model):
                 row[active] = choice
                 rows.append(row)
         return np.array(rows).reshape(-1, self.Hprime)
+
+
+def count_full(backend: Backend, batch: Batch, full: Array) -> Sums:
+    """How many data points have γ active latents in their most probable state: `full` (n,) is 1 for these."""
+    return {"at_gamma": [backend.point_sums([(full, 1.0)], None if batch.counts is None else batch.weights)]}
 
 
 def log_odds(pi: np.ndarray) -> np.ndarray:

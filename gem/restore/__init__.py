@@ -20,7 +20,7 @@ from gem.checks import whole_number
 from gem.em import em_step
 from gem.errors import ConfigError, DataError
 from gem.models import Model
-from gem.models.base import Params
+from gem.models.parameters import Params
 from gem.philox import generator
 from gem.picture_files import white_of
 from gem.progress import Progress
@@ -367,7 +367,7 @@ class _Job:
 
     def _levels(self, guide: np.ndarray) -> np.ndarray:
         """(N, depth): what is taken off every patch: its means; nothing where the causes must not be negative."""
-        if self.model.domains.get("W") == "nonnegative":
+        if self.model.fields_are_nonnegative:
             return np.zeros((len(self.cover.places), self.cover.depth))
         return self.cover.means(guide)
 

@@ -15,7 +15,7 @@ from gem.backends import blas
 from gem.em import posterior
 from gem.errors import ConfigError
 from gem.models import MODELS, Model, known_options, make
-from gem.models.base import Params
+from gem.models.parameters import Params
 from gem.models.truncated import Truncated
 from gem.philox import generator
 from gem.restore.cover import Cover
@@ -111,7 +111,7 @@ def start(model: Model, Y: np.ndarray, noise: float, seed: int) -> Params:
             len(Y), size=model.H, replace=again, p=energy / total if total > 0 else None
         )
         fields = np.nan_to_num(Y[rows]).T
-        params["W"] = np.maximum(fields, 0) if model.domains["W"] == "nonnegative" else fields.copy()
+        params["W"] = np.maximum(fields, 0) if model.fields_are_nonnegative else fields.copy()
     if "b" in params:  # σ²/b is the penalty: it stays
         params["b"] = noise**2 * params["b"] / params["sigma"] ** 2
         params["sigma"] = np.array(noise)
