@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from inspect import Parameter as Argument
@@ -18,6 +18,7 @@ from gem.models import parameters
 from gem.models.estep import EStep, Posterior
 from gem.models.held import Masks, put_back
 from gem.models.parameters import Parameter, Params
+from gem.models.pictures import OfPictures
 from gem.parallel import communicator
 from gem.philox import generator, per_point
 from gem.statistics import N_USE, Layout, Statistics
@@ -61,7 +62,7 @@ class Step:
         number("Ncut", self.Ncut, "a number between 0 and 1", 0, 1)
 
 
-class Model(ABC):
+class Model(OfPictures):
     """A generative model and its EM equations; it never holds parameters and never names a backend.
 
     A subclass says what its parameters are (`parameters`) and where they begin (`start`); it is defined by `generate`,

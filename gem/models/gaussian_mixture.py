@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from gem.backends import blas
 from gem.backends.base import Backend
 from gem.errors import ConfigError, DataError
 from gem.models import missing_gaussian
@@ -17,10 +18,15 @@ from gem.models.held import Masks, held_centres, put_back
 from gem.models.mixture_kernel import KernelMixture
 from gem.models.mixtures import EMPTY, FLOOR, UNMOVED, Mixture, direction, from_centres
 from gem.models.parameters import Parameter, Params
+from gem.models.pictures import POINTS_PER_FIELD, of_signal
 from gem.statistics import Layout, Statistics, Sums
 from gem.summary import Summary
 
 ROUNDED = 2.0**-48  # a spread below this part of the mean is the rounding of a constant in float64
+
+POINTS_PER_COMPONENT = 2000  # patches of a picture
+COMPONENTS = (8, 20)  # for patches: at least (where there are so many), at most
+SURE = 1e-6  # responsibility below which a component is not asked
 
 
 class MoG(KernelMixture):
@@ -238,6 +244,42 @@ class MoG(KernelMixture):
         mean = counts @ mu / counts.sum()
         var = (np.maximum(within, 0) + counts @ (mu - mean) ** 2) / counts.sum()
         return np.where(np.sqrt(var) > max(resolution, ROUNDED) * np.abs(mean), var, 0)
+
+    # -- pictures ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def sizes_for_patches(cls, count: int, noise: float, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """Full covariances; Σ_k = Cov[x | k] + σ² I: the floor makes it so."""
+        least, most = COMPONENTS
+        K = max(1, min(max(least, count // POINTS_PER_COMPONENT), most, count // POINTS_PER_FIELD))
+        return {"K": K, "covariance": "full", "reg": noise**2 or 1.0}
+
+    def with_known_noise(self, params: Params, noise: float, count: int) -> Params:
+        """Gaussians of mean 0, as many patches are x as −x, with the covariances of `of_signal`."""
+        if self.covariance != "full":
+            return params
+        mu, cov = params["mu"], params["cov"] + params["mu"][:, :, None] * params["mu"][:, None, :]
+        with blas.limited(1):  # more threads only wait for each other on matrices this small
+            shrunk = [of_signal(c, noise, count * float(pi)) for c, pi in zip(cov, params["pi"], strict=True)]
+        return {**params, "mu": np.zeros_like(mu), "cov": np.array(shrunk)}
+
+    def signal(
+        self, params: Params, Y: np.ndarray, explained: np.ndarray, mean: np.ndarray, noise: float
+    ) -> np.ndarray:
+        """Σ_k q_k (μ_k + (Σ_k − σ² I)₊ Σ_k⁻¹ (y − μ_k)): what a Gaussian keeps of y − μ_k is (Σ_k − σ² I) Σ_k⁻¹."""
+        y, estimates = np.where(np.isnan(Y), explained, Y), np.zeros(Y.shape)
+        spread = params.get("cov")
+        if spread is None:
+            spread = self._variances(params)[:, :, None] * np.eye(self.D)
+        with blas.limited(1):
+            for q, mu, cov in zip(mean.T, params["mu"], np.broadcast_to(spread, (self.K, self.D, self.D)), strict=True):
+                asked = q > SURE
+                values, vectors = np.linalg.eigh(cov)
+                gain = (vectors * np.maximum(1 - noise**2 / values, 0)) @ vectors.T
+                estimates[asked] += q[asked, None] * (mu + (y[asked] - mu) @ gain)
+        return estimates
+
+    # -- what is held --------------------------------------------------------------------------------------
 
     def refuses_to_hold(self, name: str, mask: np.ndarray) -> str | None:
         whole = mask.reshape(*mask.shape[:-2], -1)

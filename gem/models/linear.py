@@ -474,6 +474,12 @@ class DSC(LinearSuperposition):
     def settings(self) -> dict[str, Any]:
         return {**super().settings(), "values": list(self.all_values)}
 
+    most_on_patches = 3
+
+    @classmethod
+    def sizes_for_patches(cls, count: int, noise: float, settings: Mapping[str, Any]) -> dict[str, Any]:
+        return {**super().sizes_for_patches(count, noise, settings), "values": [-2, -1, 0, 1, 2]}
+
     @classmethod
     def example(cls) -> DSC:
         return cls(2, 2, values=(0, 1))

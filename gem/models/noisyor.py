@@ -56,6 +56,7 @@ class NoisyOR(Causes):
     field_domain = "probability"
     e_step = NoisyOREStep
     imputes = False
+    unfit_for_pictures = "its data are 0 or 1"
     noisy = 3.5  # it wears off: where W comes near 0 or 1, noise on its logit moves it less
 
     @property

@@ -66,6 +66,8 @@ class PMCA(Causes):
     e_step = PoissonEStep
     offset_in_b = True
 
+    unfit_for_pictures = "its data are counts"
+
     def __init__(
         self,
         D: int,

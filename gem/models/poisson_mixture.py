@@ -44,6 +44,7 @@ class MoP(KernelMixture):
     """
 
     component = "poisson"
+    unfit_for_pictures = "its data are counts"
 
     def __init__(self, D: int, K: int, reg: float = FLOOR, missing: bool = False, alpha: float = 1.0):
         reg = number("reg", reg, "a positive number, the floor of the rates", 0, inside=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from gem.errors import DataError
 from gem.models.base import Model, Step
 from gem.models.estep import EStep, Evidence, Posterior, squared_norms
 from gem.models.parameters import TINY, Parameter, Params
+from gem.models.pictures import fields_for
 from gem.philox import generator
 from gem.statistics import N_ALL, Layout, Statistics, Sums
 from gem.summary import Summary
@@ -81,6 +82,14 @@ class SC(Model):
         rows = summary.rows(self.H, rng)
         W = rows[np.arange(self.H) % len(rows)].T + sigma / 10 * rng.standard_normal((self.D, self.H))
         return {"W": W / np.linalg.norm(W, axis=0), "sigma": sigma, "b": np.array(sigma**2 / (self.penalty or sigma))}
+
+    @classmethod
+    def sizes_for_patches(cls, count: int, noise: float, settings: Mapping[str, Any]) -> dict[str, Any]:
+        return {"H": fields_for(count, noise), "penalty": 1.2 * (noise or 1.0)}
+
+    def begin_on_patches(self, params: Params, Y: np.ndarray, noise: float, rng: np.random.Generator) -> Params:
+        """The noise as it is; σ²/b is the penalty: it stays."""
+        return {**params, "b": noise**2 * params["b"] / params["sigma"] ** 2, "sigma": np.array(noise)}
 
     def generate(self, params: Params, n: int, rng: np.random.Generator) -> np.ndarray:
         drawn = np.empty(n, dtype=[("Y", np.float64, (self.D,)), ("s", np.float64, (self.H,))])

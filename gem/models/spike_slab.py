@@ -200,6 +200,12 @@ class GSC(Truncated):
             "sigma": np.array(np.sqrt(data.var.mean())),
         }
 
+    most_on_patches = 3
+
+    def with_known_noise(self, params: Params, noise: float, count: int) -> Params:
+        """Strengths explain the signal: what is left is noise."""
+        return {**params, "sigma": np.array(noise)}
+
     def strength(self, params: Params, h: int) -> float:
         return float(np.sqrt(params["mu"][h] ** 2 + params["psi"][h]))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import product
 from typing import Any, ClassVar
 
@@ -15,6 +15,7 @@ from gem.errors import ConfigError
 from gem.models.base import Model, Step
 from gem.models.estep import Posterior
 from gem.models.parameters import MIN_PROBABILITY, SMALL, Params, of_role
+from gem.models.pictures import contrasted, fields_for
 from gem.philox import generator
 from gem.states import log_binomial, state_table
 from gem.statistics import Layout, Statistics, Sums
@@ -152,6 +153,22 @@ class Truncated(Model):
         noisy = self.perturb(taken, apart, generator(int(dead[0]), "reseed"))[fields]
         taken[fields] = np.where(np.isin(np.arange(self.H), dead), noisy, new[fields])
         return taken, [f"latent {h} was dead and re-seeded beside latent {big}" for h in dead]
+
+    # -- pictures ------------------------------------------------------------------------------------------
+
+    most_on_patches: ClassVar[int] = 5  # gamma, for patches of pictures
+
+    @classmethod
+    def sizes_for_patches(cls, count: int, noise: float, settings: Mapping[str, Any]) -> dict[str, Any]:
+        H = int(settings.get("H") or fields_for(count, noise))
+        Hprime = int(settings.get("Hprime") or min(H, 8))
+        return {"H": H, "Hprime": min(H, 8), "gamma": min(H, cls.most_on_patches, Hprime)}
+
+    def begin_on_patches(self, params: Params, Y: np.ndarray, noise: float, rng: np.random.Generator) -> Params:
+        """Fields at patches of much contrast."""
+        name = str(of_role(self.parameters, "fields"))
+        fields = contrasted(Y, self.H, rng)
+        return {**params, name: np.maximum(fields, 0) if self.fields_are_nonnegative else fields.copy()}
 
     # -- the states themselves, for who asks ---------------------------------------------------------------
 

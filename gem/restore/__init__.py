@@ -357,7 +357,7 @@ class _Job:
             for step in range(plan.steps):
                 params, info = em_step(self.model, params, Y, backend=plan.backend, dtype=plan.dtype)
                 plan.notes.extend((number * plan.steps + step + 1, note) for note in info.notes)
-                params = known_noise(params, self.sigma, len(Y))
+                params = known_noise(self.model, params, self.sigma, len(Y))
                 if plan.line:
                     plan.line.update(number * plan.steps + step + 1, info)
             guide, quiet = self._estimate(params, levels)
