@@ -42,7 +42,7 @@ def _sweep(given: list[str]) -> int:
         "benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("-k", dest="pattern", default="", help='part of SIZE/CASE: "bsc", "medium/mog-"')
-    parser.add_argument("--backend", help='one alone: "numpy", "opencl", "cuda:1" (default: all that are here)')
+    parser.add_argument("--backend", help='only one: "numpy", "opencl", "cuda:1" (default: all that are here)')
     parser.add_argument("--profile", choices=PROFILES, default="quick")
     parser.add_argument("--output", type=Path, default=Path("benchmarks.jsonl"), help="default: %(default)s")
     parser.add_argument("--compare", type=Path, metavar="OLD.jsonl", help="print each case's ratio to an earlier run")

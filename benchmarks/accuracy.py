@@ -343,7 +343,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run; returns 0, or 1 where something deviates by more than is asked, or was refused."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("golden", "float32", "ranks"), help="one of the three (default: all)")
-    parser.add_argument("--backend", help='one alone: "numpy", "opencl", "opencl:1" (default: all that are here)')
+    parser.add_argument("--backend", help='only one: "numpy", "opencl", "opencl:1" (default: all that are here)')
     parser.add_argument("--worker", choices=("golden", "ranks"), help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.worker:

@@ -45,7 +45,7 @@ SMALL = Size("small", N=4_000, D=64, H=64, Hprime=8, gamma=4, K=16)
 MEDIUM = Size("medium", N=20_000, D=256, H=300, Hprime=8, gamma=5, K=50)
 LARGE = Size("large", N=200_000, D=256, H=300, Hprime=10, gamma=5, K=100)
 PROFILES = {
-    "tiny": Profile((TINY,), repeats=3, copy_bytes=4 << 20, pause=0, dtypes=("float32",)),  # for tests alone
+    "tiny": Profile((TINY,), repeats=3, copy_bytes=4 << 20, pause=0, dtypes=("float32",)),  # only for tests
     "quick": Profile((SMALL,), repeats=3, copy_bytes=64 << 20),
     "regular": Profile((SMALL, MEDIUM), repeats=9, copy_bytes=512 << 20),
     "large": Profile((MEDIUM, LARGE), repeats=5, copy_bytes=1 << 30),

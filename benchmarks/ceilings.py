@@ -21,7 +21,7 @@ def devices(wanted: str | None = None) -> tuple[list[str], dict[str, str]]:
 
     Parameters
     ----------
-    wanted : a backend ("opencl": all of its devices), or a device ("opencl:1"), alone.
+    wanted : a backend ("opencl": all of its devices), or only one device ("opencl:1").
 
     Raises
     ------

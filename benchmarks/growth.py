@@ -3,7 +3,7 @@
     python -m benchmarks.growth [MODEL ...] [--backend numpy] [--dtype float32] [--factor 1] [--output FILE]
 
 One size varies, the others stay. The exponents are slopes of log against log over the same points: of the time, of the
-flops in benchmarks/cases.py, of the peak memory beyond the data (numpy alone: a device tells Python nothing),
+flops in benchmarks/cases.py, of the peak memory beyond the data (only numpy: a device tells Python nothing),
 and of what the model says it needs for a batch.
 """
 

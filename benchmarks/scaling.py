@@ -368,7 +368,7 @@ def tenth_sentence(found: Sequence[Record], mode: str) -> str:
 
     what = f"{one['points']:,} data points in all" if mode == "strong" else f"{one['weak_points']:,} on each rank"
     return (
-        f"{mode} scaling ({what}), a tenth of the step goes: to the reduction alone {where('reduction')}; to all "
+        f"{mode} scaling ({what}), a tenth of the step goes: to the reduction by itself {where('reduction')}; to all "
         f"communication {where('communication')} (simulated)"
     )
 

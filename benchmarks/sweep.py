@@ -53,7 +53,7 @@ def sweep(profile: str, pattern: str = "", backend: str | None = None) -> Iterat
     ----------
     profile : a name in PROFILES
     pattern : part of the names of the cases to run ("bsc", "mog-", "medium/mca"); all, if empty
-    backend : one backend or device alone
+    backend : only one backend or device
     """
     plan, began = PROFILES[profile], time.perf_counter()
     yield {**machine(profile), "pattern": pattern, "only": backend or ""}

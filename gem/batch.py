@@ -25,7 +25,7 @@ class Batch:
     counts : (n,) float64 host array, or None
         The same on the host; None where all are 1.
     notes : dict of device arrays
-        What was computed from `Y` alone, such as ‖y‖²: kept as long as the batch is, so from step to step if it stays
+        What was computed only from `Y`, such as ‖y‖²: kept as long as the batch is, so from step to step if it stays
         on its device.
     """
 

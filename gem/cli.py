@@ -1,4 +1,4 @@
-"""The command line: gem fit, resume, info, show; alone or under mpiexec."""
+"""The command line: gem fit, resume, info, show; in one process or under mpiexec."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     resume.set_defaults(command=_resume)
     for command in (fit, resume):
         command.add_argument(
-            "-q", "--quiet", action="store_true", help="no progress line, and of the log warnings alone"
+            "-q", "--quiet", action="store_true", help="no progress line, and only warnings of the log"
         )
         command.add_argument("--trace", metavar="FILE.json", help="record the time line of all ranks (for Perfetto)")
 
@@ -219,7 +219,7 @@ def _add_restoring(commands: Any) -> None:
         command.add_argument("--backend", help='"numpy", "auto", ... (default: $GEM_BACKEND, else auto)')
         command.add_argument("--seed", type=int, default=0)
         command.add_argument(
-            "-q", "--quiet", action="store_true", help="no progress line, and of the log warnings alone"
+            "-q", "--quiet", action="store_true", help="no progress line, and only warnings of the log"
         )
     denoise.set_defaults(command=_restore, mask=None, missing=None)
     inpaint.set_defaults(command=_restore, add_noise=False)

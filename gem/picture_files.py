@@ -30,6 +30,7 @@ TURNS: dict[int, Any] = {  # the TIFF tag Orientation: rows and columns as they 
     7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
     8: lambda a: a.swapaxes(0, 1)[::-1],
 }
+ICC_PROFILE, UNDEFINED = 34675, 7  # a tag of TIFF, and its type
 
 
 COLOUR_SPACES = {  # of the tag PhotometricInterpretation: samples that are neither grey nor RGB
@@ -356,12 +357,13 @@ def _write_tiff(path: Path, picture: Picture, samples: np.ndarray) -> None:
         extra = ("unspecified",) * (colours - 1) + extra
     planar = "contig" if samples.ndim == 3 else None
     profile = picture.extras.get("icc_profile")
+    tags = [(ICC_PROFILE, UNDEFINED, len(profile), profile, True)] if profile else []  # older ones have no iccprofile=
     tifffile.imwrite(
         path,
         samples,
         photometric=photometric,
         extrasamples=extra,
-        iccprofile=profile,
+        extratags=tags,
         metadata=None,
         planarconfig=planar,
     )

@@ -7,7 +7,7 @@ Layout (T steps stored; open it with h5py or any other HDF5 reader):
                     checkpoint (T, the last step stored) · finished (bool)
                     reason (why no step follows: "settled", "steps used up", "ended by finish()", "F fell at step 17",
                     "stopped by SIGTERM", or empty)
-                    writer (who alone continues it) · job, rank (of the launch that it was begun in)
+                    writer (the only one who continues it) · job, rank (of the launch that it was begun in)
     /params/NAME    (R, *shape) float64: the parameters after R of the steps 0 (the start) to T, the last after step T
     /steps          (R,) int64: of which steps; not there if of all, T + 1 rows
     /best/NAME      (*shape) float64: of a run that is to end with its best parameters, these so far; attributes step,

@@ -146,7 +146,7 @@ class _Watch:
         """End the thread, when it has stored what it is at."""
         os.write(self._write, b"\0")
         self._thread.join()
-        if threading.current_thread() is not threading.main_thread():  # it alone may set the descriptor
+        if threading.current_thread() is not threading.main_thread():  # only it may set the descriptor
             _ended[self._write] = self
             return
         now = signal.set_wakeup_fd(-1)

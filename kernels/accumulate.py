@@ -5,7 +5,7 @@ import numpy as np
 FIXED_POINT = 2  # the KIND of whole numbers in units of 2⁻⁴⁰
 MOST_COLUMNS = 128
 FEW_COLUMNS = 8  # a line of memory
-MOST_ROWS = 16  # that a work-item adds up alone
+MOST_ROWS = 16  # that a work-item adds up by itself
 
 
 def accumulate(

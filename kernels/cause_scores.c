@@ -1,4 +1,4 @@
-/* cause_scores.c: how far each field alone exceeds the data, the score of maximal causes.
+/* cause_scores.c: how far each field by itself exceeds the data, the score of maximal causes.
  *
  *   scores[n, h] = -sum_d max(W[d, h], Y[n, d])       over the d with observed[n, d] = 1, if MISSING
  *

@@ -1,4 +1,4 @@
-"""The score of maximal causes: how far each field alone exceeds the data (Puertas et al., NIPS 2010)."""
+"""The score of maximal causes: how far each field by itself exceeds the data (Puertas et al., NIPS 2010)."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ TILE_ELEMENTS = 1 << 17
 def cause_scores(
     N: int, Y: np.ndarray, observed: np.ndarray, W: np.ndarray, scores: np.ndarray, *, MISSING: int
 ) -> None:
-    """scores = −Σ_d max(W[d, h], Y[n, d]), over observed d alone if MISSING: −Σ_d max(W − Y, 0) less Σ_d Y.
+    """scores = −Σ_d max(W[d, h], Y[n, d]), only over observed d if MISSING: −Σ_d max(W − Y, 0) less Σ_d Y.
 
     Parameters
     ----------

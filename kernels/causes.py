@@ -127,7 +127,7 @@ class _Wanted:
 @dataclass(frozen=True)
 class _Points:
     """Data points (n, D), all fields (H, D), those of the points' candidates, (H', n, D), and which of these come
-    `before` each other, if one alone is seen."""
+    `before` each other, if only one is seen."""
 
     y: np.ndarray
     observed: np.ndarray | None
@@ -260,7 +260,7 @@ def _collect_winners(
     reconstruction: np.ndarray,
     sums: np.ndarray,
 ) -> None:
-    """As `_collect`, where one cause alone is seen: it has all of A, and the combined value is its own."""
+    """As `_collect`, where only one cause is seen: it has all of A, and the combined value is its own."""
     f, setting, states = wanted.fragment, wanted.setting, wanted.states
     by_set = winners.Winners(multi, states)
     active = multi @ states.active.astype(multi.dtype)

@@ -1,6 +1,6 @@
 /* linear_scores.c: scores for preselection where entries are missing, so that every data point has its own norms.
  *
- *   COSINE 0   score_h = max_v v (slope_h b_h - v norms_h / 2) + offset[v, h], the log-joint of latent h alone
+ *   COSINE 0   score_h = max_v v (slope_h b_h - v norms_h / 2) + offset[v, h], the log joint of latent h by itself
  *   COSINE 1   score_h = b_h / sqrt(norms_h); 0 where nothing of the field was observed
  *
  * Groups: ceil(N / TILE). Sizes: H, VALUES, COSINE.

@@ -14,7 +14,7 @@ def linear_scores(
     *,
     COSINE: int,
 ) -> None:
-    """The score of each latent, for `preselect`: of the latent alone, its log joint, or if COSINE the cosine.
+    """The score of each latent, for `preselect`: of the latent by itself, its log joint, or if COSINE the cosine.
 
     Parameters
     ----------

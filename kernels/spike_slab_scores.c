@@ -1,4 +1,4 @@
-/* spike_slab_scores.c: the log joint of every latent alone, relative to the zero state: energies and scores in one.
+/* spike_slab_scores.c: the log joint of every latent by itself, relative to the zero state: energies and scores in one.
  *
  *   scores_nh = offset_h + (r^2 / A - log A) / 2,    r = b_nh + pull_h,  A = 1 + norm_h
  *

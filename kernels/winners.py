@@ -1,4 +1,4 @@
-"""Where of the active causes the largest alone is seen: what each state then sums up to, without taking it by itself.
+"""Where only the largest of the active causes is seen: what each state then sums up to, without taking it by itself.
 
 Cause i is seen at d if it is on and all that are larger there are off. What is seen of it depends on the set of these
 alone, and sums over sets of candidates take H' − 1 additions of tables, whatever γ, and lose no digits.

@@ -136,17 +136,17 @@ def test_what_a_peer_may_differ_by():
 @pytest.mark.parametrize("where", ["data", "timed", "peer"])
 def test_an_error_anywhere_is_one_failed_record(monkeypatch, where):
     """MemoryError where data are made, in a timed run, and in a peer's: the other cases are measured."""
-    calls, m_step = [], MoP.m_step
+    calls, maximize = [], MoP.maximize
 
     def fails(*arguments, **options):
         calls.append(arguments)
         if where == "data" or len(calls) > 3:  # a timed run: after the first step, and the traced one
             raise MemoryError("none left")
-        return {"likelihood": -1.0} if where == "peer" else m_step(*arguments)
+        return {"likelihood": -1.0} if where == "peer" else maximize(*arguments)
 
     monkeypatch.setitem(PEERS, "mop", (Peer("p", "sklearn", lambda *a: fails),) if where == "peer" else ())
     if where != "peer":
-        monkeypatch.setattr(MoP, "generate_data" if where == "data" else "m_step", fails)
+        monkeypatch.setattr(MoP, "generate_data" if where == "data" else "maximize", fails)
     records = results.settled(sweep("tiny", "mo", "numpy"))
     failed = [r for r in records if r.get("failed")]
     cases = {r["case"]: r for r in of_kind(records, "case")}
@@ -183,7 +183,7 @@ def test_the_machine_is_described():
 
 
 def test_a_case_that_breaks_costs_no_other_its_result(monkeypatch):
-    monkeypatch.setattr(MoG, "m_step", lambda *a: 1 / 0)
+    monkeypatch.setattr(MoG, "maximize", lambda *a: 1 / 0)
     records = list(sweep("tiny", "mo", "numpy"))
     assert {r["case"] for r in of_kind(records, "case")} == {"mop"} if "mop" in MODELS else set()
     assert all("ZeroDivisionError" in r["reason"] for r in records if r.get("failed"))

@@ -321,7 +321,7 @@ def test_what_generated_the_data_is_learned_from_a_random_start(name):
 
 @pytest.mark.parametrize("scale", [0.5, 1e4])
 def test_noisy_parameters_are_parameters(make, scale):
-    """Each parameter alone, and all of them: changed, and in its domain."""
+    """Each parameter by itself, and all of them: changed, and in its domain."""
     model = make(False)
     names = [name for name in model.shapes if name != "cov"]
     for chosen in ([], *([name] for name in names), names):
@@ -387,7 +387,7 @@ def test_parameters_that_do_not_fit_are_refused(make, change):
 
 
 def test_truncated_posterior_enumerates_exactly_its_states(backend):
-    """Brute force over K_n, candidate by candidate, from the definition alone."""
+    """Brute force over K_n, candidate by candidate, only from the definition."""
     model = BSC(D=12, H=7, Hprime=4, gamma=3)
     params = truth(model)
     Y, _ = model.generate_data(params, 40, seed=11)

@@ -649,7 +649,7 @@ def test_cuda_ranks_of_a_host_take_its_devices_in_turn(monkeypatch):
         ([(0, 0), (0, 1), (4, 0), (4, 1)], "0101", None, [1, 1, 1, 1]),  # two hosts
         ([(0, 0), (0, 1), (0, 2), (0, 3)], "2222", "cuda:2", [4, 4, 4, 4]),  # all the one asked for
         ([(0, 0), (0, 1), (0, 2), (0, 3)], "0101", "own", [2, 2, 2, 2]),  # each another one, as a run is resumed
-        ([(0, 0), (0, 1), (0, 2), (0, 3)], "0123", "hidden", [1, 1, 1, 1]),  # each sees its own alone, as number 0
+        ([(0, 0), (0, 1), (0, 2), (0, 3)], "0123", "hidden", [1, 1, 1, 1]),  # each sees only its own, as number 0
     ],
 )
 def test_ranks_that_share_a_device_share_its_memory(places, devices, asked, shared, monkeypatch):

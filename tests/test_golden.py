@@ -17,7 +17,7 @@ def test_every_case_is_there():
 
 
 def further_devices():
-    """The OpenCL devices that "opencl" alone does not choose, as another runtime of the same processor."""
+    """The OpenCL devices that "opencl" by itself does not choose, as another runtime of the same processor."""
     return [f"opencl:{index}" for index in range(1, len(_opencl.devices()))]
 
 
@@ -38,7 +38,7 @@ def test_golden_over_ranks(name, backend, world):
 
 @pytest.mark.serial
 def test_pocl_is_one_of_the_devices():
-    """Whatever device "opencl" alone chooses: the OpenCL build of every kernel is to run on PoCL."""
+    """Whatever device "opencl" by itself chooses: the OpenCL build of every kernel is to run on PoCL."""
     platforms = [about.get("platform", "") for about in available().values()]
     if not any("Portable Computing Language" in platform for platform in platforms):
         missing("pocl", f"no device of it works: {available()['opencl']}")

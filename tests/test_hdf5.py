@@ -384,7 +384,7 @@ def external(folder: Path) -> Path:
 def test_values_in_external_files_are_read_from_any_folder(tmp_path, monkeypatch):
     path = external(tmp_path)
     (tmp_path / "other").mkdir()
-    for folder in (tmp_path, tmp_path / "other"):  # HDF5 by itself looks in the working directory alone
+    for folder in (tmp_path, tmp_path / "other"):  # HDF5 by itself looks only in the working directory
         monkeypatch.chdir(folder)
         np.testing.assert_array_equal(read(path), TABLE)
     (tmp_path / "b.raw").rename(tmp_path / "other/b.raw")

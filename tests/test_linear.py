@@ -280,7 +280,7 @@ def test_listing_states_takes_bounded_memory():
 
 @pytest.mark.parametrize("missing", [False, True])
 def test_data_selection_corrects_the_proportions(missing, backend):
-    """The step sees the selected points alone; the values other than 0 are scaled alike, 0 takes what is left."""
+    """The step sees only the selected points; the values other than 0 are scaled alike, 0 takes what is left."""
     sizes, share = {"D": 8, "H": 6, "Hprime": 5, "gamma": 2}, 0.3 if missing else 0.0
     model, params, Y, _ = problem("dsc", 400, sizes, share=share, missing=missing)
     A, B = model.truncation(params)
@@ -364,7 +364,7 @@ def test_evidence_that_float32_rounds_is_told(kind, backend):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_sums_that_are_not_finite_are_refused(dtype, backend, monkeypatch):
-    """Whatever they come from: the free energy alone may be a number still."""
+    """Whatever they come from: only the free energy may be a number still."""
     model = BSC(D=6, H=4)
     Y = np.random.default_rng(0).standard_normal((50, 6))
     sums = LinearEStep.sums

@@ -103,7 +103,7 @@ def test_seeding_takes_a_part_of_the_data_that_an_em_step_can_pay():
 @pytest.mark.parametrize("dtype", ["float64", "float32"])
 @pytest.mark.parametrize("covariance", COVARIANCES)
 def test_a_fit_in_small_units_is_that_in_larger_ones(covariance, dtype, backend):
-    """1e-9 squared is far below any absolute floor; F changes by the unit's Jacobian alone."""
+    """1e-9 squared is far below any absolute floor; F changes only by the unit's Jacobian."""
     Y = clusters(1)[5:]
     unit = 1e-9 if covariance == "spherical" else np.array([1e-9, 1e-6, 1e-3])
     model = MoG(D=3, K=3, covariance=covariance)

@@ -151,7 +151,7 @@ def _refuse_emulation() -> None:
 
 
 def every_device(backend: str, dtype: Any = "float32") -> list[Backend]:
-    """A backend on each device of its that can be used, first the one that its name alone chooses; "opencl:1" is one.
+    """A backend on each device of its that can be used, first the one that only its name chooses; "opencl:1" is one.
 
     Raises
     ------
@@ -205,7 +205,7 @@ def _emulated(index: int) -> dict[str, Any]:
 
 
 def _others(chosen: Backend) -> list[str]:
-    """How a user asks for the devices of a backend beside the one that its name alone chooses."""
+    """How a user asks for the devices of a backend beside the one that its name by itself chooses."""
     kind, count = chosen.name.partition(":")[0], 1
     if kind == "opencl":
         from gem.backends._opencl import devices

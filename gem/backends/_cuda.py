@@ -79,7 +79,7 @@ class CudaBackend(DeviceBackend):
 
     @property
     def place(self) -> str:
-        """A rank may see its own device alone, and call it number 0 as all others do theirs."""
+        """A rank may see only its own device, and call it number 0 as all others do theirs."""
         return str(self._cupy.cuda.runtime.getDeviceProperties(self._device.id)["uuid"])
 
     # -- memory --------------------------------------------------------------------------------------------

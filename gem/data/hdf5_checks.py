@@ -312,7 +312,7 @@ def _check_sources(dataset: Any, name: str, depth: int) -> None:
     if 0 <= mapped < size and not _reads_as_gap(dataset):
         raise DataError(
             f"{name} is a virtual dataset, and no file gives {size - mapped} of its {size} values: HDF5 would read "
-            f"{dataset.fillvalue} there; make it of its sources alone, or with fillvalue=numpy.nan"
+            f"{dataset.fillvalue} there; make it only of its sources, or with fillvalue=numpy.nan"
         )
 
 

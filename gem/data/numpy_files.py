@@ -164,7 +164,7 @@ def open_npz_stack(path: str, name: str | None, patch: int) -> Stack:
 
 
 class _Array:
-    """The array of a .npy file, of which what its first axes count (its last ones, in Fortran order) is read alone."""
+    """The array of a .npy file, of which only what its first axes count (its last ones, in Fortran order) is read."""
 
     def __init__(self, path: str, header: Header, offset: int):
         (self.shape, self._by_column, self.dtype), self._path, self._offset = header, path, offset
@@ -207,7 +207,7 @@ def _npz_arrays(archive: zipfile.ZipFile) -> dict[str, tuple[zipfile.ZipInfo, He
 
 
 def _begin_of(path: str, member: zipfile.ZipInfo) -> int:
-    """Where a member's bytes begin: behind its local header, the last of which are of a length told there alone."""
+    """Where a member's bytes begin: behind its local header, the last of which are of a length told only there."""
     with open(path, "rb") as file:
         file.seek(member.header_offset)
         header = file.read(30)

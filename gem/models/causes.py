@@ -363,7 +363,7 @@ class Causes(Truncated):
         return sums.but({N_USE: (), "A": shape, "Ay": shape, "s": (self.H,)}, A=A, Ay=Ay)
 
     def effects(self, sums: Statistics, params: Params, step: Step) -> tuple[np.ndarray, np.ndarray]:
-        """Σ⟨A⟩ and Σ⟨A y⟩, (D, H): of states of several causes, and of latents that are alone."""
+        """Σ⟨A⟩ and Σ⟨A y⟩, (D, H): of states of several causes, and of latents that are active without others."""
         known = self.likelihood(params, step)
         A, Ay = sums["several"].swapaxes(1, 2)
         alone, count = sums["alone"], sums["count"]

@@ -234,7 +234,7 @@ class LinearSuperposition(Truncated):
     A subclass says which `values` a latent takes when it is not 0, and how ``pi`` gives their probabilities.
     """
 
-    cosine: ClassVar[bool] = False  # candidates are chosen by Wᵀy/‖W‖, or by the log joint of the latent alone
+    cosine: ClassVar[bool] = False  # candidates are chosen by Wᵀy/‖W‖, or by the log joint of only this latent
 
     @abstractmethod
     def probabilities(self, params: Params) -> np.ndarray:
@@ -569,7 +569,7 @@ def with_held_fields(
 
 
 def cholesky_solve(factor: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """x of L Lᵀ x = right, by blocks of L: numpy can solve with a matrix alone, which it would factor once more."""
+    """x of L Lᵀ x = right, by blocks of L: numpy can only solve with a matrix, which it would factor once more."""
     x = right.copy()
     blocks = [slice(i, i + BLOCK) for i in range(0, len(factor), BLOCK)]
     inverses = [np.linalg.inv(factor[b, b]) for b in blocks]
@@ -584,7 +584,7 @@ def solve_fields(ys: np.ndarray, ss: np.ndarray, W: np.ndarray) -> np.ndarray:
     """The minimiser of Σ⟨‖y − Ws‖²⟩, ys ss⁻¹; where the data leave it undetermined, the old W stays.
 
     A latent that was never active has a row of zeros in ss, two that are always active together make it
-    singular: the correction to W is then taken in the span of the well-determined directions alone. Fields of
+    singular: the correction to W is then taken only in the span of the well-determined directions. Fields of
     latents so faint that the rounding of this would drown them follow, one after the other, each to its own minimum.
     """
     scale = np.sqrt(np.diag(ss))

@@ -1,7 +1,7 @@
 """What a model knows of patches of pictures: how large it should be, where it begins, what known noise leaves of it.
 
 Hooks of every model, with defaults for those of Gaussian noise. The noise is known: what a model learns beyond it is
-held down where noise alone would give as much.
+held down where noise by itself would give as much.
 """
 
 from __future__ import annotations

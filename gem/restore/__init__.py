@@ -315,7 +315,7 @@ def _solve(planes: np.ndarray, noise: float, plan: _Plan) -> tuple[np.ndarray, M
 
 
 def _calm(quiet: np.ndarray, cover: Cover) -> np.ndarray:
-    """(channels or 1, height, width): what quiet patches alone cover, and not beside anything else."""
+    """(channels or 1, height, width): what only quiet patches cover, and not beside anything else."""
     (height, width), sides = cover.shape[1:], cover.sides
     inside = quiet.reshape(-1, height - sides[0] + 1, width - sides[1] + 1)
     calm = np.array([everywhere(channel, sides) for channel in inside])

@@ -15,7 +15,7 @@ CLIPPED = 0.01  # share of the pixels at an end of the range from which that end
 SPIKE = 2.0  # and how many times as many there must be as at the next value
 ROUNDING = 1e-10  # what is less, beside the largest value, is no noise
 MOST = 0.8  # share of clipped pixels around what varies, from which these are no clipped noise
-FEW = 0.05  # share of the places that must be free of clipped pixels to tell the noise from these alone
+FEW = 0.05  # share of the places that must be free of clipped pixels to tell the noise only from these
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-/* magnitude.h: the active cause of largest magnitude alone is seen, in Gaussian noise (MMCA).
+/* magnitude.h: only the active cause of largest magnitude is seen, in Gaussian noise (MMCA).
  *
  * setting: -1 / 2 sigma^2
  */

@@ -1,4 +1,4 @@
-"""The active cause of largest magnitude alone is seen, in Gaussian noise (MMCA). setting: −1 / 2σ²."""
+"""Only the active cause of largest magnitude is seen, in Gaussian noise (MMCA). setting: −1 / 2σ²."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-/* maximum.h: the largest of the active causes alone is seen, in Gaussian noise (MCA). Fields are not negative.
+/* maximum.h: only the largest of the active causes is seen, in Gaussian noise (MCA). Fields are not negative.
  *
  * setting: -1 / 2 sigma^2
  */

@@ -1,4 +1,4 @@
-"""The largest of the active causes alone is seen, in Gaussian noise (MCA). setting: −1 / 2σ²."""
+"""Only the largest of the active causes is seen, in Gaussian noise (MCA). setting: −1 / 2σ²."""
 
 import numpy as np
 
