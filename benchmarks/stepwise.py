@@ -101,8 +101,9 @@ def bsc(args: argparse.Namespace) -> None:
     learner = MiniBatchDictionaryLearning(
         100, alpha=1.0, max_iter=1, batch_size=args.minibatch, fit_algorithm="cd", random_state=0
     )
-    _, seconds = timed(lambda: learner.fit(Y.astype(np.float64)))
-    print(f"bsc: scikit-learn MiniBatchDictionaryLearning (another model): a pass in {seconds:.2f} s", flush=True)
+    some = Y[: len(Y) // 10].astype(np.float64)
+    _, seconds = timed(lambda: learner.fit(some))
+    print(f"bsc: scikit-learn MiniBatchDictionaryLearning (another model): a pass over a tenth of them in {seconds:.2f} s", flush=True)
 
 
 def disk(args: argparse.Namespace) -> None:

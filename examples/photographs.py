@@ -4,8 +4,7 @@
 
 The photographs come with scikit-learn (china.jpg, flower.jpg). What it does is what these two commands do:
 
-    gem fit bsc china.jpg flower.jpg --H 200 --Hprime 8 --gamma 4 --count 150000 --steps 200 \\
-        --T 0=4,0.6=1 --anneal-prior --Ncut 0=0,0.66=1
+    gem fit bsc china.jpg flower.jpg --H 200 --Hprime 8 --gamma 4 --count 150000 --steps 200
     gem show run.h5 --gabor
 """
 
@@ -30,19 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     folder = Path(sklearn.datasets.__file__).parent / "images"
     photographs = [str(folder / name) for name in ("china.jpg", "flower.jpg")]
-    settings = [
-        "--H",
-        args.H,
-        "--Hprime",
-        "8",
-        "--gamma",
-        "4",
-        "--T",
-        "0=4,0.6=1",
-        "--anneal-prior",
-        "--Ncut",
-        "0=0,0.66=1",
-    ]
+    settings = ["--H", args.H, "--Hprime", "8", "--gamma", "4"]
     run = ["--steps", args.steps, "--count", args.count, "--output", args.output, "--overwrite"]
     status = cli.main(["fit", "bsc", *photographs, *settings, *run])
     return status or cli.main(["show", args.output, "--gabor"])

@@ -579,6 +579,8 @@ class EM:
 
     def _noisy(self, params: Params, position: float, minibatch: int = 0) -> Params:
         """The parameters with the noise of this position in the run."""
+        if not self.anneal.noisy:
+            return params
         rng = generator(self.seed, "noise", int(position) + (minibatch << 32))
         noisy = self.model.perturb(params, self.anneal[position], rng)
         return noisy if self._hold is None else self._hold.put_back(noisy, params)
