@@ -103,7 +103,9 @@ def bsc(args: argparse.Namespace) -> None:
     )
     some = Y[: len(Y) // 10].astype(np.float64)
     _, seconds = timed(lambda: learner.fit(some))
-    print(f"bsc: scikit-learn MiniBatchDictionaryLearning (another model): a pass over a tenth of them in {seconds:.2f} s", flush=True)
+    print(
+        f"bsc: MiniBatchDictionaryLearning (another model): a pass over a tenth of them in {seconds:.2f} s", flush=True
+    )
 
 
 def disk(args: argparse.Namespace) -> None:

@@ -823,7 +823,8 @@ try:
 except gem.DataError:
     device.room = lambda: 1 << 30
 em = gem.EM(m, Y, gem.Annealing(steps=2), params=p, backend=device, batch=64).run()
-assert all(np.array_equal(device.to_host(A), Y[at : at + 64]) for at, A in [(each.start, each.Y) for each in em._work.batches])
+kept = em._work.batches
+assert all(np.array_equal(device.to_host(one.Y), Y[one.start : one.start + 64]) for one in kept)
 print('in order', abs(em.history['free_energy'][0] - wanted) < 1e-9 * abs(wanted))
 """,
         "in order True",
