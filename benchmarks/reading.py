@@ -21,6 +21,7 @@ import pyarrow.parquet
 import tifffile
 import zarr
 
+from benchmarks.results import put_between
 from benchmarks.timing import BREATH, interleaved, spread
 from gem.data import Shard, open_data
 
@@ -112,8 +113,7 @@ def main() -> None:
             lines.append(f"| {what} | {' | '.join(measure(Path(folder) / name, plain, args.repeats))} |")
     print("\n".join(lines))
     if args.write is not None:
-        before, _, after = args.write.read_text().split(MARK)
-        args.write.write_text("\n".join([f"{before}{MARK}", *lines, f"{MARK}{after}"]))
+        put_between(MARK, "\n".join(lines), args.write)
 
 
 if __name__ == "__main__":

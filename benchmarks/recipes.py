@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import denoise
+from benchmarks.results import put_between
 from gem.restore import psnr, restore
 
 MARK = "<!-- recipes -->"
@@ -103,8 +104,7 @@ def main() -> None:
     lines = table(found)
     print("\n".join(lines))
     if args.write is not None:
-        before, _, after = args.write.read_text().split(MARK)
-        args.write.write_text("\n".join([f"{before}{MARK}", *lines, f"{MARK}{after}"]))
+        put_between(MARK, "\n".join(lines), args.write)
 
 
 if __name__ == "__main__":

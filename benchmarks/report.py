@@ -72,12 +72,7 @@ def put_summary(records: Sequence[Record], readme: Path) -> None:
     DataError
         If the marks are not there, twice.
     """
-    text = readme.read_text(encoding="utf-8")
-    if text.count(MARK) != 2:
-        raise DataError(f"{readme} has {text.count(MARK)} lines {MARK}: the summary goes between two of them")
-    before, _, after = text.split(MARK)
-    table = results.markdown(SUMMARY_COLUMNS, summary(records))
-    readme.write_text(f"{before}{MARK}\n{table}\n{MARK}{after}", encoding="utf-8")
+    results.put_between(MARK, results.markdown(SUMMARY_COLUMNS, summary(records)), readme)
 
 
 def largest(cases: Sequence[Record]) -> list[Record]:

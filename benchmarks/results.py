@@ -236,3 +236,18 @@ def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """The same as a table of Markdown."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def put_between(mark: str, text: str, page: Path) -> None:
+    """Replace what stands between the two lines `mark` of a page.
+
+    Raises
+    ------
+    DataError
+        If they are not there, twice.
+    """
+    old = page.read_text(encoding="utf-8")
+    if old.count(mark) != 2:
+        raise DataError(f"{page} has {old.count(mark)} lines {mark}: the summary goes between two of them")
+    before, _, after = old.split(mark)
+    page.write_text(f"{before}{mark}\n{text}\n{mark}{after}", encoding="utf-8")
