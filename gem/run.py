@@ -112,7 +112,6 @@ class EM:
         then a pass over the data. Each minibatch costs a reduction over the ranks (docs/math.md, stepwise EM).
     rate : number, list of (position, value), or "t^-KAPPA", optional
         How much of the running moments a minibatch takes the place of: see `gem.stepwise.Rate` (default: "t^-0.6").
-
     keep_best : bool
         End with the best parameters, those of the largest F, where these are not the last ones: F may fall where states
         are truncated or left out. keep="best" is the same, with the default for the steps. In any case a note says so.
@@ -210,10 +209,11 @@ class EM:
             self._start = one_of(params, start)
             self._prepare(params, backend, dtype)
             self._keep = asked_keep or automatic(len(anneal), sum(value.nbytes for value in self.params.values()))
-            shard = local_shard(model, source, self.backend, self.comm, batch, self._reading)
-            self._batch = shard.batch
+            shard: Shard | None = None
             self._minibatches: Minibatches | None = None
             if minibatch is None:
+                shard = local_shard(model, source, self.backend, self.comm, batch, self._reading)
+                self._batch = shard.batch
                 self._work = Work(
                     model, self.backend.load(shard, counts), self.backend, self.comm, counts, self._trace, self._hold
                 )
@@ -298,16 +298,22 @@ class EM:
 
     def _in_minibatches(self, size: int, batch: int | None) -> Work:
         """The work of a run that learns from minibatches of this size."""
+        self.comm.slab(self._source.shape[0])  # refuses more ranks than data points
         every = None if self._weights is None else self._weights.everywhere(self.comm)
         bare = Work(self.model, NoBatches(), self.backend, self.comm, self._weights, self._trace, self._hold)
         self._minibatches = Minibatches(bare, self._source, size, self.seed, batch, self._reading, every)
         self._batch = self._minibatches.batch
         return replace(bare, batches=self._minibatches)
 
-    def _check_data(self, shard: Shard, given: bool) -> None:
-        """What the initialisation has not seen: data beside given parameters, and what only this model asks of them."""
+    def _check_data(self, shard: Shard | None, given: bool) -> None:
+        """What the initialisation has not seen: data beside given parameters, and what only this model asks of them.
+
+        Of a run that learns from minibatches, whose rows no `shard` has in their order, one is read for this.
+        """
         if given or type(self.model).check_data is not Model.check_data:
-            with telling_gaps(shard.source):
+            if shard is None:
+                shard = local_shard(self.model, self._source, self.backend, self.comm, self._batch, self._reading)
+            with telling_gaps(self._source):
                 for start, Y in shard.batches():
                     self.model.check_data(Y, start)
         self.comm.allgather(None)  # on every rank

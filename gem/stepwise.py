@@ -234,7 +234,7 @@ class Minibatches:
 
     def _load(self, number: int, shard: Shard) -> Work:
         weights = None if self._weights is None else self._weights_of(self._weights, number, shard)
-        return replace(self._work, batches=self._work.backend.load(shard, weights), weights=weights)
+        return replace(self._work, batches=self._work.backend.load(shard, weights, tell=False), weights=weights)
 
     def _weights_of(self, all_weights: SampleWeights, number: int, shard: Shard) -> SampleWeights:
         """The weights of a minibatch's rows; those of this rank, and where those of each rank begin."""
@@ -336,7 +336,7 @@ def update(
     new, moments, stats, notes = maximized(work, params, step, stop, blend)
     heard = {
         name: carry.heard.get(name, 0.0) + float(stats[name])
-        for name in (FREE_ENERGY, N_ALL, N_USE, STOP, *work.model.tallies)
+        for name in (FREE_ENERGY, N_ALL, N_USE, *work.model.tallies)
     }
     return new, Carry(dict(moments), carry.updates + 1, carry.done + 1, heard, N), stats, notes
 

@@ -318,3 +318,10 @@ def test_the_best_of_several_seeds_in_minibatches_is_that_of_its_seed(tmp_path):
     alone = gem.EM(BSC_MODEL, Y, gem.Annealing(3), seed=best.seed, **options).run()
     same(alone.params, best.params)
     same(alone.params, read_run(tmp_path / "run.h5").params)
+
+
+def test_minibatches_say_nothing_of_where_they_lie(backend, caplog):
+    """A line for each of them would hide all others."""
+    with caplog.at_level("INFO", "gem"):
+        gem.EM(BSC_MODEL, data(BSC_MODEL), gem.Annealing(2), minibatch=100, backend=backend).run()
+    assert not [line for line in caplog.messages if "stay" in line or "streamed" in line or "in place" in line]

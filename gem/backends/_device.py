@@ -254,11 +254,11 @@ class DeviceBackend(Backend):
         """Whether the sums of a step stay on the device: where it counts in float64, as the host does."""
         return self.acc == np.float64
 
-    def load(self, shard: Shard, weights: SampleWeights | None = None) -> Batches:
+    def load(self, shard: Shard, weights: SampleWeights | None = None, tell: bool = True) -> Batches:
         self.most = sys.maxsize
-        return self.in_use(self._loaded(shard, weights))
+        return self.in_use(self._loaded(shard, weights, logging.INFO if tell else logging.DEBUG))
 
-    def _loaded(self, shard: Shard, weights: SampleWeights | None) -> Batches:
+    def _loaded(self, shard: Shard, weights: SampleWeights | None, level: int) -> Batches:
         needed, room = shard.N * shard.D * self.dtype.itemsize, self.room() // self._ranks
         if needed <= room:
             try:
@@ -266,9 +266,10 @@ class DeviceBackend(Backend):
             except self.out_of_memory() as error:
                 log.warning("%s has less room than it said (%s)", self.name, error)
             else:
-                log.info("data (%.0f MB) stay on %s between steps", needed / 1e6, self.name)
+                log.log(level, "data (%.0f MB) stay on %s between steps", needed / 1e6, self.name)
                 return resident
-        log.info("data (%.0f MB) are streamed to %s: it has room for %.0f MB", needed / 1e6, self.name, room / 1e6)
+        said = "data (%.0f MB) are streamed to %s: it has room for %.0f MB"
+        log.log(level, said, needed / 1e6, self.name, room / 1e6)
         return Streamed(self, shard, weights)
 
     def map(self, function: Callable[[Batch], Result], batches: Batches) -> Iterator[Result]:

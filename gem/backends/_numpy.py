@@ -68,7 +68,7 @@ class NumpyBackend(Backend):
         rounds = -(-N // (largest * self.threads))  # whole rounds: no thread is left with nothing to do
         return max(1, -(-N // (rounds * self.threads)))
 
-    def load(self, shard: Shard, weights: SampleWeights | None = None) -> Batches:
+    def load(self, shard: Shard, weights: SampleWeights | None = None, tell: bool = True) -> Batches:
         return HostBatches(self, shard, weights)
 
     def map(self, function: Callable[[Batch], Result], batches: Batches) -> Iterator[Result]:

@@ -158,11 +158,11 @@ class OpenCLBackend(DeviceBackend):
         if size > self._largest:
             raise MemoryError(f"{size:,} bytes in one piece, of {self._largest:,} at the most")
 
-    def _loaded(self, shard: Shard, weights: SampleWeights | None) -> Batches:
+    def _loaded(self, shard: Shard, weights: SampleWeights | None, level: int) -> Batches:
         if not self._cpu:
-            return super()._loaded(shard, weights)
+            return super()._loaded(shard, weights, level)
         where = "stay in the host's memory, where it" if shard.resident else "are read at each step; it"
-        log.info("%s is a CPU: data %s works on them in place", self.name, where)
+        log.log(level, "%s is a CPU: data %s works on them in place", self.name, where)
         return InPlace(self, shard, weights)
 
     def map(self, function: Callable[[Batch], Result], batches: Batches) -> Iterator[Result]:

@@ -70,9 +70,9 @@ class Traced(Backend):
     def ones(self, n: int) -> Array:
         return self._backend.ones(n)
 
-    def load(self, shard: Shard, weights: SampleWeights | None = None) -> Batches:
+    def load(self, shard: Shard, weights: SampleWeights | None = None, tell: bool = True) -> Batches:
         with self._trace.span("load data", points=shard.N):
-            return _TracedBatches(self._backend.load(shard, weights), self._trace)
+            return _TracedBatches(self._backend.load(shard, weights, tell), self._trace)
 
     def map(self, function: Callable[[Batch], Result], batches: Batches) -> Iterator[Result]:
         def recorded(batch: Batch) -> Result:

@@ -177,8 +177,8 @@ class Backend(ABC):
         return self.to_device(np.ones(n))
 
     @abstractmethod
-    def load(self, shard: Shard, weights: SampleWeights | None = None) -> Batches:
-        """A shard's batches on the device: kept there if they fit, else streamed at each pass."""
+    def load(self, shard: Shard, weights: SampleWeights | None = None, tell: bool = True) -> Batches:
+        """A shard's batches on the device: kept there if they fit, else streamed at each pass; `tell` logs which."""
 
     @abstractmethod
     def map(self, function: Callable[[Batch], Result], batches: Batches) -> Iterator[Result]:
