@@ -7,9 +7,37 @@
  *   ATOMICS    1: the device adds 64-bit integers atomically
  *   GROUP      work-items in a work-group
  *   TILE       data points that a work-group takes: group g has the points g TILE ... g TILE + TILE - 1
- *   WIDTH      1: the lanes of a data point are GROUP / TILE work-items (GPUs; a power of two).
- *              16, 8, ...: they are the elements of one vector, and GROUP is 1 (CPU devices, OpenCL only).
+ *   WIDTH      lanes: one text for CPUs and GPUs, below. CPU devices (OpenCL only): the 4, 8, 16 elements of a vector,
+ *              and GROUP is 1. GPUs: the 32 work-items of a warp (if a twin says so, GROUP of them).
+ *              1 (GPUs): a kernel without these words; the lanes of a data point are GROUP / TILE work-items.
  *   SPILLED    1: the states of a data point do not fit local memory; they lie in global memory (WIDTH and TILE are 1)
+ *
+ * ONE TEXT FOR VECTORS AND WARPS. A kernel whose twin's module says LANES = 32 is written for WIDTH lanes that run in
+ * step; the elements of a vector do so anyway, the lanes of a warp as the text branches only where all lanes agree.
+ *
+ *   WARP, WARPS       the number of these WIDTH lanes among all, and how many such there are
+ *   vec, ivec, accs   a number in each lane: real, int (of a CPU: as wide as real), acc
+ *   lanes             the same, and its elements by number: x.v is the vec; AT(x, r) is lane r's, for all lanes to
+ *                     read, SET(x, r, value) gives lane r another one
+ *   NUMBERS           0, 1, ..., WIDTH - 1: the lane's own number
+ *   (vec)(x)          x in each lane; comparisons of vec and `condition ? a : b` of two vec go lane by lane
+ *   VMAX vexp vlog vexp2 vlog2_1p fabs sqrt VACC VREAL
+ *   vload_row(left, fill, p, after), vstore_row(v, left, p, after)
+ *                     p[0], ..., p[WIDTH - 1], one in each lane: how a row that all lanes share is read. There is no
+ *                     p[left]: lanes from there on get `fill`, or store nothing. VLOAD, VSTORE, VLOAD_ACC, VSTORE_ACC:
+ *                     all are there; vload_part, vstore_part: `count` < WIDTH of them are.
+ *   highest, total    over all lanes, always in the same order: the maximum of a vec, the sum of an accs
+ *   SOMEWHERE, BITS   over all lanes, of a comparison: whether it holds for any; bit r: for lane r (WIDTH <= 32)
+ *   EACH_LANE(r, n)   heads what each lane r < n does on its own: gathers, x[index[r]], and the row of its own data
+ *                     point. There MINE(x, r) is lane r's number of `lanes` x, and no word goes over all lanes.
+ *   ONCE              before what one lane does for all: ONCE sum[n] += x;
+ *   MEET()            lanes see what others have written to global memory, and may overwrite what others have read
+ *
+ * So a data point is in each lane (`lanes`, EACH_LANE), or all lanes have their parts of one's row (vec, vload_row);
+ * for (r = 0; r < count; r++) { ... SET(x, r, total(...)); } leads from one to the other. What goes over all lanes,
+ * AT and SET, too, stands where all lanes come by: in no `?:`, && or || that they see differently.
+ * LANES_BEGIN; heads a kernel. A function that uses AT, highest, total, SOMEWHERE or BITS, or one that does, has
+ * LANES_PARAM before its parameters, LANES_ARG before its arguments: in OpenCL it has no local memory of its own.
  */
 #ifndef GEM_H
 #define GEM_H
@@ -29,6 +57,7 @@
 #ifndef SPILLED
 #define SPILLED 0
 #endif
+#define VECTORS_OF_A_CPU (WIDTH > 1 && GROUP == 1)
 
 /* ------------------------------------------------------------------------------------------- OpenCL C */
 #if defined(__OPENCL_VERSION__)
@@ -129,8 +158,8 @@ typedef GEM_ACC acc; /* for sums over many */
 #define FAINT_ENERGY ((real)-32.)
 #endif
 
-/* ------------------------------------------------------- lanes of a data point: elements of a vector */
-#if WIDTH > 1
+/* ------------------------------------------------------------------------- lanes: elements of a vector */
+#if VECTORS_OF_A_CPU
 
 #define GEM_JOIN_(a, b) a##b
 #define GEM_JOIN(a, b) GEM_JOIN_(a, b)
@@ -148,6 +177,17 @@ typedef union { /* a vector, and its elements by number */
     vec v;
     real at[WIDTH];
 } lanes;
+#define AT(x, r) (x).at[r]
+#define SET(x, r, value) ((x).at[r] = (value))
+#define EACH_LANE(r, n) for (int r = 0; r < (n); r++)
+#define MINE(x, r) (x).at[r]
+#define ONCE
+#define MEET()
+#define WARP GROUP_ID
+#define WARPS GROUPS
+#define LANES_BEGIN
+#define LANES_PARAM
+#define LANES_ARG
 
 /* Vectors in global memory, wherever they begin. (pocl compiles vload and vstore to twice the instructions.) */
 typedef vec loose_vec __attribute__((aligned(sizeof(real))));
@@ -311,12 +351,111 @@ DEVICE vec vlog2_1p(vec x)
 #endif
 }
 
+/* ------------------------------------------------------------------------ lanes: work-items of a warp */
+#elif WIDTH > 1
+
+#define LANE ((int)((unsigned int)LOCAL_ID % WIDTH))
+#define WARP (GROUP_ID * (GROUP / WIDTH) + LOCAL_ID / WIDTH)
+#define WARPS (GROUPS * (GROUP / WIDTH))
+#define NUMBERS LANE
+
+typedef real vec;
+typedef int ivec;
+typedef acc accs;
+typedef struct {
+    vec v;
+} lanes;
+
+/* What lane number `lane` has. A warp of CUDA exchanges registers. Other lanes, one such row in each group, go through
+ * local memory and meet at barriers. */
+#if defined(__CUDACC__) && WIDTH == 32
+#define LANES_BEGIN
+#define LANES_PARAM
+#define LANES_ARG
+#define MEET() __syncwarp()
+#define READ(T, room) return __shfl_sync(~0u, x, lane)
+#define SOMEWHERE(holds) __any_sync(~0u, holds)
+#define BITS(holds) ((int)__ballot_sync(~0u, holds))
+#else
+#if WIDTH != GROUP
+#error "lanes that meet at barriers are a group's"
+#endif
+typedef struct {
+    acc numbers[WIDTH];
+    int bits[WIDTH];
+} lanes_room;
+#define LANES_BEGIN LOCAL lanes_room lanes_meet[1]
+#define LANES_PARAM LOCAL_PTR lanes_room *lanes_meet,
+#define LANES_ARG lanes_meet,
+#define MEET() BARRIER()
+#define READ(T, room) \
+    lanes_meet->room[LANE] = x; \
+    BARRIER(); \
+    x = (T)lanes_meet->room[lane]; \
+    BARRIER(); \
+    return x
+#define SOMEWHERE(holds) (any_bits(lanes_meet, holds) != 0)
+#define BITS(holds) any_bits(lanes_meet, (int)((holds) != 0) << (LANE & 31))
+#endif
+DEVICE real real_of_lane(LANES_PARAM real x, int lane) { READ(real, numbers); }
+DEVICE acc acc_of_lane(LANES_PARAM acc x, int lane) { READ(acc, numbers); }
+DEVICE int int_of_lane(LANES_PARAM int x, int lane) { READ(int, bits); }
+
+/* In pairs, pairs of pairs, ...: each lane gets the same, as both of a pair add the same two numbers. */
+DEVICE real real_highest(LANES_PARAM real x)
+{
+    for (int step = WIDTH / 2; step > 0; step /= 2)
+        x = REAL_MAX(x, real_of_lane(LANES_ARG x, LANE ^ step));
+    return x;
+}
+
+DEVICE acc acc_total(LANES_PARAM acc x)
+{
+    for (int step = WIDTH / 2; step > 0; step /= 2)
+        x += acc_of_lane(LANES_ARG x, LANE ^ step);
+    return x;
+}
+
+DEVICE int any_bits(LANES_PARAM int x)
+{
+    for (int step = WIDTH / 2; step > 0; step /= 2)
+        x |= int_of_lane(LANES_ARG x, LANE ^ step);
+    return x;
+}
+
+DEVICE vec with_lane(vec x, int r, real value) { return LANE == r ? value : x; }
+
+#define highest(x) real_highest(LANES_ARG x)
+#define total(x) acc_total(LANES_ARG x)
+#define AT(x, r) real_of_lane(LANES_ARG (x).v, r)
+#define SET(x, r, value) ((x).v = with_lane((x).v, r, value))
+#define EACH_LANE(r, n) for (int r = LANE; r < (n); r += WIDTH)
+#define MINE(x, r) (x).v
+#define ONCE if (LANE == 0)
+
+#define VLOAD(p) ((p)[LANE])
+#define VSTORE(v, p) ((p)[LANE] = (v))
+#define VLOAD_ACC VLOAD
+#define VSTORE_ACC VSTORE
+#define VACC(v) ((acc)(v))
+#define VREAL(v) ((real)(v))
+DEVICE vec vload_part(int count, real fill, GLOBAL const real *p) { return LANE < count ? p[LANE] : fill; }
+DEVICE void vstore_part(vec v, int count, GLOBAL real *p)
+{
+    if (LANE < count)
+        p[LANE] = v;
+}
+#define vload_row(left, fill, p, after) vload_part(left, fill, p)
+#define vstore_row(v, left, p, after) vstore_part(v, left, p)
+
 /* ------------------------------------------------------------ lanes of a data point: work-items of a tile */
 #else
 
 #define LANES (GROUP / TILE)
 #define LANE ((int)((unsigned int)LOCAL_ID % LANES))
 #define ROW ((int)((unsigned int)LOCAL_ID / LANES))
+
+typedef real vec; /* fragments are written with the words of vectors */
 
 /* Where the states of a data point lie, and the tables that say which they are. In local and constant memory; SPILLED,
  * in global memory: then each group has room for one data point and takes the points g, g + GROUPS, ..., and room and
@@ -336,14 +475,6 @@ DEVICE vec vlog2_1p(vec x)
     LOCAL real state##_of[rows][count]; \
     LOCAL_PTR real *state = state##_of[row]
 #endif
-
-/* The words of vectors, so that what is written once for both schedules finds them. */
-typedef real vec;
-#define VMAX(a, b) ((a) > (b) ? (a) : (b))
-DEVICE vec vexp(vec x) { return exp(x); }
-DEVICE vec vlog(vec x) { return log(x); }
-DEVICE vec vexp2(vec x) { return exp2(x); }
-DEVICE vec vlog2_1p(vec x) { return log1p(x) * (real)1.4426950408889634; }
 
 /* Sum and maximum over `lanes` neighbouring work-items, of which this is number `lane`, in a tree: always the same
  * order. Each gets the result. `scratch` has GROUP elements; all work-items of the group must call. */
@@ -381,5 +512,13 @@ DEVICE real tree_max(real x, int lane, int lanes, LOCAL_PTR acc *scratch)
 #define group_sum(x, scratch) tree_sum(x, LOCAL_ID, GROUP, scratch)
 #define group_max(x, scratch) tree_max(x, LOCAL_ID, GROUP, scratch)
 
+#endif
+
+#if !VECTORS_OF_A_CPU
+#define VMAX(a, b) ((a) > (b) ? (a) : (b))
+DEVICE vec vexp(vec x) { return exp(x); }
+DEVICE vec vlog(vec x) { return log(x); }
+DEVICE vec vexp2(vec x) { return exp2(x); }
+DEVICE vec vlog2_1p(vec x) { return log1p(x) * (real)1.4426950408889634; }
 #endif
 #endif

@@ -399,6 +399,61 @@ def test_states_in_global_memory(number, kind, dtype, monkeypatch):
     assert_same(name, dtype, *(run(b, name, case, dtype) for b in (backend, NumpyBackend(dtype))))
 
 
+WORDS = """
+DEVICE real spread(LANES_PARAM vec x) { return highest(x) + highest(-x); }
+
+KERNEL void words(int N, GLOBAL const real *x, GLOBAL const int *index, GLOBAL real *out, GLOBAL int *flags)
+{
+    LANES_BEGIN;
+    for (int start = WARP * WIDTH; start < N; start += WARPS * WIDTH) {
+        const int count = N - start < WIDTH ? N - start : WIDTH;
+        lanes mine = {(vec)(0)};
+        EACH_LANE(r, count)
+            MINE(mine, r) = x[index[start + r]];
+        for (int r = 0; r < count; r++) {
+            const vec row = vload_row(count, -1, x + start, 0);
+            const acc sum = total(VACC(NUMBERS < count ? row : (vec)(0)));
+            SET(mine, r, AT(mine, r) + (real)sum + spread(LANES_ARG row));
+            const int bits = BITS(row < AT(mine, r) / 10), some = SOMEWHERE(row > 2);
+            ONCE flags[start + r] = bits << 1 | some;
+        }
+        vstore_row(vexp(-fabs(mine.v) / 10), count, out + start, 0);
+        MEET();
+        EACH_LANE(r, count)
+            out[start + count - 1 - r] += r;
+    }
+}
+"""
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("N", [1, 32, 300])
+@pytest.mark.parametrize("kind", list(devices()))
+def test_words_of_lanes(kind, N, dtype):
+    backend = device(kind, dtype)
+    width = 64 // backend.dtype.itemsize if kind == "opencl-vectors" else 32
+    group = {"opencl-vectors": 1, "opencl-items": 32}.get(kind, 128)
+    plan = _device.Schedule(width, group, group, groups=2)
+    assert plan.rows(N) == (8 if group == 128 else 2)
+    text = (source.FOLDER / "gem.h").read_text() + WORDS
+    built = backend.build("words", text, {**plan.defines, **backend._types})
+    rng = np.random.default_rng(1)
+    x, index = rng.standard_normal(N), rng.integers(N, size=N).astype(np.int32)
+    x = x.astype(dtype).astype(float)
+    given = [backend.to_device(x), backend.to_device(index), backend.empty((N,)), backend.empty((N,), np.int32)]
+    backend.launch(built, plan, N, tuple(given))
+    wanted, flags = np.empty(N), np.empty(N, int)
+    for start in range(0, N, width):
+        row = x[start : start + width]
+        padded = np.append(row, [-1.0] * (width - len(row)))
+        mine = x[index[start : start + width]] + row.sum() + (padded.max() - padded.min())
+        wanted[start : start + width] = np.exp(-abs(mine) / 10) + np.arange(len(row))[::-1]
+        bits = (padded[None] < mine[:, None] / 10) @ 2 ** np.arange(width)
+        flags[start : start + width] = bits << 1 | (padded > 2).any()
+    np.testing.assert_allclose(backend.to_host(given[2]), wanted, rtol=1e-5 if dtype == "float32" else 1e-12)
+    np.testing.assert_array_equal(backend.to_host(given[3]), flags.astype(np.int32))
+
+
 @pytest.mark.parametrize("kind", list(devices()))
 def test_the_same_bits_on_every_run(kind):
     make, arguments = CASES["pair_sums"][2]

@@ -28,6 +28,7 @@ from gem.statistics import Layout, Names, Statistics, Sum
 log = logging.getLogger("gem")
 
 VECTOR_BYTES = 64  # the lanes of a CPU device: one vector register, or a few that the compiler splits it into
+WARP = 32  # work-items that exchange registers, on CUDA
 BLOCK = 128  # work-items of a group on a GPU: four warps
 SPILLED_BLOCK = 256  # of one that takes a single data point, whose many states lie in global memory
 LANE_BYTES = 100  # local memory per work-item that leaves every GPU half of its threads
@@ -49,7 +50,7 @@ class Schedule:
     Attributes
     ----------
     width : int
-        Lanes in a vector (CPU devices), 1 on GPUs.
+        Lanes: elements of a vector (CPU devices), or work-items of a warp; 1 for kernels without lanes on a GPU.
     group : int
         Work-items in a group.
     tile : int
@@ -70,6 +71,10 @@ class Schedule:
         """Groups for N data points."""
         return self.groups or max(1, -(-N // self.tile))
 
+    def rows(self, N: int) -> int:
+        """Rows of sums over N data points: each group leaves one, or each of its warps."""
+        return self.count(N) * (self.group // self.width if min(self.group, self.width) > 1 else 1)
+
     @property
     def defines(self) -> dict[str, int]:
         return {"WIDTH": self.width, "GROUP": self.group, "TILE": self.tile, "SPILLED": int(self.spilled > 0)}
@@ -83,8 +88,12 @@ def schedule(
     units: int,
     local_bytes: int,
     memory: int = PARTIAL_BYTES * PARTIAL_SHARE,
+    block: int = BLOCK,
 ) -> Schedule:
-    """Choose the schedule of a kernel: vectors of data points or latents on a CPU, tiles of work-items on a GPU.
+    """Choose the schedule of a kernel: vectors on a CPU, warps or tiles of work-items on a GPU.
+
+    A twin module that says `LANES` has a kernel written for lanes (see kernels/gem.h), on a GPU so many work-items, a
+    data point for each; `block` work-items share a group there, if the device's warps need no barriers: else 1.
 
     A twin module may say `state_reals(**constants)`, the states of a data point, `local_reals(**constants)`, what else
     it takes of local memory in reals, and `walks(cpu, **constants)`, the size of one group's sums if its groups walk
@@ -109,6 +118,10 @@ def schedule(
         while tile > width and 4 * tile * per_point > PRIVATE_BYTES:
             tile //= 2
         return Schedule(width, 1, tile, groups)
+    if hasattr(module, "LANES"):
+        lanes = module.LANES
+        group = max(lanes, block) if lanes == WARP else lanes
+        return Schedule(lanes, group, group, groups and max(1, groups * lanes // group))
     if 2 * per_point + 8 * BLOCK > local_bytes:  # the scratch of sums over a group; flags, at most as large as the rest
         _demand_room(name, itemsize * states, local, local_bytes)
         most = max(1, SPILL_BYTES // (itemsize * states))
@@ -385,7 +398,7 @@ class DeviceKernel(Kernel):
         self._backend, self._built, self._tables, self._plan = backend, built, tables, plan
 
     def groups(self, N: int) -> int:
-        return self._plan.count(N)
+        return self._plan.rows(N)
 
     def __call__(self, N: int, *arguments: Any) -> None:
         self._backend.demand(f"kernel {self.name}", *arguments)

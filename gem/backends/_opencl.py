@@ -335,7 +335,7 @@ class OpenCLBackend(DeviceBackend):
     def plan(self, name: str, constants: dict[str, int]) -> Schedule:
         local_bytes = min(self._device.local_mem_size, LOCAL_BYTES)
         memory, most = self._device.global_mem_size, self._device.max_work_group_size
-        plan = schedule(name, constants, self.dtype.itemsize, self._vectors, self._units, local_bytes, memory)
+        plan = schedule(name, constants, self.dtype.itemsize, self._vectors, self._units, local_bytes, memory, block=1)
         if plan.group > most:
             raise BackendError(
                 f"kernel {name} works in groups of {plan.group} work-items, {self._device.name.strip()} takes {most} "
