@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -70,7 +70,8 @@ class Info:
     def scalars(self) -> dict[str, float]:
         """Everything but the notes, and but `share_at_gamma` and `held_out` where there are none."""
         some = ("share_at_gamma", "held_out")
-        return {k: v for k, v in asdict(self).items() if k != "notes" and not (k in some and math.isnan(v))}
+        numbers = {about.name: getattr(self, about.name) for about in fields(self) if about.name != "notes"}
+        return {k: v for k, v in numbers.items() if not (k in some and math.isnan(v))}
 
 
 def em_step(
@@ -312,7 +313,8 @@ def maximized(
                     new, revived = model.reseed(new, moments)
                     notes = notes + revived
                     new = new if work.hold is None else work.hold.put_back(new, params)
-            step = replace(step, residuals=True)  # of the second time, if there is one
+            if not done:
+                step = replace(step, residuals=True)
     check_learned(new)
     return new, moments, stats, notes
 

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 from types import CodeType, FrameType
 from typing import Any, NamedTuple
 
@@ -186,8 +187,13 @@ def _loop_at(frame: FrameType | None) -> _Loop | None:
     """The loop at whose head a frame is, if it is at one (and not in a call of `next`)."""
     if frame is None:
         return None
-    heads = (each for each in dis.get_instructions(frame.f_code) if each.opname == "FOR_ITER")
-    for head in heads:
-        if head.offset <= frame.f_lasti <= head.offset + CACHED:
-            return _Loop(id(frame), frame.f_code, head.offset, head.argval)
+    for head, end in _heads(frame.f_code):
+        if head <= frame.f_lasti <= head + CACHED:
+            return _Loop(id(frame), frame.f_code, head, end)
     return None
+
+
+@lru_cache(maxsize=64)  # at every step the same one
+def _heads(code: CodeType) -> list[tuple[int, int]]:
+    """Where the loops of a function begin and end in its bytecode."""
+    return [(each.offset, each.argval) for each in dis.get_instructions(code) if each.opname == "FOR_ITER"]

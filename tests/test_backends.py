@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import pickle
 import subprocess
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -94,6 +96,42 @@ def test_nothing_is_kept_of_a_call(opencl, problem):
     assert opencl._loads == [0]
     assert not opencl._spare
     assert not opencl._ones
+
+
+def test_numpy_keeps_its_threads_and_needs_none_for_a_single_batch():
+    backend, who = NumpyBackend("float32", 2), threading.get_ident
+    others = {t for _ in range(3) for t in backend.map(lambda _: who(), range(1))}
+    assert others == {who()}
+    for _ in range(3):
+        results = list(backend.map(lambda batch: (batch, who()), range(7)))
+        assert [batch for batch, _ in results] == list(range(7))
+        others |= {t for _, t in results}
+    assert len(others) <= 3
+    copied = pickle.loads(pickle.dumps(backend))
+    assert (copied.dtype, copied.threads) == (backend.dtype, 2)
+    assert list(copied.map(str, range(3))) == ["0", "1", "2"]
+
+
+def test_numpy_is_at_work_on_no_batch_whose_result_nobody_takes():
+    """Else its thread would be in the way of what comes next, or use data that are gone."""
+    backend, begun, ended = NumpyBackend("float32", 2), [], []
+
+    def work(batch):
+        begun.append(batch)
+        time.sleep(0.02)
+        ended.append(batch)
+        if batch == 1:
+            raise ValueError(f"batch {batch}")
+
+    with pytest.raises(ValueError, match="batch 1"):
+        list(backend.map(work, range(20)))
+    assert sorted(ended) == sorted(begun)
+    assert len(begun) < 20
+    left = backend.map(work, range(2, 22))
+    next(left)
+    left.close()
+    assert sorted(ended) == sorted(begun)
+    assert len(begun) < 30
 
 
 @pytest.mark.parametrize("ask", ["EM", "em_step", "posterior"])
@@ -234,6 +272,7 @@ FORK = """
 import gc, multiprocessing, numpy as np, gem
 from gem.models import BSC
 m = BSC(D=8, H=6, Hprime=4, gamma=2); Y = np.random.default_rng(0).standard_normal((50, 8)); p = m.init_params(Y)
+ours = gem.backends._numpy.NumpyBackend("float32", 2); list(ours.map(str, range(3)))
 mine = gem.backends.select("opencl"); em = gem.EM(m, Y, gem.Annealing(steps=3), params=p, backend=mine)
 next(iter(em)); mapped = mine.empty((4, 4)); mine.mapped(mapped); wrapped = mine.to_device(Y)
 def work(what):
@@ -244,6 +283,8 @@ def work(what):
         elif what == "drop":
             mine = em = mapped = wrapped = None
             gc.collect()
+        elif what == "threads":
+            return " ".join(ours.map(str, range(3)))
         else:
             gem.em_step(m, p, Y, backend=mine if what == "object" else what)
         return "done"
@@ -255,7 +296,7 @@ def ask(kind, *whats):
             said = pool.apply_async(work, (what,)).get(60)
             print(kind, what, "refused" if "get_context('spawn')" in said and "loky" in said else said)
 if __name__ == "__main__":
-    ask("fork", "opencl", "opencl:0", "auto", None, "object", "run", "numpy", "drop")
+    ask("fork", "opencl", "opencl:0", "auto", None, "object", "run", "numpy", "threads", "drop")
     ask("spawn", "opencl")
     em.run()
     print("parent", em.step)
@@ -271,6 +312,7 @@ def test_a_worker_that_was_forked_after_opencl_was_used_is_refused(tmp_path):
     assert done.stdout.splitlines() == [
         *(f"fork {what} refused" for what in ("opencl", "opencl:0", "auto", "None", "object", "run")),
         "fork numpy done",
+        "fork threads 0 1 2",
         "fork drop done",
         "spawn opencl done",
         "parent 3",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import lru_cache, partial
 from inspect import signature
 from typing import Any
 
@@ -20,6 +21,7 @@ from gem.kernels import source
 
 CACHE_BYTES = 16 << 20  # a batch of this size stays near a core; a smaller one has threads wait for each other's calls
 MIN_BATCH, MAX_BATCH = 256, 8192
+THREAD_BYTES = 64 << 10  # less than this is done before another thread is awake
 
 
 class NumpyBackend(Backend):
@@ -34,6 +36,10 @@ class NumpyBackend(Backend):
     def __init__(self, dtype: Any = "float64", threads: int = 1):
         self.dtype = np.dtype(dtype)
         self.threads = threads
+        self._workers: tuple[int, ThreadPoolExecutor] | None = None  # of this process: a fork has none of its threads
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return NumpyBackend, (self.dtype, self.threads)
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -60,43 +66,81 @@ class NumpyBackend(Backend):
     def kernel(self, name: str, *, states: Any = None, fragment: str | None = None, **constants: int) -> Kernel:
         function = getattr(source.twin(name), name)
         given = {**constants, "states": states, "fragment": fragment and source.fragment_twin(fragment)}
-        wanted = signature(function).parameters  # sizes a twin can see in its arguments it does not ask for
+        wanted = _names(function)  # sizes a twin can see in its arguments it does not ask for
         return NumpyKernel(name, partial(function, **{k: v for k, v in given.items() if k in wanted}))
 
     def batch_size(self, N: int, bytes_per_point: int) -> int:
         largest = min(MAX_BATCH, max(MIN_BATCH, CACHE_BYTES // bytes_per_point))
-        rounds = -(-N // (largest * self.threads))  # whole rounds: no thread is left with nothing to do
-        return max(1, -(-N // (rounds * self.threads)))
+        threads = max(1, min(self.threads, N * bytes_per_point // THREAD_BYTES))
+        rounds = -(-N // (largest * threads))  # whole rounds: no thread is left with nothing to do
+        return max(1, -(-N // (rounds * threads)))
 
     def load(self, shard: Shard, weights: SampleWeights | None = None, tell: bool = True) -> Batches:
         return HostBatches(self, shard, weights)
 
     def map(self, function: Callable[[Batch], Result], batches: Batches) -> Iterator[Result]:
-        def quietly(batch: Batch) -> Result:
-            with np.errstate(all="ignore"):  # NaN and Inf show in the evidence, which the caller checks
-                return function(batch)
-
-        with ThreadPoolExecutor(self.threads) as pool:
-            waiting: deque[Future[Result]] = deque()
+        """The last batch is done by the caller's own thread: of a single one no other has to be woken."""
+        waiting: deque[Future[Result]] = deque()
+        last: Batch | None = None
+        try:
             for batch in batches:
-                waiting.append(pool.submit(quietly, batch))
+                if last is not None:
+                    waiting.append(self._pool().submit(_quietly, function, last))
+                last = batch
                 if len(waiting) > self.threads + 1:  # bounded: batches in flight are memory
                     yield waiting.popleft().result()
+            if last is not None:
+                waiting.append(_done(function, last))
             while waiting:
                 yield waiting.popleft().result()
+        finally:  # where the caller has left, or one has failed: none is at work any more
+            for each in waiting:
+                each.cancel()
+            wait(waiting)
+
+    def _pool(self) -> ThreadPoolExecutor:
+        """The threads, which are kept: to start them takes longer than a small step."""
+        if self._workers is None or self._workers[0] != os.getpid():
+            self._workers = os.getpid(), ThreadPoolExecutor(self.threads, "gem-numpy")
+        return self._workers[1]
 
     def synchronize(self) -> None:
         pass
 
 
+def _quietly(function: Callable[[Batch], Result], batch: Batch) -> Result:
+    with np.errstate(all="ignore"):  # per thread; NaN and Inf show in the evidence, which the caller checks
+        return function(batch)
+
+
+def _done(function: Callable[[Batch], Result], batch: Batch) -> Future[Result]:
+    """As a thread of a pool would have done it: what it raises is raised in its turn."""
+    future: Future[Result] = Future()
+    try:
+        future.set_result(_quietly(function, batch))
+    except Exception as error:
+        future.set_exception(error)
+    return future
+
+
+@lru_cache(maxsize=256)
+def _names(function: Callable[..., None]) -> frozenset[str]:
+    """Of its arguments: to look them up takes longer than many a call."""
+    return frozenset(signature(function).parameters)
+
+
 class HostBatches:
-    """A shard's batches as they are read; a thread's own work on them is not kept."""
+    """A shard's batches as they are read: kept, with what is computed only from them, where the shard's rows are."""
 
     def __init__(self, backend: Backend, shard: Shard, weights: SampleWeights | None):
         self.N, self.start, self.stop = shard.N, shard.start, shard.stop
         self._backend, self._shard, self._weights = backend, shard, weights
+        self._kept = list(self._read()) if shard.resident else None
 
     def __iter__(self) -> Iterator[Batch]:
+        return self._read() if self._kept is None else iter(self._kept)
+
+    def _read(self) -> Iterator[Batch]:
         for start, Y in self._shard.batches():
             yield self._backend.batch(start, Y, None if self._weights is None else self._weights.of(start, len(Y)))
 

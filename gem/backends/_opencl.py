@@ -10,12 +10,12 @@ import tempfile
 import threading
 import time
 import warnings
-import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import numpy as np
 
 from gem.backends import _fork, blas
 from gem.backends._check import differs
-from gem.backends._device import PRODUCT_ROWS, DeviceBackend, Schedule, schedule
+from gem.backends._device import PRODUCT_ROWS, VECTOR_BYTES, DeviceBackend, Schedule, schedule
 from gem.backends.base import Batches, Parts, Result, Totals, singly
 from gem.batch import Batch
 from gem.data import SampleWeights, Shard
@@ -42,6 +42,7 @@ ATOMICS = "cl_khr_int64_base_atomics"
 BATCH_BYTES = {True: 96 << 20, False: 256 << 20}  # CPU device: threads are worth waking; GPU: enough to fill it
 LOCAL_BYTES = 48 << 10  # what every GPU gives a group
 SPARE_BYTES = 256 << 20  # of memory that is kept for the next batch, on a CPU device
+SHARED_BYTES = 1 << 20  # of an array that is done with before it would be mapped, on a CPU device
 SPARSE_SHARE = 1 / 16  # of numbers that are not 0, below which a dense product takes longer on CPU devices
 SPARSE_ROWS = 256  # that are looked at to tell
 SPARSE_WORK = 1 << 24  # multiplications below which it does not matter
@@ -58,6 +59,7 @@ class DeviceArray:
     """An OpenCL buffer with a shape.
 
     A CPU device's array is the host's or the device's turn by turn: `view` is the host's way to it while it is mapped.
+    A `shared` one is both's at any moment (fine-grained shared virtual memory), and always has a view.
     """
 
     buffer: Any
@@ -66,12 +68,17 @@ class DeviceArray:
     host: np.ndarray | None = None  # the memory a CPU device's buffer lives in: kept alive with it
     writable: bool = True
     view: Any = None
+    shared: bool = False
+    gone: Callable[[], None] | None = None  # told that nobody has the array any more
 
     def __del__(self) -> None:
         if _fork.inherited("OpenCL"):
-            _fork.keep(self.buffer, self.view)
-        elif self.view is not None:  # unmapped while its memory is there, and done before a process may end:
-            self.view.base.release().wait()  # Intel's runtime aborts one that leaves such work behind
+            _fork.keep(self.buffer, self.view, self.host)
+            return
+        if self.view is not None and not self.shared:  # unmapped while its memory is there, and done before a process
+            self.view.base.release().wait()  # may end: Intel's runtime aborts one that leaves such work behind
+        if self.gone is not None:
+            self.gone()
 
 
 class OpenCLBackend(DeviceBackend):
@@ -123,9 +130,14 @@ class OpenCLBackend(DeviceBackend):
         self._units, self._largest = self._device.max_compute_units, self._device.max_mem_alloc_size
         self._threads = min(threads or self._units, self._units) if self._cpu else 1
         self._pool = ThreadPoolExecutor(self._threads)
+        fine = self._cl.device_svm_capabilities.FINE_GRAIN_BUFFER
+        self._shares = bool(getattr(self._device, "svm_capabilities", 0) & fine)
         self._products: dict[Any, Any] = {}
+        self._plans: dict[Any, Schedule] = {}
         self._cached = True
         self._spare: dict[int, list[DeviceArray]] = {}
+        self._running: list[tuple[Any, ...]] = []  # arguments of kernels on a CPU device: their memory is Python's
+        self._kept = [0]  # bytes of these, by whichever of the ranks' parts of the device
 
     def describe(self) -> dict[str, Any]:
         device = self._device
@@ -148,7 +160,7 @@ class OpenCLBackend(DeviceBackend):
             return self.empty(host.shape, host.dtype)
         flags = self._cl.mem_flags
         if self._cpu:
-            return self.wrap(host.copy())
+            return self._filled(self.empty(host.shape, host.dtype), host)
         self._demand_one_piece(host.nbytes)
         buffer = self._cl.Buffer(self._context, flags.READ_WRITE | flags.COPY_HOST_PTR, hostbuf=host)
         return DeviceArray(buffer, host.shape, host.dtype)
@@ -170,7 +182,7 @@ class OpenCLBackend(DeviceBackend):
         for result in super().map(function, batches):
             yield result
             del result  # before the next batch makes its own
-            self._queue.finish()
+            self.synchronize()
 
     def prefetch(self, host: np.ndarray) -> Callable[[], DeviceArray]:
         """Copy on a queue of its own, while kernels run on the other."""
@@ -187,7 +199,7 @@ class OpenCLBackend(DeviceBackend):
 
     def to_host(self, device: DeviceArray) -> np.ndarray:
         self.demand("to_host", device)
-        if not np.prod(device.shape):
+        if not prod(device.shape):
             return np.empty(device.shape, device.dtype)
         if self._cpu:
             return self.mapped(device)[0].copy()
@@ -197,8 +209,9 @@ class OpenCLBackend(DeviceBackend):
 
     def empty(self, shape: tuple[int, ...], dtype: Any = None) -> DeviceArray:
         kind = np.dtype(dtype or self.dtype)
-        size = max(1, int(np.prod(shape))) * kind.itemsize
-        if self._cpu and np.prod(shape):
+        count = prod(shape)
+        size = max(1, count) * kind.itemsize
+        if self._cpu and count:
             return self._reused(tuple(shape), kind, size)
         self._demand_one_piece(size)
         return DeviceArray(self._cl.Buffer(self._context, self._cl.mem_flags.READ_WRITE, size), tuple(shape), kind)
@@ -206,9 +219,13 @@ class OpenCLBackend(DeviceBackend):
     def zeros(self, shape: tuple[int, ...], dtype: Any = None) -> DeviceArray:
         array = self.empty(shape, dtype)
         if self._cpu:
-            self.mapped(array)[0][...] = 0
-        else:
-            self._cl.enqueue_fill_buffer(self._queue, array.buffer, array.dtype.type(0), 0, array.buffer.size)
+            return self._filled(array, 0)
+        self._cl.enqueue_fill_buffer(self._queue, array.buffer, array.dtype.type(0), 0, array.buffer.size)
+        return array
+
+    def _filled(self, array: DeviceArray, values: Any) -> DeviceArray:
+        """A new array of a CPU device, which no kernel has seen yet, with these values."""
+        (array.view if array.shared else self.mapped(array)[0])[...] = values
         return array
 
     def totals(self, layout: Layout) -> Totals:
@@ -228,16 +245,27 @@ class OpenCLBackend(DeviceBackend):
         with self._lock:
             spare = self._spare.get(size)
             source = spare.pop() if spare else None
-        source = source or self.wrap(np.empty(size, np.uint8))
-        array = DeviceArray(source.buffer, shape, kind, source.host)
-        weakref.finalize(array, self._give_back, size, source)
+            self._kept[0] -= size if source else 0
+        source = source or self._fresh(size)
+        view = source.view.view(kind).reshape(shape) if source.shared else None
+        give_back = partial(self._give_back, size, source)
+        return DeviceArray(source.buffer, shape, kind, source.host, True, view, source.shared, give_back)
+
+    def _fresh(self, size: int) -> DeviceArray:
+        """New memory; of a small array such that it need not be mapped, where the device has any."""
+        if size > SHARED_BYTES or not self._shares:
+            return self.wrap(np.empty(size, np.uint8))
+        kind = self._cl.svm_mem_flags
+        flags = kind.READ_WRITE | kind.SVM_FINE_GRAIN_BUFFER
+        array = self.wrap(self._cl.svm_empty(self._context, flags, size, np.uint8, alignment=VECTOR_BYTES))
+        array.view, array.shared = array.host, True
         return array
 
     def _give_back(self, size: int, source: DeviceArray) -> None:
         with self._lock:
-            kept = sum(n * len(arrays) for n, arrays in self._spare.items())
-            if kept < SPARE_BYTES and self._loads[0]:
+            if self._kept[0] < SPARE_BYTES and self._loads[0]:
                 self._spare.setdefault(size, []).append(source)
+                self._kept[0] += size
 
     def wrap(self, host: np.ndarray, writable: bool = True) -> DeviceArray:
         """The host's own memory as an array of a CPU device: nothing is copied."""
@@ -251,21 +279,22 @@ class OpenCLBackend(DeviceBackend):
 
         They stay mapped until a kernel asks for them: each mapping takes two switches of threads, 0.1 ms.
         """
-        flags, last = self._cl.map_flags, None
+        flags, waits = self._cl.map_flags, bool(self._running)
         for a in arrays:
             if a.view is None:
                 access = flags.READ | flags.WRITE if a.writable else flags.READ
-                a.view, last = self._cl.enqueue_map_buffer(
+                a.view, _ = self._cl.enqueue_map_buffer(
                     self._queue, a.buffer, access, 0, a.shape, a.dtype, is_blocking=False
                 )
-        if last is not None:
-            last.wait()
+                waits = True
+        if waits:
+            self.synchronize()
         return [a.view for a in arrays]
 
     def _unmap(self, *arrays: DeviceArray) -> None:
         """Hand arrays back to the device; what nobody may write stays mapped, as both may read it."""
         for a in arrays:
-            if a.view is not None and a.writable:
+            if a.view is not None and a.writable and not a.shared:
                 a.view.base.release(self._queue)
                 a.view = None
 
@@ -333,15 +362,19 @@ class OpenCLBackend(DeviceBackend):
         return min(seconds, key=seconds.__getitem__) if seconds else _compile_matmul(self._queue, self.dtype, what)
 
     def plan(self, name: str, constants: dict[str, int]) -> Schedule:
-        local_bytes = min(self._device.local_mem_size, LOCAL_BYTES)
-        memory, most = self._device.global_mem_size, self._device.max_work_group_size
-        plan = schedule(name, constants, self.dtype.itemsize, self._vectors, self._units, local_bytes, memory, block=1)
-        if plan.group > most:
-            raise BackendError(
-                f"kernel {name} works in groups of {plan.group} work-items, {self._device.name.strip()} takes {most} "
-                "at the most: choose another device"
-            )
-        return plan
+        key = (name, self._vectors, self._units, *sorted(constants.items()))
+        if key not in self._plans:
+            local_bytes = min(self._device.local_mem_size, LOCAL_BYTES)
+            memory, most = self._device.global_mem_size, self._device.max_work_group_size
+            size, vectors, units = self.dtype.itemsize, self._vectors, self._units
+            plan = schedule(name, constants, size, vectors, units, local_bytes, memory, block=1)
+            if plan.group > most:
+                raise BackendError(
+                    f"kernel {name} works in groups of {plan.group} work-items, {self._device.name.strip()} takes "
+                    f"{most} at the most: choose another device"
+                )
+            self._plans[key] = plan
+        return self._plans[key]
 
     def build(self, name: str, text: str, defines: dict[str, int]) -> Any:
         try:
@@ -373,9 +406,9 @@ class OpenCLBackend(DeviceBackend):
         self._unmap(*(a for a in arguments if isinstance(a, DeviceArray)))
         values = [a.buffer if isinstance(a, DeviceArray) else self.scalar(a) for a in arguments]
         with self._lock:
-            event = built(self._queue, (plan.count(N) * plan.group,), (plan.group,), np.int32(N), *values)
-        if self._cpu:  # it works in arrays that Python may free when they are not needed any more
-            event.wait()
+            built(self._queue, (plan.count(N) * plan.group,), (plan.group,), np.int32(N), *values)
+            if self._cpu:
+                self._running.append(arguments)
 
     def owns(self, array: Any) -> bool:
         return isinstance(array, DeviceArray) and array.buffer.context == self._context
@@ -384,7 +417,10 @@ class OpenCLBackend(DeviceBackend):
         return max(1, min(N, BATCH_BYTES[self._cpu] // bytes_per_point))
 
     def synchronize(self) -> None:
+        with self._lock:
+            done, self._running = self._running, []
         self._queue.finish()
+        del done
 
     def room(self) -> int:
         return int(self._device.global_mem_size * RESIDENT_SHARE)
@@ -394,11 +430,16 @@ class OpenCLBackend(DeviceBackend):
 
     def _forget(self) -> None:
         super()._forget()
-        self._spare.clear()
+        self._drop_spare()
+
+    def _drop_spare(self) -> None:
+        with self._lock:
+            self._spare.clear()
+            self._kept[0] = 0
 
     def free_memory(self) -> None:
-        self._queue.finish()
-        self._spare.clear()
+        self.synchronize()
+        self._drop_spare()
 
 
 class MappedTotals(Totals):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-SMALL = 1 << 16  # multiplications below this are not worth a second thread
+SMALL = 1 << 20  # multiplications below this are done before a second thread is awake
 
 
 @lru_cache(maxsize=1)
