@@ -85,6 +85,7 @@ def env(cache: Path | None = None) -> dict[str, str]:
         "CUPY_CACHE_DIR": str(prefix / "kernel_cache"),
         "CUPY_ACCELERATORS": "",
         "FAKECUDA_INC": f"{prefix / 'include'}:{_cuda_headers(prefix)}",
+        "FAKECUDA_PCH": str(prefix / "precompiled"),
     }
 
 

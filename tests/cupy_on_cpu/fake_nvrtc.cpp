@@ -1,12 +1,16 @@
 // libnvrtc.so.13 for a machine without CUDA: compiles a kernel to a shared library with g++ and cushim.h.
 //
-// Environment:  FAKECUDA_INC        folders of headers, separated by colons
-//               FAKECUDA_CXX        the compiler (g++)
+// Environment:  FAKECUDA_INC        folders of headers, separated by colons; the first one holds cushim.h
+//               FAKECUDA_PCH        a folder that keeps cushim.h as compiled, for each set of options
+//               FAKECUDA_CXX        the compiler (gcc: it takes C++ as g++ does, and links only libraries that are named)
 //               FAKECUDA_CXXFLAGS   its options (-O1), e.g. "-O1 -fsanitize=undefined"
 //               FAKECUDA_KEEP = 1   leave the intermediate files in TMPDIR
+#include <sys/stat.h>
+
 #include <algorithm>
 #include <cctype>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <string>
 #include <vector>
@@ -158,8 +162,24 @@ std::string export_expressions(Program& program) {
     return out;
 }
 
-std::string compiler() { return setting("FAKECUDA_CXX", "g++"); }
+std::string compiler() { return setting("FAKECUDA_CXX", "gcc"); }
 std::string compiler_flags() { return setting("FAKECUDA_CXXFLAGS", "-O1"); }
+
+// Options that find cushim.h as `command` compiled it before, for it takes most of a small program's time; none where
+// nothing is to be kept, or where the compiler keeps nothing. Who makes it at the same time makes the same.
+std::string precompiled(const std::string& command) {
+    const std::string kept = setting("FAKECUDA_PCH", ""), header = setting("FAKECUDA_INC", "");
+    if (kept.empty()) return "";
+    const std::string folder = kept + "/" + std::to_string(std::hash<std::string>{}(command)),
+                      path = folder + "/cushim.h.gch", made = path + "." + std::to_string(getpid());
+    if (access(path.c_str(), R_OK)) {
+        mkdir(kept.c_str(), 0777), mkdir(folder.c_str(), 0777);
+        const std::string text = quote(header.substr(0, header.find(':')) + "/cushim.h");
+        if (system((command + include_options({}) + " -x c++-header " + text + " -o " + quote(made)).c_str())) return "";
+        rename(made.c_str(), path.c_str());
+    }
+    return " -fpch-preprocess -I" + quote(folder);
+}
 
 // Preprocess, give the markers their meaning, compile. The line markers of the preprocessor keep the kernel's own
 // file names and lines in the messages.
@@ -167,22 +187,24 @@ bool compile(Program& program, const std::vector<std::string>& options) {
     const std::string source = temporary_path("fakecuda", ".cu"), macros = temporary_path("fakecuda", ".h"),
                       text = temporary_path("fakecuda", ".ii"), library = temporary_path("fakecuda", ".so"),
                       log = temporary_path("fakecuda", ".log");
-    // CuPy's own headers want C++17; a kernel without them is compiled faster without that standard's mathematics.
+    // CuPy's own headers want C++17 and its library; a kernel without them is compiled faster without all that.
     const bool with_cupy = program.source.find("#include <cupy/") != std::string::npos;
-    const std::string command = compiler() + (with_cupy ? " -std=gnu++17" : " -std=gnu++14") + " -w -fpermissive ";
+    const std::string language = with_cupy ? " -std=gnu++17" : " -std=gnu++14 -fno-exceptions -fno-threadsafe-statics";
+    const std::string command = compiler() + language + " -w -fpermissive -fPIC -fno-gnu-unique " + compiler_flags();
     const std::string to_log = " 2>" + quote(log);
     auto run = [&](const std::string& arguments) { return system((command + arguments + to_log).c_str()) == 0; };
 
     write_file(source, program.source);
     write_file(macros, definitions(options, program.source));
-    bool good = run("-D__CUDA_ARCH__=900" + include_options(options) + " -include cushim.h -include " + quote(macros) +
-                    " -E -x c++ " + quote(source) + " -o " + quote(text));
+    const std::string arch = " -D__CUDA_ARCH__=900";
+    bool good = run(arch + precompiled(command + arch) + include_options(options) + " -include cushim.h -include " +
+                    quote(macros) + " -E -x c++ " + quote(source) + " -o " + quote(text));
     if (good) {
         const std::string preprocessed = export_kernels(read_file(text)) + export_expressions(program);
         for (bool poisoned : {true, false}) {
             write_file(text, place_shared(preprocessed, poisoned));
-            good = run(compiler_flags() + " -fPIC -shared -fno-gnu-unique -x c++-cpp-output " + quote(text) + " -o " +
-                       quote(library));
+            good = run(" -shared -x c++-cpp-output " + quote(text) + " -x none -lm" + (with_cupy ? " -lstdc++" : "") +
+                       " -o " + quote(library));
             if (good || read_file(log).find("section type conflict") == std::string::npos) break;
         }
     }
