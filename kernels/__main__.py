@@ -21,8 +21,11 @@ from gem.errors import BackendError, GemError
 from gem.kernels import resources, source
 from gem.states import state_table
 
-FRAGMENTS = {  # where a kernel asks for a model's own lines: all that there are, the example's first
-    "causes": ("maximum", "smooth_maximum", "magnitude", "noisyor", "poisson"),
+FRAGMENTS = {  # where a kernel asks for a model's own lines: all that are joined, the example's first
+    "causes": (
+        *(f"maximum+{noise}" for noise in ("gaussian", "bernoulli", "poisson", "gamma")),
+        *("smooth_maximum+gaussian", "magnitude+gaussian", "noisyor+bernoulli"),
+    ),
 }
 UNITS = 132  # multiprocessors of an H100: only the number of groups depends on it
 EXAMPLES: dict[str, dict[str, int]] = {  # the sizes of a large model

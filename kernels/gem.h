@@ -521,4 +521,12 @@ DEVICE vec vlog(vec x) { return log(x); }
 DEVICE vec vexp2(vec x) { return exp2(x); }
 DEVICE vec vlog2_1p(vec x) { return log1p(x) * (real)1.4426950408889634; }
 #endif
+
+/* log(a / b) of positive numbers, to all digits where they are near each other. */
+DEVICE vec vlog_ratio(vec a, vec b)
+{
+    const vec above = (a - b) / b, ratio = 1 + above;
+    const vec lost = (above - (ratio - 1)) / ratio; /* when 1 was added */
+    return 2 * fabs(a - b) < b ? vlog(ratio) + lost : vlog(a / b);
+}
 #endif

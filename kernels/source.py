@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,18 +34,31 @@ def twin(name: str) -> ModuleType:
         raise BackendError(f"there is no kernel kernels/{name}.c with a twin kernels/{name}.py") from error
 
 
-def fragment_twin(fragment: str) -> ModuleType:
-    """The module that holds a fragment's numpy twin, `kernels/fragments/FRAGMENT.py`.
+def fragment_twin(fragment: str) -> Any:
+    """The words of a fragment as numpy functions and flags: of "NAME", or of "COMBINATION+NOISE" those of both, joined.
 
     Raises
     ------
     BackendError
-        If there is none.
+        If one of them is none.
     """
     try:
-        return import_module(f"gem.kernels.fragments.{fragment}")
+        how, *noises = (import_module(f"gem.kernels.fragments.{name}") for name in fragment.split("+"))
     except ModuleNotFoundError as error:
         raise BackendError(f"there is no fragment kernels/fragments/{fragment}.h with a twin {fragment}.py") from error
+    return _joined_twins(how, *noises) if noises else how
+
+
+def _joined_twins(how: ModuleType, noise: ModuleType) -> SimpleNamespace:
+    """What both say; the noise is told what is seen of a combined value, as in their .h files."""
+
+    def term(y: np.ndarray, c: np.ndarray, setting: np.ndarray) -> Any:
+        return noise.term(y, how.seen(c, setting), setting)
+
+    def value(c: np.ndarray, y: np.ndarray, setting: np.ndarray) -> Any:
+        return noise.value(how.seen(c, setting), setting)
+
+    return SimpleNamespace(**{**vars(how), "RELATIVE": noise.RELATIVE, "term": term, "value": value})
 
 
 def program(name: str, states: Any = None, fragment: str | None = None, spilled: bool = False) -> str:
@@ -57,11 +70,12 @@ def program(name: str, states: Any = None, fragment: str | None = None, spilled:
     states : gem.states.StateTable, optional
         Becomes constant tables, for kernels that enumerate K_n.
     fragment : str, optional
-        A model's own lines, `kernels/fragments/FRAGMENT.h`, for kernels that ask for some.
+        A model's own lines, files of `kernels/fragments` joined by a "+", for kernels that ask for some.
     spilled : bool
         The large tables are arguments, which `state_tables` gives: constant memory may be too small.
     """
-    files = ["gem.h", *([f"fragments/{fragment}.h"] if fragment else []), f"{name}.c"]
+    own = [f"fragments/{part}.h" for part in fragment.split("+")] if fragment else []
+    files = ["gem.h", *own, f"{name}.c"]
     parts = [_joined(f"kernels/{file}", (FOLDER / file).read_text()) for file in files]
     if states is not None:
         parts.insert(1, _joined("states", state_constants(states, spilled)))

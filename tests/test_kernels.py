@@ -19,6 +19,7 @@ from gem.backends import _device
 from gem.backends._numpy import NumpyBackend
 from gem.errors import BackendError
 from gem.kernels import source
+from gem.kernels.__main__ import FRAGMENTS
 from gem.states import state_table
 
 pytestmark = pytest.mark.serial  # one device at a time: ranks change nothing here
@@ -210,20 +211,24 @@ def cause_scores(rng, N, D, H, missing):
 def causes(rng, N, D, H, Hprime, gamma, fragment, T=1.0, missing=0):
     """A model of causes, whose singletons' energies are whatever b says."""
     Y, W, settings = rng.standard_normal((N, D)), rng.standard_normal((H, D)), np.array([-0.5, 0, 0, 0])
-    if fragment == "maximum":
-        W = np.abs(W)
-    elif fragment == "noisyor":
-        Y, W, settings = (rng.random((N, D)) < 0.3).astype(float), rng.uniform(-0.5, 0.5, (H, D)), np.ones(4)
-    elif fragment == "poisson":
+    how, noise = fragment.split("+")
+    if noise == "bernoulli":
+        Y, W, settings = (rng.random((N, D)) < 0.3).astype(float), rng.uniform(0.02, 5, (H, D)), np.eye(4)[0]
+    elif noise == "poisson":
         Y, W, settings = rng.poisson(2, (N, D)).astype(float), rng.uniform(0.3, 5, (H, D)), np.array([1, 0.3, 0, 0])
-    elif fragment == "smooth_maximum":
+    elif noise == "gamma":
+        Y, W, settings = rng.gamma(2, 1, (N, D)), rng.uniform(0.2, 5, (H, D)), np.array([1.5, 0.3, 0, 0])
+    if how == "maximum":
+        W = np.abs(W)
+        settings[1] = 0.0 if noise == "gaussian" else 0.3
+    elif how == "smooth_maximum":
         rho, signs = 1 / (1 - 1 / T) if T > 1 else 21, 1 - D % 2
         W = np.copysign(rng.uniform(0.5, 3, (H, D)), W if signs else 1) * rho
         settings = np.array([-0.5, 1 / rho, 4, signs])
     observed = (rng.random((N, D)) < 0.6).astype(float)
     states = state_table(Hprime, gamma)
     candidates = np.sort(np.argsort(rng.random((N, H)), axis=1)[:, :Hprime], axis=1).astype(np.int32)
-    many = D if fragment in ("poisson", "noisyor") else 0
+    many = 0 if noise == "gaussian" else D
     latents = [rng.standard_normal(H) - many, rng.standard_normal(H)]
     latents.append(np.zeros(H) if T == 1 else rng.standard_normal(H) / 3)
     weights = (rng.random(N) < 0.8).astype(float)
@@ -279,11 +284,11 @@ CASES = {
     "cause_scores": [(cause_scores, a) for a in ((1, 1, 1, 0), (37, 20, 70, 1), (21, 33, 16, 0), (30, 5, 200, 0))],
     "causes": [
         (causes, (*a, fragment, *b))
-        for fragment in ("maximum", "magnitude", "smooth_maximum", "noisyor", "poisson")
+        for fragment in FRAGMENTS["causes"]
         for a, b in (((1, 1, 1, 1, 1), ()), ((37, 20, 30, 6, 4), (2.5,)), ((9, 35, 8, 8, 8), (1.0, 1)))
     ]
-    + [(causes, (7, 140, 9, 5, 2, "maximum")), (causes, (5, 3, 40, 32, 2, "maximum", 2.5))]
-    + [(causes, (3, 5, 24, 20, 4, "noisyor", 2.5, 1))],
+    + [(causes, (7, 140, 9, 5, 2, "maximum+gaussian")), (causes, (5, 3, 40, 32, 2, "maximum+gaussian", 2.5))]
+    + [(causes, (3, 5, 24, 20, 4, "noisyor+bernoulli", 2.5, 1))],
     "scale_rows": [(scale_rows, a) for a in ((1, 1), (37, 30))],
     "spike_slab_scores": [(spike_slab_scores, a) for a in ((1, 1, 0), (37, 30, 0), (40, 33, 1))],
     "spike_slab": [
@@ -318,7 +323,7 @@ SPILLED = [  # more states than local memory holds on a GPU, in float32, too
     (spike_slab, (7, 24, 20, 4, 1.0, 1)),
     (spike_slab, (5, 40, 32, 3, 2.5, 0)),
     (causes, (7, 40, 24, 20, 4, "poisson", 2.5)),
-    (causes, (5, 33, 40, 32, 3, "maximum", 1.0, 1)),
+    (causes, (5, 33, 40, 32, 3, "maximum+gaussian", 1.0, 1)),
 ]
 
 

@@ -33,8 +33,8 @@ class Likelihood:
 
     Attributes
     ----------
-    fragment : str
-        How causes combine: a file in kernels/fragments.
+    fragments : str
+        How causes combine, and their noise: two files in kernels/fragments, joined by a "+".
     fields : (D, H) array
         As the fragment wants them.
     settings : tuple of float
@@ -45,7 +45,7 @@ class Likelihood:
         The statistic A of latent h where no other is active, and E[y_d].
     """
 
-    fragment: str
+    fragments: str
     fields: np.ndarray
     settings: tuple[float, ...]
     slope: np.ndarray
@@ -343,7 +343,7 @@ class Causes(Truncated):
             settings=backend.to_device(np.pad(np.array(known.settings), (0, SETTINGS - len(known.settings)))),
             beta=1 / step.T,
             nothing=backend.to_device(np.zeros(1)),
-            causes=partial(backend.kernel, "causes", states=self.states, fragment=known.fragment, **sizes, **flags),
+            causes=partial(backend.kernel, "causes", states=self.states, fragment=known.fragments, **sizes, **flags),
             preselect=backend.kernel("preselect", H=self.H, HPRIME=self.Hprime, VALUES=1),
             squared_norms=backend.kernel("squared_norms", D=self.D),
         )

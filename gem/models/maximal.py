@@ -130,16 +130,16 @@ class GaussianCauses(Causes):
 
     def likelihood(self, params: Params, step: Step) -> Likelihood:
         W, precision = params["W"], float(1 / params["sigma"] ** 2)
-        fragment, fields = self.fragment, W
+        fragments, fields = f"{self.fragment}+gaussian", W
         settings: tuple[float, ...] = (-precision / 2,)
         rho = self.sharpness(step.T)
         if rho is not None:
             from gem.kernels.fragments.smooth_maximum import encode
 
             scale = float(1.01 * max(np.abs(W).max(), np.finfo(step.dtype).tiny) * self.gamma ** (1 / rho))
-            fragment, fields = "smooth_maximum", encode(W, scale, rho)
+            fragments, fields = "smooth_maximum+gaussian", encode(W, scale, rho)
             settings = (*settings, 1 / rho, scale, float(W.min() < 0))
-        return Likelihood(fragment, fields, settings, W * precision, -(W**2) * precision / 2, np.ones_like(W), W)
+        return Likelihood(fragments, fields, settings, W * precision, -(W**2) * precision / 2, np.ones_like(W), W)
 
     def per_entry(self, params: Params) -> float:
         return float(-np.log(2 * np.pi * params["sigma"] ** 2) / 2)

@@ -97,8 +97,8 @@ class NoisyOR(Causes):
 
     def likelihood(self, params: Params, step: Step) -> Likelihood:
         W = _inside(params["W"])
-        fields = np.where(W <= 0.5, W, W - 1)
-        return Likelihood("noisyor", fields, (1.0,), np.log(W) - np.log1p(-W), np.log1p(-W), (1 - W) / W, W)
+        odds = W / (1 - W)
+        return Likelihood("noisyor+bernoulli", odds, (1.0, 0.0), np.log(odds), np.log1p(-W), 1 / odds, W)
 
     @property
     def layout(self) -> Layout:

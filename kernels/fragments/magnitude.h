@@ -1,8 +1,4 @@
-/* magnitude.h: only the active cause of largest magnitude is seen, in Gaussian noise (MMCA).
- *
- * setting: -1 / 2 sigma^2
- */
-#define RELATIVE 1
+/* magnitude.h: only the active cause of largest magnitude is seen. */
 #define EXCLUSIVE 1
 #define IMPUTED 1
 #define NOTHING 0
@@ -17,17 +13,12 @@ DEVICE vec combine(vec c, vec w, vec y, const real *setting)
     return fabs(w) > fabs(c) ? w : c;
 }
 
-DEVICE vec term(vec y, vec c, const real *setting)
-{
-    return (y - c) * (y - c);
-}
-
 DEVICE vec share(vec w, vec c, vec y, const real *setting)
 {
     return w == c ? (vec)(1) : (vec)(0);
 }
 
-DEVICE vec value(vec c, vec y, const real *setting)
+DEVICE vec seen(vec c, const real *setting)
 {
     return c;
 }

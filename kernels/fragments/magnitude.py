@@ -1,10 +1,14 @@
-"""Only the active cause of largest magnitude is seen, in Gaussian noise (MMCA). setting: −1 / 2σ²."""
+"""Only the active cause of largest magnitude is seen."""
 
 import numpy as np
 
-from gem.kernels.fragments.maximum import EXCLUSIVE, IMPUTED, RELATIVE, share, start, term, value
+from gem.kernels.fragments.maximum import EXCLUSIVE, IMPUTED, seen, share
 
-__all__ = ["EXCLUSIVE", "IMPUTED", "RELATIVE", "combine", "share", "size", "start", "term", "value"]
+__all__ = ["EXCLUSIVE", "IMPUTED", "combine", "seen", "share", "size", "start"]
+
+
+def start(y: np.ndarray, setting: np.ndarray) -> np.ndarray:
+    return np.zeros_like(y)
 
 
 def combine(c: np.ndarray, w: np.ndarray, y: np.ndarray, setting: np.ndarray) -> np.ndarray:

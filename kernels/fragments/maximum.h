@@ -1,15 +1,14 @@
-/* maximum.h: only the largest of the active causes is seen, in Gaussian noise (MCA). Fields are not negative.
+/* maximum.h: only the largest of the active causes is seen, or the floor. Fields are not negative.
  *
- * setting: -1 / 2 sigma^2
+ * setting[1]: the floor, which is seen where no cause exceeds it
  */
-#define RELATIVE 1
 #define EXCLUSIVE 1
 #define IMPUTED 1
 #define NOTHING 0
 
 DEVICE vec start(vec y, const real *setting)
 {
-    return (vec)(0);
+    return (vec)(setting[1]);
 }
 
 DEVICE vec combine(vec c, vec w, vec y, const real *setting)
@@ -17,17 +16,12 @@ DEVICE vec combine(vec c, vec w, vec y, const real *setting)
     return VMAX(w, c);
 }
 
-DEVICE vec term(vec y, vec c, const real *setting)
-{
-    return (y - c) * (y - c);
-}
-
 DEVICE vec share(vec w, vec c, vec y, const real *setting)
 {
     return w == c ? (vec)(1) : (vec)(0);
 }
 
-DEVICE vec value(vec c, vec y, const real *setting)
+DEVICE vec seen(vec c, const real *setting)
 {
     return c;
 }

@@ -1,29 +1,23 @@
-"""Only the largest of the active causes is seen, in Gaussian noise (MCA). setting: −1 / 2σ²."""
+"""Only the largest of the active causes is seen, or the floor. setting[1]: the floor."""
 
 import numpy as np
 
-RELATIVE, EXCLUSIVE, IMPUTED = True, True, True
+EXCLUSIVE, IMPUTED = True, True
 
 
 def start(y: np.ndarray, setting: np.ndarray) -> np.ndarray:
-    return np.zeros_like(y)
+    return np.full_like(y, setting[1])
 
 
 def combine(c: np.ndarray, w: np.ndarray, y: np.ndarray, setting: np.ndarray) -> np.ndarray:
     return np.maximum(c, w)
 
 
-def term(y: np.ndarray, c: np.ndarray, setting: np.ndarray) -> np.ndarray:
-    difference = y - c
-    difference *= difference
-    return difference
-
-
 def share(w: np.ndarray, c: np.ndarray, y: np.ndarray, setting: np.ndarray) -> np.ndarray:
     return (w == c).astype(c.dtype)
 
 
-def value(c: np.ndarray, y: np.ndarray, setting: np.ndarray) -> np.ndarray:
+def seen(c: np.ndarray, setting: np.ndarray) -> np.ndarray:
     return c
 
 

@@ -1,30 +1,24 @@
-"""Each active cause switches y on with probability w, independently of the others.
+"""Each active cause switches y on with some probability, independently of the others.
 
-Fields, the combined value and `share` are explained in noisyor.h. setting: 1.
+Fields and combined values are odds: see noisyor.h.
 """
 
 import numpy as np
 
-RELATIVE, EXCLUSIVE, IMPUTED = False, False, False
+from gem.kernels.fragments.maximum import seen, start
 
+__all__ = ["EXCLUSIVE", "IMPUTED", "combine", "seen", "share", "start"]
 
-def start(y: np.ndarray, setting: np.ndarray) -> np.ndarray:
-    return 1 - y
+EXCLUSIVE, IMPUTED = False, False
+MOST_ODDS = {"float64": 1e300, "float32": 1e37}
 
 
 def combine(c: np.ndarray, w: np.ndarray, y: np.ndarray, setting: np.ndarray) -> np.ndarray:
-    out = c * np.where(w < 0, -w, 1 - w)
-    out += y * np.where(w < 0, 1 + w, w)
-    return out
-
-
-def term(y: np.ndarray, c: np.ndarray, setting: np.ndarray) -> np.ndarray:
-    return np.log(np.maximum(c, np.finfo(c.dtype).tiny))
+    out = c * w
+    out += c
+    out += w
+    return np.minimum(out, c.dtype.type(MOST_ODDS[str(c.dtype)]), out=out)
 
 
 def share(w: np.ndarray, c: np.ndarray, y: np.ndarray, setting: np.ndarray) -> np.ndarray:
-    return np.where(y > 0, 1 - c, c) / np.where(y > 0, c, 1 - c)
-
-
-def value(c: np.ndarray, y: np.ndarray, setting: np.ndarray) -> np.ndarray:
-    return np.where(y > 0, c, 1 - c)
+    return 1 / c

@@ -1,10 +1,9 @@
-/* smooth_maximum.h: |c|^rho sign c is the sum of the active causes' |w|^rho sign w, in Gaussian noise.
+/* smooth_maximum.h: |c|^rho sign c is the sum of the active causes' |w|^rho sign w.
  *
  * Powers of rho = 21 leave the range of a float: so fields and combined values are logarithms with a sign. x has
  * the number -rho log2(|x| / scale) > 0, with the sign of x in front; `scale` is above all that causes can combine to.
- * setting: -1 / 2 sigma^2, 1 / rho, scale, whether there are signs
+ * setting[1], [2], [3]: 1 / rho, scale, whether there are signs
  */
-#define RELATIVE 1
 #define EXCLUSIVE 0
 #define IMPUTED 1
 #define NOTHING 1e30f /* a logarithm of 0 */
@@ -25,16 +24,10 @@ DEVICE vec combine(vec c, vec w, vec y, const real *setting)
     return (a > b ? w : c) < 0 ? -kept : kept;
 }
 
-DEVICE vec value(vec c, vec y, const real *setting)
+DEVICE vec seen(vec c, const real *setting)
 {
     const vec x = setting[2] * vexp2(-setting[1] * fabs(c));
     return c < 0 ? -x : x;
-}
-
-DEVICE vec term(vec y, vec c, const real *setting)
-{
-    const vec difference = y - value(c, y, setting);
-    return difference * difference;
 }
 
 /* (|w| / |c|)^(rho - 1), at most 1 */

@@ -1,12 +1,12 @@
-"""|c|^ρ sign c is the sum of the active causes' |w|^ρ sign w, in Gaussian noise.
+"""|c|^ρ sign c is the sum of the active causes' |w|^ρ sign w.
 
-Fields and combined values are logarithms with a sign: see smooth_maximum.h. setting: −1 / 2σ², 1 / ρ, scale, whether
+Fields and combined values are logarithms with a sign: see smooth_maximum.h. setting[1], [2], [3]: 1 / ρ, scale, whether
 there are signs.
 """
 
 import numpy as np
 
-RELATIVE, EXCLUSIVE, IMPUTED = True, False, True
+EXCLUSIVE, IMPUTED = False, True
 NOTHING = 1e30  # a logarithm of 0
 
 
@@ -32,12 +32,8 @@ def combine(c: np.ndarray, w: np.ndarray, y: np.ndarray, setting: np.ndarray) ->
     return np.where(np.where(a > b, w, c) < 0, -total, total)
 
 
-def value(c: np.ndarray, y: np.ndarray, setting: np.ndarray) -> np.ndarray:
+def seen(c: np.ndarray, setting: np.ndarray) -> np.ndarray:
     return np.copysign(setting[2] * np.exp2(-setting[1] * np.abs(c)), c)
-
-
-def term(y: np.ndarray, c: np.ndarray, setting: np.ndarray) -> np.ndarray:
-    return (y - value(c, y, setting)) ** 2
 
 
 def share(w: np.ndarray, c: np.ndarray, y: np.ndarray, setting: np.ndarray) -> np.ndarray:
