@@ -157,7 +157,8 @@ class Backend(ABC):
     @abstractmethod
     def kernel(self, name: str, *, states: Any = None, fragment: str | None = None, **constants: int) -> Kernel:
         """The kernel of `kernels/NAME.c` (or its twin), specialised: compile-time constants, a state table, and the
-        model's own few lines (files of `kernels/fragments` joined by a "+", or their twins) where a kernel asks for some."""
+        model's own few lines (files of `kernels/fragments` joined by "+", or their twins) where a kernel asks for some.
+        """
 
     @abstractmethod
     def batch_size(self, N: int, bytes_per_point: int) -> int:

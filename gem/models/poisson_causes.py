@@ -112,7 +112,9 @@ class PMCA(Causes):
 
     def likelihood(self, params: Params, step: Step) -> Likelihood:
         W = np.maximum(params["W"], self.background)
-        return Likelihood("maximum+poisson", W, (1.0, self.background), np.log(W), self.background - W, np.ones_like(W), W)
+        return Likelihood(
+            "maximum+poisson", W, (1.0, self.background), np.log(W), self.background - W, np.ones_like(W), W
+        )
 
     def best(self, y: np.ndarray) -> np.ndarray:
         """log p(y_d | the best rate) of each count, less log p(0 | background) and up to log y_d!"""
