@@ -181,6 +181,15 @@ def test_a_device_that_is_not_used_is_not_opened(monkeypatch):
     assert asked == ["bad", "good", "spare"]
 
 
+def test_what_emulates_a_device_is_taken_where_there_is_no_other(monkeypatch):
+    monkeypatch.setattr(
+        _opencl, "survey", lambda: ([SimpleNamespace(name="Oclgrind Simulator", type=6, platform=1)], [])
+    )
+    monkeypatch.setattr(_opencl, "_answer", lambda _, one: "works")
+    monkeypatch.setattr(_opencl, "_import_pyopencl", lambda: None)
+    assert [_opencl.turn(rank) for rank in range(2)] == [0, 0]
+
+
 def test_what_emulates_a_device_comes_last_and_never_by_auto(monkeypatch):
     names = ["llvmpipe (LLVM 15.0.6, 256 bits)", "pthread-cpu", "Oclgrind Simulator", "Radeon", "Intel(R) CPU"]
     platforms = ["rusticl", "Portable Computing Language", "Oclgrind", "rusticl", "Intel(R) OpenCL"]
@@ -243,8 +252,8 @@ def test_what_a_program_is_compiled_for_is_in_its_text(opencl, monkeypatch):
     texts = []
     monkeypatch.setattr(_opencl.OpenCLBackend, "_compiled", lambda self, text: texts.append(text) or 1 / 0)
 
-    def text(H=8, dtype="float32", acc=np.float64, vectors=None, features="cl_khr_int64_base_atomics"):
-        backend = _opencl.OpenCLBackend(dtype, vectors=vectors)
+    def text(H=8, dtype="float32", acc=np.float64, schedule=None, features="cl_khr_int64_base_atomics"):
+        backend = _opencl.OpenCLBackend(dtype, schedule=schedule)
         backend.acc = np.dtype(acc)
         backend._device = SimpleNamespace(
             extensions=features, local_mem_size=1 << 15, global_mem_size=1 << 30, max_work_group_size=256
@@ -254,7 +263,7 @@ def test_what_a_program_is_compiled_for_is_in_its_text(opencl, monkeypatch):
         return texts[-1]
 
     variants = [
-        text(), text(H=9), text(dtype="float64"), text(acc=np.float32), text(vectors=False), text(features=""),
+        text(), text(H=9), text(dtype="float64"), text(acc=np.float32), text(schedule="gpu"), text(features=""),
     ]  # fmt: skip
     assert len(set(variants)) == len(variants)
     assert text() == variants[0]

@@ -37,6 +37,13 @@ def device(request):
         missing(request.param, str(error))
 
 
+@pytest.fixture
+def apart(device):
+    """The device with memory of its own, as a GPU has: a CPU device takes data where they lie."""
+    own = device.name.startswith("opencl")
+    return _opencl.OpenCLBackend("float64", schedule="gpu") if own else device
+
+
 @pytest.fixture(params=MODELS)
 def problem(request):
     model = MODELS[request.param]
@@ -60,17 +67,16 @@ def close(found, wanted):
 
 
 @pytest.mark.parametrize("cut", [0.0, 0.8])
-def test_data_that_stay_and_data_that_stream_give_the_same(device, problem, cut, monkeypatch, caplog):
+def test_data_that_stay_and_data_that_stream_give_the_same(apart, problem, cut, monkeypatch, caplog):
     model, params, Y = problem
     Ncut = cut if model is MODELS["bsc"] else 0.0  # mixtures have no truncation
     wanted, _ = gem.em_step(model, params, Y, dtype="float64", Ncut=Ncut)
-    monkeypatch.setattr(device, "_cpu", False, raising=False)  # a CPU device takes data where they lie
-    monkeypatch.setattr(device, "matmul", products(device))
+    monkeypatch.setattr(apart, "matmul", products(apart))
     with caplog.at_level(logging.INFO, "gem"):
-        close(gem.em_step(model, params, Y, backend=device, Ncut=Ncut, batch=16)[0], wanted)
+        close(gem.em_step(model, params, Y, backend=apart, Ncut=Ncut, batch=16)[0], wanted)
         assert "stay on" in caplog.text
-        monkeypatch.setattr(device, "room", lambda: 0)
-        close(gem.em_step(model, params, Y, backend=device, Ncut=Ncut, batch=16)[0], wanted)
+        monkeypatch.setattr(apart, "room", lambda: 0)
+        close(gem.em_step(model, params, Y, backend=apart, Ncut=Ncut, batch=16)[0], wanted)
         assert "streamed" in caplog.text
 
 
@@ -319,7 +325,7 @@ ONLY_OPENCL = list(backends(numpy=(), cuda=()))  # CUDA gives all it has in one 
 def test_a_batch_larger_than_one_buffer_may_be_is_halved(device, problem, monkeypatch):
     model, params, Y = problem
     wanted, _ = gem.em_step(model, params, Y, dtype="float64")
-    monkeypatch.setattr(device, "_cpu", False)
+    monkeypatch.setattr(device, "_cpu", False)  # in the schedule of a CPU, whose sums are small
     monkeypatch.setattr(device, "matmul", products(device))
     for room in (0, 1 << 30):
         monkeypatch.setattr(device, "room", lambda room=room: room)
@@ -331,14 +337,13 @@ def test_a_batch_larger_than_one_buffer_may_be_is_halved(device, problem, monkey
 
 
 @pytest.mark.parametrize("traced", [False, True])
-def test_no_batch_and_no_result_is_held_beside_the_next(device, tmp_path, monkeypatch, traced):
+def test_no_batch_and_no_result_is_held_beside_the_next(apart, tmp_path, monkeypatch, traced):
     """Each may be as large as memory allows."""
-    monkeypatch.setattr(device, "_cpu", False, raising=False)
-    monkeypatch.setattr(device, "room", lambda: 0)
-    backend = Traced(device, Recording(tmp_path / "trace.json", Serial())) if traced else device
+    monkeypatch.setattr(apart, "room", lambda: 0)
+    backend = Traced(apart, Recording(tmp_path / "trace.json", Serial())) if traced else apart
     seen = []
 
-    prefetch = device.prefetch
+    prefetch = apart.prefetch
 
     class Sums:
         pass
@@ -350,7 +355,7 @@ def test_no_batch_and_no_result_is_held_beside_the_next(device, tmp_path, monkey
         assert all_are_gone()  # a third batch, beside the one that waits
         return prefetch(host)
 
-    monkeypatch.setattr(device, "prefetch", uploaded)
+    monkeypatch.setattr(apart, "prefetch", uploaded)
 
     def sums(batch):
         assert all_are_gone()
@@ -358,7 +363,7 @@ def test_no_batch_and_no_result_is_held_beside_the_next(device, tmp_path, monkey
         seen.extend([weakref.ref(batch.Y), weakref.ref(found)])
         return found
 
-    batches = backend.load(Shard(ArraySource(np.zeros((50, 3))), 0, 50, dtype=device.dtype, batch=10))
+    batches = backend.load(Shard(ArraySource(np.zeros((50, 3))), 0, 50, dtype=apart.dtype, batch=10))
     for found in backend.map(sums, batches):
         del found
     assert len(seen) == 10
@@ -372,14 +377,12 @@ def test_a_device_that_is_not_there(device):
 
 
 @pytest.fixture
-def as_gpu(monkeypatch):
-    """An OpenCL device that is no CPU, as the backend sees it."""
+def as_gpu():
+    """An OpenCL device that does what a GPU would."""
     try:
-        device = gem.backends.select("opencl", "float32")
+        return _opencl.OpenCLBackend("float32", schedule="gpu")
     except BackendError as error:
         missing("opencl", str(error))
-    monkeypatch.setattr(device, "_cpu", False)
-    return device
 
 
 def test_reikna_multiplies_where_the_device_is_no_cpu(as_gpu):
@@ -558,7 +561,7 @@ def test_a_device_that_refuses_hides_no_other(monkeypatch):
 def test_opencl_device_without_64_bit_atomics():
     if "unavailable" in gem.backends.available()["opencl"]:
         missing("opencl", gem.backends.available()["opencl"]["unavailable"])
-    backend = _opencl.OpenCLBackend("float32", vectors=False)
+    backend = _opencl.OpenCLBackend("float32", schedule="gpu")
     backend._device = SimpleNamespace(name="Old GPU", extensions="cl_khr_fp64")
     text = "__kernel void pair_sums(__global long *x) { ATOMIC_ADD(x, 1); }"
     with pytest.raises(BackendError, match=r"Old GPU .*cl_khr_int64_base_atomics.*pair_sums.c.* another device"):
@@ -569,7 +572,7 @@ def test_opencl_device_without_64_bit_atomics():
 def test_opencl_device_with_small_groups():
     if "unavailable" in gem.backends.available()["opencl"]:
         missing("opencl", gem.backends.available()["opencl"]["unavailable"])
-    backend = _opencl.OpenCLBackend("float32", vectors=False)
+    backend = _opencl.OpenCLBackend("float32", schedule="gpu")
     sizes = {"local_mem_size": 1 << 15, "global_mem_size": 1 << 30, "max_work_group_size": 64}
     backend._device = SimpleNamespace(name="Small GPU ", **sizes)
     with pytest.raises(BackendError, match="scale_rows works in groups of 128 work-items, Small GPU takes 64 at the"):
@@ -682,16 +685,15 @@ def test_ranks_that_share_a_device_share_its_memory(places, devices, asked, shar
     assert gem.backends.select("cuda")._ranks == 1
 
 
-def test_a_rank_keeps_its_share_of_the_data_at_most(device, problem, monkeypatch, caplog):
+def test_a_rank_keeps_its_share_of_the_data_at_most(apart, problem, monkeypatch, caplog):
     model, params, Y = problem
-    monkeypatch.setattr(device, "_cpu", False, raising=False)
-    monkeypatch.setattr(device, "matmul", products(device))
-    monkeypatch.setattr(device, "room", lambda: 2 * Y.nbytes)
+    monkeypatch.setattr(apart, "matmul", products(apart))
+    monkeypatch.setattr(apart, "room", lambda: 2 * Y.nbytes)
     for ranks, kept in ((2, "stay on"), (3, "streamed")):
-        monkeypatch.setattr(device, "_ranks", ranks)
+        monkeypatch.setattr(apart, "_ranks", ranks)
         caplog.clear()
         with caplog.at_level(logging.INFO, "gem"):
-            gem.em_step(model, params, Y, backend=device, batch=16)
+            gem.em_step(model, params, Y, backend=apart, batch=16)
         assert kept in caplog.text
 
 

@@ -344,7 +344,7 @@ def device(kind, dtype):
             return gem.backends.select(kind, dtype)
         from gem.backends._opencl import OpenCLBackend
 
-        return OpenCLBackend(dtype, vectors=kind == "opencl-vectors")
+        return OpenCLBackend(dtype, schedule="cpu" if kind == "opencl-vectors" else "gpu")
     except BackendError as error:
         missing(kind.partition("-")[0], str(error))
 

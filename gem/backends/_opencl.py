@@ -89,8 +89,9 @@ class OpenCLBackend(DeviceBackend):
     dtype : float32 or float64
     index : int
         Which of all platforms' devices, in their order (GPUs first).
-    vectors : bool, optional
-        Whether the lanes of a data point are vector elements (default: on CPU devices) or work-items.
+    schedule : "cpu" or "gpu", optional
+        How kernels are laid out: lanes are elements of vectors, or work-items. Default: as the device is. With "gpu" a
+        CPU device does all that a GPU would, with memory and products of its own, too: for tests, and to count that.
     threads : int
         For matrix products on a CPU device (0: its compute units).
     trust : bool
@@ -109,7 +110,7 @@ class OpenCLBackend(DeviceBackend):
         self,
         dtype: Any = "float32",
         index: int = 0,
-        vectors: bool | None = None,
+        schedule: str | None = None,
         threads: int = 0,
         trust: bool = False,
     ):
@@ -123,8 +124,9 @@ class OpenCLBackend(DeviceBackend):
         if not trust and (said := answer(self._device)) != "works":
             raise BackendError(f"OpenCL device {index} is refused: {_told(self._device, said)}; {INSTALL}")
         self.acc = np.dtype(np.float64 if self._device.double_fp_config else np.float32)
-        self._cpu = bool(self._device.type & self._cl.device_type.CPU)
-        self._vectors = self._cpu if vectors is None else vectors
+        is_cpu = bool(self._device.type & self._cl.device_type.CPU)
+        self._cpu = is_cpu and schedule != "gpu"
+        self._vectors = is_cpu if schedule is None else schedule == "cpu"
         self._context = self._cl.Context([self._device])
         self._queue, self._copying = (self._cl.CommandQueue(self._context) for _ in range(2))
         self._units, self._largest = self._device.max_compute_units, self._device.max_mem_alloc_size
@@ -658,7 +660,10 @@ def shared() -> list[int]:
         if len(found) > 1 and emulates(one):
             told.append(_told(one, f"it only emulates a device: ask for opencl:{first} if you want that"))
         elif (said := answer(one)) == "works":
-            same = (d.type == one.type and d.platform == one.platform and not emulates(d) for d in found[first:])
+            same = (
+                d is one or (d.type == one.type and d.platform == one.platform and not emulates(d))
+                for d in found[first:]
+            )
             return [first + number for number, alike in enumerate(same) if alike]
         else:
             told.append(_told(one, said))
