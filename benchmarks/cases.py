@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import model_step
-from benchmarks.floors import EXP, linear
 from benchmarks.timing import PAUSE
+from gem.kernels.floors import EXP, linear
 from gem.models import MODELS, Model, make
 
 
@@ -62,7 +62,7 @@ def _sum_over_states(model: Any, flops: Callable[[int], float]) -> float:
 
 
 def of_linear(model: Any) -> float:
-    """BSC, TSC, DSC: two products and the states of the Gram matrix (`benchmarks.floors`)."""
+    """BSC, TSC, DSC: two products and the states of the Gram matrix (`gem.kernels.floors`)."""
     kernels = linear(model.D, model.H, model.Hprime, model.gamma, len(model.values))
     return sum(flops for flops, _ in kernels.values())
 

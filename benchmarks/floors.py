@@ -5,48 +5,34 @@
 Bytes are those that must cross device memory when each array is read or written once per kernel; an exponential counts
 8 flops. The defaults are an H100: 3.0 TB/s, 60 TFLOP/s in float32. Then what the sums of a batch weigh, and what it
 would cost to add them up on the host.
+
+    python -m benchmarks.floors --write docs/kernels.md
+
+writes the table of the time that the pinned counts (`python -m gem.kernels --count`) allow, beside the floor.
 """
 
 from __future__ import annotations
 
 import argparse
-from math import ceil, comb
+from collections.abc import Iterator
+from math import ceil
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.results import markdown, put_between
 from gem.backends import _cuda
 from gem.backends._device import PRODUCT_ROWS, schedule
+from gem.kernels import counts
+from gem.kernels.floors import REAL, linear, mixture
 from gem.models import BSC, MCA, Model, MoG
 
-REAL, INDEX, EXP = 4, 4, 8
 UNITS = 132  # multiprocessors of an H100
-
-
-def linear(D: int, H: int, Hprime: int, gamma: int, values: int = 1) -> dict[str, tuple[float, float]]:
-    """Kernel → (flops, bytes) per data point of BSC, or of a latent with so many `values` that are not 0."""
-    pairs = Hprime * (Hprime - 1) // 2
-    count = {g: comb(Hprime, g) * values**g for g in range(2, gamma + 1)}
-    states = sum(count.values())
-    couplings = sum((g - 1) * n for g, n in count.items())
-    members = sum((g + comb(g, 2)) * n for g, n in count.items())
-    return {
-        "cuBLAS: Y W": (2 * D * H, REAL * (D + H)),
-        "preselect": (2 * H + H * Hprime, REAL * H + INDEX * Hprime),
-        "gram_posterior": (
-            (4 + EXP) * H * values + (2 + EXP) * states + couplings + members,
-            REAL * (2 * H + pairs + 2) + INDEX * Hprime,
-        ),
-        "squared_norms": (2 * D, REAL * (D + 1)),
-        "column_sums": (2 * H, REAL * (H + 1)),
-        "pair_sums": (2 * pairs, REAL * (pairs + 1) + INDEX * Hprime),
-        "cuBLAS: Yᵀ⟨s⟩": (2 * D * H, REAL * (D + H)),
-    }
-
-
-def mog(D: int, K: int) -> dict[str, tuple[float, float]]:
-    """The diagonal mixture kernel: differences, squares, softmax, and the sums."""
-    return {"mixture (diag)": (4 * D * K + (3 + EXP) * K + 4 * D * K, REAL * (D + 2))}
+GPUS = {"H100": (3.35, 67.0), "H200": (4.8, 67.0)}  # TB/s, and TFLOP/s in float32 outside tensor cores
+INSTRUCTIONS = 30.0  # 10¹² of a work-item a second: 132 multiprocessors with 128 lanes at 1.8 GHz
+MARK = "<!-- benchmarks.floors: what the counts allow -->"
+COLUMNS = ("case", "kernel", *(f"{gpu}, {what}" for gpu in GPUS for what in ("ns", "bound by", "floor, ns")))
 
 
 def sums(model: Model) -> tuple[int, int, int]:
@@ -92,6 +78,34 @@ def print_sums(console: Console, bandwidth: float, pcie: float) -> None:
     console.print(table)
 
 
+def allowed(bandwidth: float, tflops: float, size: float, flops: float, instructions: float = 0) -> tuple[float, str]:
+    """The least time of a data point in ns, and what takes it."""
+    return max(
+        (size / bandwidth / 1e3, "bytes"),
+        (flops / tflops / 1e3, "flops"),
+        (instructions / INSTRUCTIONS / 1e3, "instructions"),
+    )
+
+
+def counted() -> Iterator[list[str]]:
+    """For each case and kernel, and each GPU: the time that the pinned counts allow, what takes it, and the floor."""
+    for name, kernels in counts.pinned().items():
+        fewest = counts.CASES[name].fewest
+        for kernel in kernels:
+            some = [each for each in kernels if each != counts.WHOLE] if kernel == counts.WHOLE else [kernel]
+            row = [name, kernel]
+            for gpu in GPUS.values():
+                times = [
+                    allowed(*gpu, each["read"] + each["written"], each["flops"], each["instructions"])
+                    for each in map(kernels.__getitem__, some)
+                ]
+                least = fewest.values() if kernel == counts.WHOLE else [fewest[kernel]] if kernel in fewest else []
+                floor = sum(allowed(*gpu, size, flops)[0] for flops, size in least)
+                bound = times[0][1] if len(times) == 1 else ""
+                row += [f"{sum(time for time, _ in times):.2f}", bound, f"{floor:.2f}" if floor else ""]
+            yield row
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bandwidth", type=float, default=3.0, help="TB/s")
@@ -99,13 +113,17 @@ def main() -> None:
     parser.add_argument("--pcie", type=float, default=25.0, help="GB/s between device and host")
     for name, value in {"D": 256, "H": 300, "Hprime": 8, "gamma": 5}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--write", type=Path, metavar="PAGE", help="write what the pinned counts allow into this page")
     args = parser.parse_args()
+    if args.write:
+        put_between(MARK, markdown(COLUMNS, counted()), args.write)
+        return
     console = Console(width=100)
     parts = {
         f"BSC, D = {args.D}, H = {args.H}, H' = {args.Hprime}, γ = {args.gamma}": linear(
             args.D, args.H, args.Hprime, args.gamma
         ),
-        "MoG diag, D = 64, K = 50": mog(64, 50),
+        "MoG diag, D = 64, K = 50": mixture(64, 50),
     }
     for title, kernels in parts.items():
         floors = {n: max(f / args.tflops, b / args.bandwidth) / 1e3 for n, (f, b) in kernels.items()}

@@ -3,6 +3,7 @@
 python -m gem.kernels                 list the kernels, with twin, tests and sizes
 python -m gem.kernels --check         compile all for every CUDA architecture, variants for two of them
 python -m gem.kernels --show NAME     print the joined source with its defines
+python -m gem.kernels --count         count what a GPU would do for a data point; 1 beyond what is pinned
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 from gem.backends._cuda import SHARED_BYTES
 from gem.backends._device import Schedule, schedule
-from gem.errors import BackendError, GemError
+from gem.errors import BackendError, ConfigError, GemError
 from gem.kernels import resources, source
 from gem.states import state_table
 
@@ -104,6 +105,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compile for every architecture")
     parser.add_argument("--show", metavar="NAME", choices=source.names(), help="print a kernel's program")
+    parser.add_argument("--count", action="store_true", help="count bytes, flops and instructions (needs oclgrind)")
+    parser.add_argument("--only", metavar="TEXT", default="", help="--count: only cases with this in their name")
+    parser.add_argument("--pin", action="store_true", help="--count: pin these counts")
     parser.add_argument("--real", type=int, choices=(32, 64), help="bits of a number (--check: both, --show: 32)")
     parser.add_argument("--define", action="append", default=[], metavar="NAME=VALUE", help="another size")
     parser.add_argument("names", nargs="*", help="kernels to list or check (default: all)")
@@ -123,6 +127,8 @@ def main() -> int:
     try:
         if args.show:
             _show(args.show, args.real or 32, sizes)
+        elif args.count or args.pin:
+            return _count(args.only, args.pin)
         elif args.check:
             return _check(names, (args.real,) if args.real else (32, 64), sizes)
         else:
@@ -214,6 +220,26 @@ def _refused_or(name: str, sizes: Sizes, what: tuple[int, Sizes]) -> Any:
         if "local memory" not in str(error):
             raise
         return f"refused: {error}"
+
+
+def _count(only: str, pin: bool) -> int:
+    """Print the counts of cases; 1 if some are beyond the pinned ones, which `pin` replaces."""
+    from gem.kernels import counts  # it opens what models and backends need, which no other tool here does
+
+    names = [name for name in counts.CASES if only in name]
+    if not names:
+        raise ConfigError(f"--only {only}: no case has that in its name; there are {', '.join(counts.CASES)}")
+    counted = counts.count(names)
+    lines = [list(counts.COLUMNS), *(row for name in names for row in counts.rows(name, counted[name]))]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for row in lines:
+        print("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)))
+    if pin:
+        counts.pin(counted)
+    more = counts.beyond(counted, counts.pinned())
+    for line in more:
+        print(f"beyond the pinned counts: {line}", file=sys.stderr)
+    return int(bool(more))
 
 
 def _worst(found: list[tuple[resources.Resources, int]]) -> str:

@@ -33,7 +33,8 @@ FLOORS = [
     {"gem.models"},
     {"gem.em", "gem.run", "gem.same_run", "gem.run_checks", "gem.taking_up", "gem.held_out", "gem.falling",
      "gem.holding", "gem.best", "gem.starts", "gem.restarts", "gem.stepwise"},
-    {"gem.gabor", "gem.plot", "gem.report", "gem.restore", "gem.cli", "gem.kernels.__main__"},
+    {"gem.gabor", "gem.plot", "gem.report", "gem.restore", "gem.cli", "gem.kernels.__main__",
+     "gem.kernels.counts"},
 ]  # fmt: skip
 
 
