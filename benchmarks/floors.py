@@ -43,8 +43,7 @@ def sums(model: Model) -> tuple[int, int, int]:
         return schedule(kernel, sizes, REAL, False, UNITS, _cuda.SHARED_BYTES).groups or 0
 
     if isinstance(model, MoG):
-        sizes = {"D": D, "K": model.K, "COVARIANCE": 0, "MISSING": 0, "STORE": 0}
-        most = groups("mixture", **sizes)
+        most = groups("mixture", D=D, K=model.K, MISSING=0, STAGES=4)
         return n, most, 8 * (most * model.K * (2 * D + 1) + groups("point_sums"))
     assert isinstance(model, BSC | MCA)
     H = model.H

@@ -27,6 +27,7 @@ FRAGMENTS = {  # where a kernel asks for a model's own lines: all that are joine
         *(f"maximum+{noise}" for noise in ("gaussian", "bernoulli", "poisson", "gamma")),
         *("smooth_maximum+gaussian", "magnitude+gaussian", "noisyor+bernoulli"),
     ),
+    "mixture": ("mixture_gaussian", "mixture_spherical", "mixture_poisson"),
 }
 UNITS = 132  # multiprocessors of an H100: only the number of groups depends on it
 EXAMPLES: dict[str, dict[str, int]] = {  # the sizes of a large model
@@ -39,7 +40,8 @@ EXAMPLES: dict[str, dict[str, int]] = {  # the sizes of a large model
     "gram_posterior": {"H": 300, "HPRIME": 8, "GAMMA": 5, "ANNEAL": 1, "VALUES": 1, "MASKED": 0},
     "linear_scores": {"H": 300, "VALUES": 2, "COSINE": 0},
     "masked_gram": {"D": 256, "HPRIME": 8},
-    "mixture": {"D": 64, "K": 50, "COVARIANCE": 0, "MISSING": 0, "STORE": 0, "LARGE": 0},
+    "mixture": {"D": 64, "K": 50, "MISSING": 0, "STAGES": 1, "ANNEAL": 0, "LARGE": 0},
+    "mixture_full": {"D": 64, "K": 50, "TIED": 0, "STAGES": 4, "ANNEAL": 0},
     "pair_sums": {"H": 300, "HPRIME": 8},
     "point_sums": {"PARTS": 2, "WEIGHTED": 0},
     "preselect": {"H": 300, "HPRIME": 8, "VALUES": 1},
@@ -87,11 +89,15 @@ VARIANTS: dict[str, list[Sizes]] = {  # what models build besides the example: h
     "linear_scores": _each(VALUES=(1, 2, 3), COSINE=(0, 1)),
     "masked_gram": _each(HPRIME=(12, 32)),
     "mixture": [
-        {"COVARIANCE": covariance, "MISSING": missing, "STORE": store}
-        for covariance, missing in ((0, 0), (1, 0), (2, 0), (3, 0), (0, 1), (3, 1))
-        for store in (0, 1)
+        {"fragment": fragment, "MISSING": missing, "STAGES": stage, "ANNEAL": int(missing or stage == 2)}
+        for fragment, missing in (
+            *(("mixture_gaussian", 0), ("mixture_gaussian", 1), ("mixture_spherical", 0)),
+            *(("mixture_poisson", 0), ("mixture_poisson", 1)),
+        )
+        for stage in (1, 2, 4, 8)
     ]
-    + _each(COVARIANCE=(3,), MISSING=(0, 1), STORE=(0, 1), LARGE=(1,)),
+    + _each(fragment=("mixture_poisson",), MISSING=(0, 1), LARGE=(1,)),
+    "mixture_full": _each(TIED=(0, 1), STAGES=(4, 8), ANNEAL=(0, 1)),
     "pair_sums": _each(HPRIME=(12,)),
     "point_sums": _each(PARTS=(1, 2, 3), WEIGHTED=(0, 1)),
     "preselect": _each(HPRIME=(8, 12), VALUES=(1, 2, 3)),

@@ -188,6 +188,8 @@ typedef union { /* a vector, and its elements by number */
 #define LANES_BEGIN
 #define LANES_PARAM
 #define LANES_ARG
+#define SHARED /* what the work-items of a group share, here one: its own memory */
+#define SHARED_PTR
 
 /* Vectors in global memory, wherever they begin. (pocl compiles vload and vstore to twice the instructions.) */
 typedef vec loose_vec __attribute__((aligned(sizeof(real))));
@@ -476,6 +478,28 @@ typedef real vec; /* fragments are written with the words of vectors */
     LOCAL_PTR real *state = state##_of[row]
 #endif
 
+typedef acc accs;
+typedef union {
+    vec v;
+    real at[1];
+} lanes;
+#define SHARED LOCAL
+#define SHARED_PTR LOCAL_PTR
+#define VLOAD(p) (*(p))
+#define VSTORE(v, p) (*(p) = (v))
+#define VLOAD_ACC VLOAD
+#define VSTORE_ACC(v, p) (*(p) = (v))
+#define VACC(v) ((acc)(v))
+#define VREAL(v) ((real)(v))
+#define SOMEWHERE(holds) (holds)
+#define total(x) (x)
+DEVICE vec vload_row(int left, real fill, GLOBAL const real *p, size_t after) { return left > 0 ? *p : fill; }
+DEVICE void vstore_row(vec v, int left, GLOBAL real *p, size_t after)
+{
+    if (left > 0)
+        *p = v;
+}
+
 /* Sum and maximum over `lanes` neighbouring work-items, of which this is number `lane`, in a tree: always the same
  * order. Each gets the result. `scratch` has GROUP elements; all work-items of the group must call. */
 DEVICE acc tree_sum(acc x, int lane, int lanes, LOCAL_PTR acc *scratch)
@@ -529,4 +553,21 @@ DEVICE vec vlog_ratio(vec a, vec b)
     const vec lost = (above - (ratio - 1)) / ratio; /* when 1 was added */
     return 2 * fabs(a - b) < b ? vlog(ratio) + lost : vlog(a / b);
 }
+
+/* Where the terms of a fragment are so LARGE that a difference of them needs more digits: `wide`, a vec of data points,
+ * and `fine`, a parameter, are then as precise as sums. */
+#ifndef LARGE
+#define LARGE 0
+#endif
+#if LARGE
+typedef accs wide;
+typedef acc fine;
+#define WIDE(v) VACC(v)
+#define NARROW(w) VREAL(w)
+#else
+typedef vec wide;
+typedef real fine;
+#define WIDE(v) (v)
+#define NARROW(w) (w)
+#endif
 #endif

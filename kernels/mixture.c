@@ -1,567 +1,351 @@
-/* mixture.c: the E-step of Gaussian and Poisson mixtures, and its sums, in one walk over the data.
+/* mixture.c: the E-step of a mixture whose components take one dimension by itself, and its sums.
  *
- *   joint_nk = log_weight_k - 1/2 |R_k (y_n - mu_k)|^2              P_k = R_k' R_k is the inverse covariance
- *            = log_weight_k + P_k' y_n + log Poisson(y_n; mu_K)      if COVARIANCE is POISSON
+ *   joint_nk = log_weight_k - whole(sum over d of cost(y_nd, mu_kd, P_kd))      the family's fragment says what it costs
  *   r_nk     = w_n softmax_k(beta joint_nk + shift_k)
  *
- *   mu               (K, D); if POISSON (K + 1, D), the last row reference rates: P_k is log(mu_k / mu_K), so that
- *                    the size of the counts costs the differences between components no digits
- *   precision        (K, D) if COVARIANCE is DIAG or POISSON: P_k. (K, D, D) if FULL, (D, D) if TIED: the lower
- *                    triangle R_k, whose products have as many digits to lose as the square root of P_k's condition
- *                    has, not the condition (above the diagonal P_k itself, for the twin). If
- *                    MISSING, K more rows: what an observed y_d takes from joint_nk besides, its normalisation
- *   log_evidence     (N,) log sum over k of exp joint_nk, unannealed; -infinity where POISSON and no count
- *   responsibilities (N, K) r_nk, if STORE
- *   sums             (GROUPS, SUMS) sum over n of r_nk (1, y - mu_k, (y - mu_k)^2 or (y - mu_k) (y - mu_k)');
- *                    one row for each group; the last part has the shape of precision: summed over k if TIED,
- *                    absent if POISSON
- *   least            the floor of variances: for the twin, which loses digits far below it; nothing is lost here
+ *   mu               (K, D) centres; of a family with a BASE (K + 1, D): that is the log likelihood under the last row,
+ *                    to which all components are relative, so that the size of the data costs no digits
+ *   P                (K, D) the family's other parameter. If MISSING, K more rows: what an observed y_d costs besides
+ *   log_evidence     (N,) log sum over k of exp joint_nk, unannealed
+ *   room             (tiles, K + NOTES, TILE) the log joint, then r / w times the points' scale (row K), tile by tile; one
+ *                    tile for each group where all stages are one launch
+ *   responsibilities (N, K) r_nk, of the stage STORE
+ *   sums             (groups, SUMS) sum over n of r_nk (1, y - mu_k, second(y, y - mu_k)); a row for each group
  *
- * If MISSING (DIAG and POISSON), NaN is no observation: it counts with its expectation, y - mu_k = 0 and, for the
- * square, 1 / P_k.
- * Differences are taken before they are squared: float is safe wherever the data lie. Moments are summed in
- * `real` within a tile, in `acc` over tiles. Group g takes the tiles g, g + GROUPS, ...; their number is the
- * caller's choice: the same number gives the same bits.
- * If LARGE (POISSON), counts have so many digits that the log joint, a small difference of terms as large as they are,
- * is taken in `acc`, and precision and log_weight come in it.
- * Sizes: D, K, COVARIANCE, MISSING, STORE; LARGE where it is not 0.
+ * STAGES, bits: 1 the log joint, a product of differences; 2 the softmax; 4 the sums, a product; 8 r_nk stored. Where a
+ * group has a cache it takes a tile through all of them; a GPU makes each a launch of its own. SHARE groups then divide
+ * the components (1) or the sums (4) of a tile. In both products a work-item holds a few points (vectors of them, on a
+ * CPU) x a few components, or components x dimensions, in registers.
+ * If MISSING, NaN is no observation: it counts with its expectation, y - mu_k = 0 and, for the second moment, `unseen`.
+ * Differences are taken before they are squared: float is safe wherever the data lie. Moments are summed in `real`
+ * over STRETCH tiles, in `acc` beyond. The same number of groups gives the same bits.
+ * Sizes: D, K, MISSING, STAGES, ANNEAL, SHARE; LARGE where it is not 0.
  */
-#ifndef LARGE
-#define LARGE 0
-#endif
-#define DIAG 0
-#define FULL 1
-#define TIED 2
-#define POISSON 3
-#define AXIAL (COVARIANCE == DIAG || COVARIANCE == POISSON) /* no dimension knows of another */
-#define SECOND (COVARIANCE == DIAG ? K * D : COVARIANCE == FULL ? K * D * D : COVARIANCE == TIED ? D * D : 0)
-#define SUMS (K + K * D + SECOND)
-#define PRECISION(k) ((size_t)(k) * (AXIAL ? D : COVARIANCE == FULL ? D * D : 0)) /* P_k, or R_k */
+#define STAGE(bit) ((STAGES & (bit)) != 0)
+#define TILES ((N + TILE - 1) / TILE)
+#define VECTORS (TILE / WIDTH)
+#define PARTS 8 /* that may share a tile in stage 1, each of which leaves the largest joint it has seen */
+#define NOTES (2 * PARTS + 1)
+#define SCALE K                         /* row of a tile's room: TOP(0), until the softmax is done */
+#define TOP(part) (K + (part))          /* largest joint */
+#define HOT(part) (K + PARTS + (part))  /* and annealed, if ANNEAL */
+#define BASE_ROW (K + 2 * PARTS)
+#define IN_ROOM(k, v) (room + (k) * TILE + (v) * WIDTH)
+#define STAGED (STAGES == 1 || STAGES == 2 || STAGES == 4 || STAGES == 8)
+#define STRETCH (STAGES == 4 ? 8 : 1) /* tiles whose sums stay in registers */
+#define SMALLER(a, b) ((a) < (b) ? (a) : (b))
+#define LARGER(a, b) ((a) > (b) ? (a) : (b))
 
-#if WIDTH > 1
-#define NUMBER vec /* of so many data points */
-#else
-#define NUMBER real
-#endif
+/* Stage 1. A work-item has ROWS vectors of points, of COLUMNS components at a time; a group BLOCK components. */
+#define ROWS (VECTORS < 4 ? VECTORS : 4)
+#define ACROSS (VECTORS / ROWS)
+#define COLUMNS (GROUP == 1 ? 2 : LARGE ? 2 : GEM_REAL == 64 || MISSING ? SMALLER(4, (K + 7) / 8) : SMALLER(8, (K + 7) / 8))
+#define BLOCK (GROUP / ACROSS * COLUMNS)
+#define CHUNK (GROUP == 1 ? D : SMALLER(16, D)) /* dimensions in shared memory */
+#define SIDE (GROUP == 1 ? 1 : 16)              /* work-items that copy a row */
+#define PITCH (GROUP == 1 ? VECTORS : (VECTORS | 1))
+#define ODD (GROUP == 1 ? CHUNK : (CHUNK | 1))
 
-#if !LARGE
-#define COUNTED NUMBER
-#define FINE(y) (y)
-#define ROUNDED(x) (x)
-#define WITH(common, x) (x)
-typedef real fine;
-#elif WIDTH > 1
-#define COUNTED accs
-#define FINE(y) VACC(y)
-#define ROUNDED(x) VREAL(x)
-#define WITH(common, x) ((common) + (x))
-typedef acc fine;
-#else
-#define COUNTED acc
-#define FINE(y) ((acc)(y))
-#define ROUNDED(x) ((real)(x))
-#define WITH(common, x) ((common) + (x))
-typedef acc fine;
-#endif
+/* Stage 4. A work-item has MEMBERS components x DIMS vectors of dimensions; a group HEIGHT x WITHIN of them. */
+#define CHUNKS ((D + WIDTH - 1) / WIDTH)
+#define LINE (GROUP == 1 ? 1 : CHUNKS > 16 ? 16 : CHUNKS > 8 ? 8 : CHUNKS > 4 ? 4 : 2) /* work-items along dimensions */
+#define DIMS (GROUP == 1 ? SMALLER(4, CHUNKS) : SMALLER(2, (CHUNKS + LINE - 1) / LINE))
+#define MEMBERS (GROUP == 1 ? 1 : SMALLER(LINE < 8 ? LINE / 2 : MISSING && SECOND ? 2 : 4, (K + GROUP / LINE - 1) / (GROUP / LINE)))
+#define HEIGHT (GROUP / LINE * MEMBERS)
+#define WITHIN (GROUP == 1 ? (CHUNKS + DIMS - 1) / DIMS * DIMS : LINE * DIMS)
+#define STEP (GROUP == 1 ? TILE : SMALLER(32, TILE)) /* points in shared memory */
+#define SUM_BLOCKS ((K + HEIGHT - 1) / HEIGHT * ((CHUNKS + WITHIN - 1) / WITHIN))
+#define SUMS (K + K * D * (1 + SECOND))
 
 #if MISSING
-#define OBSERVED(T, y, x, otherwise) ((y) == (y) ? (x) : (T)(otherwise))
+#define OBSERVED(y, x, otherwise) ((y) == (y) ? (x) : (otherwise))
+#define BESIDES(cost, i) ((cost) + P[BLOCK * ODD + (i)])
 #else
-#define OBSERVED(T, y, x, otherwise) (x)
+#define OBSERVED(y, x, otherwise) (x)
+#define BESIDES(cost, i) (cost)
 #endif
-
-#if AXIAL
-/* What the dimension P points to takes from the log joint. */
-DEVICE COUNTED cost(COUNTED y, real mu, GLOBAL const fine *P)
-{
-#if COVARIANCE == DIAG
-    const COUNTED x = y - mu, q = x * ((real)0.5 * P[0]) * x;
-#else
-    const COUNTED q = -P[0] * y;
-#endif
-    return OBSERVED(COUNTED, y, q + (MISSING ? P[K * D] : 0), 0);
-}
-#endif
-
-#if COVARIANCE == POISSON
-/* log Poisson(y; rate), by Stirling's series for z = y + 1, or for y + 9 where y is small: log y! is that less
- * log((y + 1) ... (y + 8)). The large terms of y log rate - rate - log y! are taken together first. */
-DEVICE COUNTED log_poisson(COUNTED y, fine rate)
-{
-    const COUNTED one = (COUNTED)(1);
-    const COUNTED z = y + (y < (fine)8 ? 9 * one : one), u = one / z, u2 = u * u;
-    const COUNTED a = y * (y + (fine)9), b = a + (fine)8, c = a + (fine)14, d = a + (fine)18, e = a + (fine)20;
-    const COUNTED up = y < (fine)8 ? b * c * d * e : one; /* (y + 1) (y + 8), (y + 2) (y + 7), ... */
-    const COUNTED series = u * ((fine)(1. / 12) - u2 * ((fine)(1. / 360) - u2 * ((fine)(1. / 1260) - u2 / (fine)1680)));
-    const COUNTED log_p = y * log(rate / z) + (z - rate) - (z - y - (fine)0.5) * log(z) + log(up) - series;
-    const COUNTED counted = ((y >= (fine)0) & (y == floor(y))) ? log_p - (fine)0.91893853320467274 : -(fine)REAL_INF * one;
-    return OBSERVED(COUNTED, y, counted, 0);
-}
-#endif
-
-DEVICE int annealed(real beta, GLOBAL const real *shift)
-{
-    int any = beta != 1;
-    for (int k = 0; k < K; k++)
-        any |= shift[k] != 0;
-    return any;
-}
-
-/* Second moments are symmetric: only their lower triangles have been summed. */
-DEVICE void mirror(GLOBAL acc *second)
-{
-    BARRIER();
-    for (int e = LOCAL_ID; !AXIAL && e < SECOND; e += GROUP) {
-        const int i = e / D % D, j = e % D;
-        if (j > i)
-            second[e] = second[e - e % (D * D) + j * D + i];
-    }
-}
-
-#if WIDTH > 1
-/* ------------------------------------------------------------------------- CPU devices: vectors of lanes
- * For the log joint a data point is in each element of a vector; for the sums a dimension is. TILE is a
- * multiple of WIDTH; with 4 WIDTH enough sums are in flight. */
-
-#define VECTORS (TILE / WIDTH)
-#define CHUNKS ((D + WIDTH - 1) / WIDTH)
-#define AHEAD (CHUNKS < 4 ? CHUNKS : 4) /* vectors of dimensions summed side by side */
 
 typedef struct {
-    int count; /* data points, the last one is repeated */
-    lanes y[D][VECTORS];
-    union {
-        vec v[CHUNKS];
-        real at[CHUNKS * WIDTH];
-    } row[TILE]; /* the same, padded with zeros */
-    lanes r[K][VECTORS]; /* log joint, then responsibilities */
-} tile;
+    int N;
+    real beta;
+    GLOBAL const real *Y, *mu, *shift, *weights;
+    GLOBAL const fine *P, *log_weight;
+    GLOBAL real *log_evidence, *responsibilities;
+    GLOBAL acc *sums;
+} problem;
 
-DEVICE vec load_chunk(GLOBAL const real *row, int c)
+/* y[d][n] of a tile, for the dimensions from d0 on; beyond the last data point, that once more. */
+DEVICE void load_points(const problem *g, int tile, int d0, SHARED_PTR vec *y)
 {
-    return (c + 1) * WIDTH <= D ? VLOAD(row + c * WIDTH) : vload_part(D % WIDTH, 0, row + c * WIDTH);
+    SHARED_PTR real *at = (SHARED_PTR real *)y;
+    for (int n = LOCAL_ID / SIDE; n < TILE; n += GROUP / SIDE) {
+        GLOBAL const real *row = g->Y + (size_t)SMALLER(tile * TILE + n, g->N - 1) * D + d0;
+        for (int d = LOCAL_ID % SIDE; d < CHUNK && d0 + d < D; d += SIDE)
+            at[d * PITCH * WIDTH + n] = row[d];
+    }
 }
 
-/* sum[0 ... D - 1 - c WIDTH] += x */
-DEVICE void add_chunk(GLOBAL acc *sum, int c, vec x)
+/* So many dimensions of mu and P of BLOCK components. */
+DEVICE void load_parameters(const problem *g, int first, int d0, SHARED_PTR real *mu, SHARED_PTR fine *P)
 {
-    sum += c * WIDTH;
-    if ((c + 1) * WIDTH <= D)
-        VSTORE_ACC(VLOAD_ACC(sum) + VACC(x), sum);
+    for (int c = LOCAL_ID / SIDE; c < BLOCK && first + c < K; c += GROUP / SIDE)
+        for (int d = LOCAL_ID % SIDE; d < CHUNK && d0 + d < D; d += SIDE) {
+            const size_t from = (size_t)(first + c) * D + d0 + d;
+            mu[c * ODD + d] = g->mu[from];
+            P[c * ODD + d] = g->P[from];
+            if (MISSING)
+                P[(BLOCK + c) * ODD + d] = g->P[K * D + from];
+        }
+}
+
+DEVICE void log_joint(const problem *g, int tile, int part, GLOBAL real *room, SHARED_PTR vec *y, SHARED_PTR real *mu,
+                      SHARED_PTR fine *P, SHARED_PTR wide *base)
+{
+    const int across = LOCAL_ID % ACROSS, along = LOCAL_ID / ACROSS;
+    vec top[ROWS], hot[ROWS];
+    for (int p = 0; p < ROWS; p++)
+        top[p] = hot[p] = (vec)(-REAL_INF);
+#if BASE
+    for (int d0 = 0; d0 < D; d0 += CHUNK) {
+        BARRIER();
+        load_points(g, tile, d0, y);
+        BARRIER();
+        for (int v = LOCAL_ID; v < VECTORS; v += GROUP) {
+            wide sum = d0 == 0 ? (wide)(0) : base[v];
+            for (int d = 0; d < SMALLER(CHUNK, D - d0); d++)
+                sum += log_base(WIDE(y[d * PITCH + v]), g->mu[K * D + d0 + d]);
+            base[v] = sum;
+            if (part == 0 && d0 + CHUNK >= D)
+                VSTORE(NARROW(sum), IN_ROOM(BASE_ROW, v));
+        }
+    }
+#endif
+    for (int first = part * BLOCK; first < K; first += SHARE * BLOCK) {
+        wide q[COLUMNS][ROWS];
+#pragma unroll
+        for (int c = 0; c < COLUMNS; c++)
+#pragma unroll
+            for (int p = 0; p < ROWS; p++)
+                q[c][p] = (wide)(0);
+        for (int d0 = 0; d0 < D; d0 += CHUNK) {
+            BARRIER();
+            if (CHUNK < D || first == part * BLOCK)
+                load_points(g, tile, d0, y);
+            load_parameters(g, first, d0, mu, P);
+            BARRIER();
+            for (int d = 0; d < SMALLER(CHUNK, D - d0); d++) {
+                wide at[ROWS];
+#pragma unroll
+                for (int p = 0; p < ROWS; p++)
+                    at[p] = WIDE(y[d * PITCH + across + p * ACROSS]);
+#pragma unroll
+                for (int c = 0; c < COLUMNS; c++) {
+                    const int i = (along * COLUMNS + c) * ODD + d;
+                    const real centre = mu[i];
+                    const fine other = P[i];
+#pragma unroll
+                    for (int p = 0; p < ROWS; p++)
+                        q[c][p] += OBSERVED(at[p], BESIDES(cost(at[p], centre, other), i), (wide)(0));
+                }
+            }
+        }
+#pragma unroll
+        for (int c = 0; c < COLUMNS; c++) {
+            const int k = first + along * COLUMNS + c;
+            if (k < K)
+#pragma unroll
+                for (int p = 0; p < ROWS; p++) {
+                    const int v = across + p * ACROSS;
+                    const wide relative = g->log_weight[k] - whole(q[c][p], g->P[(size_t)k * D]);
+                    const vec joint = NARROW(LARGE ? base[v] + relative : relative);
+                    VSTORE(joint, IN_ROOM(k, v));
+                    top[p] = VMAX(joint, top[p]);
+                    if (ANNEAL)
+                        hot[p] = VMAX(g->beta * joint + g->shift[k], hot[p]);
+                }
+        }
+    }
+    SHARED_PTR vec *best = y;
+    for (int annealed = 0; annealed <= ANNEAL; annealed++) { /* the largest one of each point, of all work-items */
+        BARRIER();
+        for (int p = 0; p < ROWS; p++)
+            best[along * VECTORS + across + p * ACROSS] = annealed ? hot[p] : top[p];
+        BARRIER();
+        for (int v = LOCAL_ID; v < VECTORS; v += GROUP) {
+            vec highest_yet = best[v];
+            for (int i = 1; i < GROUP / ACROSS; i++)
+                highest_yet = VMAX(best[i * VECTORS + v], highest_yet);
+            VSTORE(highest_yet, IN_ROOM(annealed ? HOT(part) : TOP(part), v));
+        }
+    }
+}
+
+/* exp(joint - the largest), in place, of a vector of data points, and the scale that makes it r: each joint is read once.
+ * What is below REAL_FAINT beside the largest is 0, which the sums skip. */
+DEVICE void softmax(const problem *g, int tile, int parts, GLOBAL real *room)
+{
+    for (int v = LOCAL_ID; v < VECTORS; v += GROUP) {
+        const int n = tile * TILE + v * WIDTH;
+        vec top = VLOAD(IN_ROOM(TOP(0), v)), most = ANNEAL ? VLOAD(IN_ROOM(HOT(0), v)) : top;
+        for (int i = 1; i < parts; i++) {
+            top = VMAX(VLOAD(IN_ROOM(TOP(i), v)), top);
+            most = ANNEAL ? VMAX(VLOAD(IN_ROOM(HOT(i), v)), most) : top;
+        }
+        vec sum = (vec)(0), evidence = (vec)(0);
+        for (int k = 0; k < K; k++) {
+            vec x = VLOAD(IN_ROOM(k, v));
+            if (ANNEAL) {
+                evidence += vexp(x - top);
+                x = g->beta * x + g->shift[k];
+            }
+            x = vexp(x - most);
+            sum += x;
+            VSTORE(x < REAL_FAINT ? (vec)(0) : x, IN_ROOM(k, v));
+        }
+        evidence = top + log(ANNEAL ? evidence : sum);
+        if (BASE && !LARGE)
+            evidence += VLOAD(IN_ROOM(BASE_ROW, v));
+        const vec weight = vload_row(g->N - n, 0, g->weights + n, 0);
+        VSTORE(weight / sum, IN_ROOM(SCALE, v));
+        vstore_row(evidence, g->N - n, g->log_evidence + n, 0);
+    }
+}
+
+DEVICE void store(const problem *g, int tile, GLOBAL const real *room)
+{
+    for (int n = 0; n < SMALLER(TILE, g->N - tile * TILE); n++)
+        for (int k = LOCAL_ID; k < K; k += GROUP)
+            g->responsibilities[((size_t)tile * TILE + n) * K + k] = room[k * TILE + n] * room[SCALE * TILE + n];
+}
+
+/* x to the next `left` numbers of a row of sums; fresh: they have none yet. */
+DEVICE void add_row(vec x, int left, int fresh, GLOBAL acc *sum)
+{
+    if (left >= WIDTH)
+        VSTORE_ACC(fresh ? VACC(x) : VLOAD_ACC(sum) + VACC(x), sum);
     else {
         const lanes part = {x};
-        for (int i = 0; i < D % WIDTH; i++)
-            sum[i] += part.at[i];
+        for (int i = 0; i < left; i++)
+            sum[i] = fresh ? part.at[i] : sum[i] + part.at[i];
     }
 }
 
-DEVICE void load_tile(tile *t, GLOBAL const real *Y)
+/* Add a block of the sums over the tiles from `first` to before `last`. */
+DEVICE void add_moments(const problem *g, int block, int first, int last, int fresh, GLOBAL const real *room,
+                        SHARED_PTR vec *y, SHARED_PTR vec *w)
 {
-    for (int n = 0; n < TILE; n++) {
-        GLOBAL const real *row = Y + (size_t)(n < t->count ? n : t->count - 1) * D;
-        for (int c = 0; c < CHUNKS; c++)
-            t->row[n].v[c] = load_chunk(row, c);
-        for (int d = 0; d < D; d++)
-            t->y[d][n / WIDTH].at[n % WIDTH] = t->row[n].at[d];
-    }
-}
-
-/* q[v] = 1/2 |R (y - mu)|^2, or the costs of all dimensions; P points to R */
-DEVICE void distance(const tile *t, GLOBAL const real *mu, GLOBAL const fine *P, COUNTED *q)
-{
+    const int k0 = block % ((K + HEIGHT - 1) / HEIGHT) * HEIGHT, u0 = block / ((K + HEIGHT - 1) / HEIGHT) * WITHIN;
+    const int lane = LOCAL_ID % LINE, own = LOCAL_ID / LINE * MEMBERS;
+    SHARED_PTR const real *shares = (SHARED_PTR const real *)w;
+    for (int c = 0; c < WITHIN; c += LINE * DIMS) {
+        vec centre[MEMBERS][DIMS], sum[MEMBERS][DIMS], square[MEMBERS][DIMS], lack[MEMBERS][DIMS];
 #pragma unroll
-    for (int v = 0; v < VECTORS; v++)
-        q[v] = (COUNTED)(0);
-#if AXIAL
-    for (int d = 0; d < D; d++)
+        for (int m = 0; m < MEMBERS; m++)
 #pragma unroll
-        for (int v = 0; v < VECTORS; v++)
-            q[v] += cost(FINE(t->y[d][v].v), mu[d], P + d);
-#else
-    vec x[D][VECTORS];
-    for (int i = 0; i < D; i++) {
-        vec Rx[VECTORS];
-#pragma unroll
-        for (int v = 0; v < VECTORS; v++) {
-            x[i][v] = t->y[i][v].v - mu[i];
-            Rx[v] = P[i * D + i] * x[i][v];
-        }
-        for (int j = 0; j < i; j++)
-#pragma unroll
-            for (int v = 0; v < VECTORS; v++)
-                Rx[v] += P[i * D + j] * x[j][v];
-#pragma unroll
-        for (int v = 0; v < VECTORS; v++)
-            q[v] += Rx[v] * Rx[v];
-    }
-#pragma unroll
-    for (int v = 0; v < VECTORS; v++)
-        q[v] *= (real)0.5;
+            for (int a = 0; a < DIMS; a++) {
+                const int d = (u0 + c + lane + a * LINE) * WIDTH, k = k0 + own + m;
+                const size_t at = (size_t)k * D + d;
+                centre[m][a] = k < K ? vload_row(D - d, 0, g->mu + at, (size_t)(K - 1 - k) * D) : (vec)(0);
+                sum[m][a] = square[m][a] = (vec)(0);
+#if MISSING && SECOND
+                lack[m][a] = k < K ? unseen(vload_row(D - d, 1, (GLOBAL const real *)g->P + at, 0)) : (vec)(0);
 #endif
-}
-
-/* Log joint to responsibilities times weight, for the v-th vector of data points; returns log evidence. */
-DEVICE vec softmax(tile *t, int v, int anneal, real beta, GLOBAL const real *shift, vec weight)
-{
-    vec top = t->r[0][v].v, sum = (vec)(0), evidence = (vec)(0);
-    for (int k = 1; k < K; k++)
-        top = VMAX(t->r[k][v].v, top);
-    if (anneal) {
-        for (int k = 0; k < K; k++)
-            sum += vexp(t->r[k][v].v - top);
-        evidence = top + log(sum);
-        top = (vec)(-REAL_INF);
-        for (int k = 0; k < K; k++) {
-            t->r[k][v].v = beta * t->r[k][v].v + shift[k];
-            top = VMAX(t->r[k][v].v, top);
-        }
-        sum = (vec)(0);
-    }
-    for (int k = 0; k < K; k++) {
-        t->r[k][v].v = vexp(t->r[k][v].v - top);
-        sum += t->r[k][v].v;
-    }
-    if (!anneal)
-        evidence = top + log(sum);
-    const vec scale = weight / sum;
-    for (int k = 0; k < K; k++)
-        t->r[k][v].v *= scale;
-    return evidence;
-}
-
-#if COVARIANCE == POISSON
-/* Of the v-th vector of data points, under the reference rates. */
-DEVICE COUNTED reference(const tile *t, int v, GLOBAL const real *rate)
-{
-    COUNTED sum = (COUNTED)(0);
-    for (int d = 0; d < D; d++)
-        sum += log_poisson(FINE(t->y[d][v].v), rate[d]);
-    return sum;
-}
-#endif
-
-/* The data points of component k: where r is not 0, few once learned. Returns their number. */
-DEVICE int members(const lanes *r, int *found)
-{
-    int count = 0;
-    for (int v = 0; v < VECTORS; v++)
-        if (SOMEWHERE(r[v].v != (vec)(0)))
-            for (int i = 0; i < WIDTH; i++) {
-                found[count] = v * WIDTH + i;
-                count += r[v].at[i] != 0;
             }
-    return count;
-}
-
-DEVICE acc tile_count(const lanes *r)
-{
-    vec sum = r[0].v;
+        if (u0 + c == 0 && fresh)
+            for (int k = LOCAL_ID; k < HEIGHT && k0 + k < K; k += GROUP)
+                g->sums[k0 + k] = 0;
+        for (int tile = first; tile < last; tile++)
+            for (int n0 = 0; n0 < TILE; n0 += STEP) {
+                BARRIER();
+                if (STRETCH > 1 || WITHIN < CHUNKS || STEP < TILE || (c == 0 && block == 0)) /* it is not there yet */
+                    for (int n = LOCAL_ID / LINE; n < STEP; n += GROUP / LINE) {
+                        const int at = SMALLER(tile * TILE + n0 + n, g->N - 1);
+                        for (int u = LOCAL_ID % LINE; u < WITHIN; u += LINE) {
+                            const int d = (u0 + u) * WIDTH, left = D - d;
+                            y[n * WITHIN + u] = vload_row(left, 0, g->Y + (size_t)at * D + d, (size_t)(g->N - 1 - at) * D);
+                        }
+                    }
+                if (STRETCH > 1 || STEP < TILE || c == 0)
+                    for (int i = LOCAL_ID; i < HEIGHT * (STEP / WIDTH); i += GROUP) {
+                        const int k = k0 + i / (STEP / WIDTH), v = i % (STEP / WIDTH);
+                        GLOBAL const real *r = room + (STAGED ? (size_t)tile * (K + NOTES) * TILE : 0) + n0 + v * WIDTH;
+                        w[i] = k < K ? VLOAD(r + k * TILE) * VLOAD(r + SCALE * TILE) : (vec)(0);
+                    }
+                BARRIER();
+                if (u0 + c == 0)
+                    for (int k = LOCAL_ID; k < HEIGHT && k0 + k < K; k += GROUP) {
+                        vec count = (vec)(0);
+                        for (int v = 0; v < STEP / WIDTH; v++)
+                            count += w[k * (STEP / WIDTH) + v];
+                        g->sums[k0 + k] += total(VACC(count));
+                    }
+                for (int v = 0; v < STEP / WIDTH; v++) {
+                    if (WIDTH > 1 && !SOMEWHERE(w[own * (STEP / WIDTH) + v] != (vec)(0)))
+                        continue;
+                    for (int i = 0; i < WIDTH; i++) {
+                        real share[MEMBERS], any = 0;
 #pragma unroll
-    for (int v = 1; v < VECTORS; v++)
-        sum += r[v].v;
-    return total(VACC(sum));
-}
-
-#if AXIAL
-DEVICE void add_moments(const tile *t, const lanes *r, GLOBAL const real *mu, GLOBAL const fine *P, const int *found,
-                        int count, GLOBAL acc *first, GLOBAL acc *second)
-{
-    for (int c = 0; c < CHUNKS; c += AHEAD) {
-        vec mean[AHEAD], var[AHEAD], sum[AHEAD], square[AHEAD];
+                        for (int m = 0; m < MEMBERS; m++) {
+                            share[m] = shares[(own + m) * STEP + v * WIDTH + i];
+                            any += share[m];
+                        }
+                        if (any == 0)
+                            continue;
 #pragma unroll
-        for (int a = 0; a < AHEAD; a++) {
-            mean[a] = c + a < CHUNKS ? load_chunk(mu, c + a) : (vec)(0);
-#if MISSING && COVARIANCE == DIAG
-            var[a] = c + a < CHUNKS ? (real)1 / load_chunk(P, c + a) : (vec)(0);
-#else
-            var[a] = (vec)(0);
-#endif
-            sum[a] = square[a] = (vec)(0);
-        }
-        for (int f = 0; f < count; f++) {
-            const int n = found[f];
-            const real weight = r[n / WIDTH].at[n % WIDTH];
+                        for (int a = 0; a < DIMS; a++) { /* compilers drop `square` where SECOND is 0 */
+                            const vec at = y[(v * WIDTH + i) * WITHIN + c + lane + a * LINE];
 #pragma unroll
-            for (int a = 0; a < AHEAD; a++) {
-                const vec y = t->row[n].v[c + a < CHUNKS ? c + a : 0];
-                const vec x = OBSERVED(vec, y, y - mean[a], 0), wx = weight * x;
-                sum[a] += wx;
-                square[a] += OBSERVED(vec, y, wx * x, weight * var[a]);
-            }
-        }
-#pragma unroll
-        for (int a = 0; a < AHEAD && c + a < CHUNKS; a++) {
-            add_chunk(first, c + a, sum[a]);
-            if (COVARIANCE == DIAG)
-                add_chunk(second, c + a, square[a]);
-        }
-    }
-}
-#else
-#define BESIDE (CHUNKS < 2 ? 1 : 2) /* a block of the second moments: four rows, so many vectors of columns */
-#define COLUMNS ((CHUNKS + 1) / BESIDE * BESIDE)
-
-/* Second moments: the lower triangle, and what is in the same blocks. */
-DEVICE void add_moments(const tile *t, const lanes *r, GLOBAL const real *mu, GLOBAL const fine *P, const int *found,
-                        int count, GLOBAL acc *first, GLOBAL acc *second)
-{
-    typedef union {
-        vec v[COLUMNS];
-        real at[COLUMNS * WIDTH];
-    } padded;
-    padded x[TILE], wx[TILE];
-    vec sum[COLUMNS];
-    for (int c = 0; c < COLUMNS; c++)
-        sum[c] = (vec)(0);
-    for (int c = 0; c < COLUMNS; c++) {
-        const vec mean = c < CHUNKS ? load_chunk(mu, c) : (vec)(0);
-        for (int f = 0; f < count; f++) {
-            const int n = found[f];
-            x[f].v[c] = c < CHUNKS ? t->row[n].v[c] - mean : (vec)(0);
-            wx[f].v[c] = r[n / WIDTH].at[n % WIDTH] * x[f].v[c];
-            sum[c] += wx[f].v[c];
-        }
-    }
-    for (int c = 0; c < CHUNKS; c++)
-        add_chunk(first, c, sum[c]);
-
-    for (int i = 0; i < D; i += 4)
-        for (int c = 0; c * WIDTH < i + 4 && c < CHUNKS; c += BESIDE) {
-            vec block[4][BESIDE];
-#pragma unroll
-            for (int a = 0; a < 4; a++)
-#pragma unroll
-                for (int b = 0; b < BESIDE; b++)
-                    block[a][b] = (vec)(0);
-            for (int f = 0; f < count; f++)
-#pragma unroll
-                for (int a = 0; a < 4; a++)
-#pragma unroll
-                    for (int b = 0; b < BESIDE; b++)
-                        block[a][b] += wx[f].at[i + a] * x[f].v[c + b];
-#pragma unroll
-            for (int a = 0; a < 4 && i + a < D; a++)
-#pragma unroll
-                for (int b = 0; b < BESIDE && c + b < CHUNKS; b++)
-                    add_chunk(second + (size_t)(i + a) * D, c + b, block[a][b]);
-        }
-}
-#endif
-
-KERNEL void mixture(int N, GLOBAL const real *RESTRICT Y, GLOBAL const real *RESTRICT mu,
-                    GLOBAL const fine *RESTRICT precision, GLOBAL const fine *RESTRICT log_weight, real beta,
-                    GLOBAL const real *RESTRICT shift, GLOBAL const real *RESTRICT weights,
-                    GLOBAL real *RESTRICT log_evidence, GLOBAL real *RESTRICT responsibilities,
-                    GLOBAL acc *RESTRICT sums, real least)
-{
-    GLOBAL acc *counts = sums + (size_t)GROUP_ID * SUMS, *first = counts + K, *second = first + K * D;
-    const int anneal = annealed(beta, shift);
-    for (int i = 0; i < SUMS; i++)
-        counts[i] = 0;
-
-    tile t;
-    for (size_t start = (size_t)GROUP_ID * TILE; start < N; start += (size_t)GROUPS * TILE) {
-        t.count = N - start < TILE ? N - start : TILE;
-        load_tile(&t, Y + start * D);
-#if COVARIANCE == POISSON
-        COUNTED common[VECTORS]; /* to all components; LARGE, it makes the log joint small before this is rounded */
-        for (int v = 0; v < VECTORS; v++)
-            common[v] = reference(&t, v, mu + K * D);
-#endif
-        for (int k = 0; k < K; k++) {
-            COUNTED q[VECTORS];
-            distance(&t, mu + k * D, precision + PRECISION(k), q);
-#pragma unroll
-            for (int v = 0; v < VECTORS; v++)
-                t.r[k][v].v = ROUNDED(WITH(common[v], log_weight[k] - q[v]));
-        }
-        for (int v = 0; v < VECTORS; v++) {
-            const int left = t.count - v * WIDTH, here = left < WIDTH ? left : WIDTH;
-            const vec weight = vload_part(here, 0, weights + start + v * WIDTH);
-            vec evidence = softmax(&t, v, anneal, beta, shift, weight);
-#if COVARIANCE == POISSON && !LARGE
-            evidence += common[v];
-#endif
-            vstore_part(evidence, here, log_evidence + start + v * WIDTH);
-        }
-        for (int n = 0; STORE && n < t.count; n++)
-            for (int k = 0; k < K; k++)
-                responsibilities[(start + n) * K + k] = t.r[k][n / WIDTH].at[n % WIDTH];
-        for (int k = 0; k < K; k++) {
-            int found[TILE + 1];
-            const int count = members(t.r[k], found);
-            if (count == 0)
-                continue;
-            counts[k] += tile_count(t.r[k]);
-            add_moments(&t, t.r[k], mu + k * D, precision + PRECISION(k), found, count, first + k * D,
-                        second + (SECOND ? PRECISION(k) : 0));
-        }
-    }
-    mirror(second);
-}
-
-#else
-/* --------------------------------------------------------- GPUs: work-items share a tile in local memory
- * They are spread over data points and components for the log joint, over components and dimensions for the
- * sums. GROUP and TILE are powers of two, TILE <= GROUP.
- * Local memory: (TILE | 1) (D + K) reals, K ints and GROUP of type acc. */
-
-#define PITCH (TILE | 1)             /* odd: neighbours are in different banks, by rows as by columns */
-#define POINTS (TILE < 4 ? TILE : 4) /* of one component, that a work-item takes: they share mu and P */
-#define APART (TILE / POINTS)
-
-/* q[p] = 1/2 |R (y - mu)|^2, or the costs of all dimensions, of the data points y, y + APART, ...; P points to R */
-DEVICE void distance(LOCAL_PTR const real *y, GLOBAL const real *mu, GLOBAL const fine *P, COUNTED *q)
-{
-    for (int p = 0; p < POINTS; p++)
-        q[p] = 0;
-#if MISSING
-#pragma unroll 4 /* of 64 at once not all are held in registers */
-#endif
-    for (int i = 0; i < D; i++) {
-#if AXIAL
-        for (int p = 0; p < POINTS; p++)
-            q[p] += cost(FINE(y[i * PITCH + p * APART]), mu[i], P + i);
-#else
-        real Rx[POINTS];
-        for (int p = 0; p < POINTS; p++)
-            Rx[p] = P[i * D + i] * (y[i * PITCH + p * APART] - mu[i]);
-        for (int j = 0; j < i; j++)
-            for (int p = 0; p < POINTS; p++)
-                Rx[p] += P[i * D + j] * (y[j * PITCH + p * APART] - mu[j]);
-        for (int p = 0; p < POINTS; p++)
-            q[p] += (real)0.5 * Rx[p] * Rx[p];
-#endif
-    }
-}
-
-/* Log joint to responsibilities times weight, for this work-item's data point; returns the log evidence. */
-DEVICE real softmax(LOCAL_PTR real *r, int anneal, real beta, GLOBAL const real *shift, real weight,
-                    LOCAL_PTR acc *scratch)
-{
-    real top = -REAL_INF, sum = 0, evidence = 0;
-    for (int k = LANE; k < K; k += LANES)
-        top = REAL_MAX(r[k * PITCH], top);
-    top = lanes_max(top, scratch);
-    if (anneal) {
-        for (int k = LANE; k < K; k += LANES)
-            sum += REAL_EXP(r[k * PITCH] - top);
-        evidence = top + REAL_LOG(lanes_sum(sum, scratch));
-        top = -REAL_INF;
-        for (int k = LANE; k < K; k += LANES) {
-            r[k * PITCH] = beta * r[k * PITCH] + shift[k];
-            top = REAL_MAX(r[k * PITCH], top);
-        }
-        top = lanes_max(top, scratch);
-        sum = 0;
-    }
-    for (int k = LANE; k < K; k += LANES) {
-        r[k * PITCH] = REAL_EXP(r[k * PITCH] - top);
-        sum += r[k * PITCH];
-    }
-    sum = (real)lanes_sum(sum, scratch);
-    if (!anneal)
-        evidence = top + REAL_LOG(sum);
-    for (int k = LANE; k < K; k += LANES)
-        r[k * PITCH] *= weight / sum;
-    return evidence;
-}
-
-/* sum over the tile of r (y_i - mean_i) (y_j - mean_j); x and y are the rows i and j */
-DEVICE real product(LOCAL_PTR const real *r, LOCAL_PTR const real *x, real mean_x, LOCAL_PTR const real *y,
-                    real mean_y)
-{
-    real sum = 0;
-    for (int n = 0; n < TILE; n++)
-        sum += r[n] * (x[n] - mean_x) * (y[n] - mean_y);
-    return sum;
-}
-
-KERNEL void mixture(int N, GLOBAL const real *RESTRICT Y, GLOBAL const real *RESTRICT mu,
-                    GLOBAL const fine *RESTRICT precision, GLOBAL const fine *RESTRICT log_weight, real beta,
-                    GLOBAL const real *RESTRICT shift, GLOBAL const real *RESTRICT weights,
-                    GLOBAL real *RESTRICT log_evidence, GLOBAL real *RESTRICT responsibilities,
-                    GLOBAL acc *RESTRICT sums, real least)
-{
-    LOCAL acc scratch[GROUP];
-    LOCAL real y[D * PITCH], r[K * PITCH]; /* a row for each dimension, for each component */
-    LOCAL int active[K]; /* has the component any data point of the tile? */
-    GLOBAL acc *counts = sums + (size_t)GROUP_ID * SUMS, *first = counts + K, *second = first + K * D;
-    const int anneal = annealed(beta, shift);
-    for (int i = LOCAL_ID; i < SUMS; i += GROUP)
-        counts[i] = 0;
-    BARRIER();
-
-    for (size_t start = (size_t)GROUP_ID * TILE; start < N; start += (size_t)GROUPS * TILE) {
-        const int count = N - start < TILE ? N - start : TILE; /* the last one is repeated, with weight 0 */
-        for (int i = LOCAL_ID; i < TILE * D; i += GROUP)
-            y[i % D * PITCH + i / D] = Y[(start + (i / D < count ? i / D : count - 1)) * D + i % D];
-        BARRIER();
-#if LARGE /* what is common to all components makes the log joint small before it is rounded */
-        acc common = 0;
-        for (int d = LANE; d < D; d += LANES)
-            common += log_poisson(FINE(y[d * PITCH + ROW]), mu[K * D + d]);
-        common = lanes_sum(common, scratch);
-        if (LANE == 0)
-            scratch[ROW] = common;
-        BARRIER();
-#endif
-        for (int i = LOCAL_ID; i < K * APART; i += GROUP) {
-            const int k = i / APART, n = i % APART;
-            COUNTED q[POINTS];
-            distance(y + n, mu + k * D, precision + PRECISION(k), q);
-            for (int p = 0; p < POINTS; p++)
-                r[k * PITCH + n + p * APART] = ROUNDED(WITH(scratch[n + p * APART], log_weight[k] - q[p]));
-        }
-        BARRIER();
-        const int here = ROW < count;
-        real evidence = softmax(r + ROW, anneal, beta, shift, here ? weights[start + ROW] : 0, scratch);
-#if COVARIANCE == POISSON && !LARGE
-        real common = 0;
-        for (int d = LANE; d < D; d += LANES)
-            common += log_poisson(y[d * PITCH + ROW], mu[K * D + d]);
-        evidence += (real)lanes_sum(common, scratch);
-#endif
-        if (here && LANE == 0)
-            log_evidence[start + ROW] = evidence;
-        BARRIER();
-        for (int i = LOCAL_ID; STORE && i < count * K; i += GROUP)
-            responsibilities[start * K + i] = r[i % K * PITCH + i / K];
-
-        for (int k = LOCAL_ID; k < K; k += GROUP) {
-            real sum = 0;
-            active[k] = 0;
-            for (int n = 0; n < TILE; n++) {
-                sum += r[k * PITCH + n];
-                active[k] |= r[k * PITCH + n] != 0;
-            }
-            counts[k] += sum;
-        }
-        BARRIER();
-        for (int i = LOCAL_ID; i < K * D; i += GROUP)
-            if (active[i / D]) {
-                LOCAL_PTR const real *weight = r + i / D * PITCH, *row = y + i % D * PITCH;
-                real sum = 0, square = 0;
-                for (int n = 0; n < TILE; n++) {
-                    const real x = OBSERVED(real, row[n], row[n] - mu[i], 0), wx = weight[n] * x;
-                    sum += wx;
-                    square += OBSERVED(real, row[n], wx * x, weight[n] / (real)precision[i]);
+                            for (int m = 0; m < MEMBERS; m++) {
+                                const vec x = OBSERVED(at, at - centre[m][a], (vec)(0));
+                                sum[m][a] += share[m] * x;
+                                square[m][a] += share[m] * OBSERVED(at, second(at, x), lack[m][a]);
+                            }
+                        }
+                    }
                 }
-                first[i] += sum;
-                if (COVARIANCE == DIAG)
-                    second[i] += square;
             }
-        for (int e = LOCAL_ID; !AXIAL && e < SECOND; e += GROUP) {
-            const int i = e / D % D, j = e % D, from = e / (D * D), to = COVARIANCE == FULL ? from + 1 : K;
-            real sum = 0;
-            for (int k = from; k < to && j <= i; k++)
-                if (active[k])
-                    sum += product(r + k * PITCH, y + i * PITCH, mu[k * D + i], y + j * PITCH, mu[k * D + j]);
-            if (sum != 0)
-                second[e] += sum;
-        }
+#pragma unroll
+        for (int m = 0; m < MEMBERS; m++)
+#pragma unroll
+            for (int a = 0; a < DIMS; a++) {
+                const int d = (u0 + c + lane + a * LINE) * WIDTH, k = k0 + own + m;
+                GLOBAL acc *moments = g->sums + K + (size_t)k * D + d;
+                if (k < K && d < D) {
+                    add_row(sum[m][a], D - d, fresh, moments);
+                    if (SECOND)
+                        add_row(square[m][a], D - d, fresh, moments + K * D);
+                }
+            }
+    }
+}
+
+KERNEL void mixture(int N, GLOBAL const real *RESTRICT Y, GLOBAL const real *RESTRICT mu, GLOBAL const fine *RESTRICT P,
+                    GLOBAL const fine *RESTRICT log_weight, real beta, GLOBAL const real *RESTRICT shift,
+                    GLOBAL const real *RESTRICT weights, GLOBAL real *RESTRICT log_evidence, GLOBAL real *RESTRICT room,
+                    GLOBAL real *RESTRICT responsibilities, GLOBAL acc *RESTRICT sums, real least)
+{
+    SHARED vec y[LARGER(LARGER(CHUNK * PITCH, GROUP / ACROSS * VECTORS), STEP * WITHIN)];
+    SHARED real centres[STAGE(1) ? BLOCK * ODD : 1];
+    SHARED fine others[STAGE(1) ? BLOCK * ODD * (1 + MISSING) : 1];
+    SHARED wide base[VECTORS];
+    SHARED vec w[STAGE(4) ? HEIGHT * (STEP / WIDTH) : 1];
+    const int part = GROUP_ID % SHARE, walker = GROUP_ID / SHARE, walkers = GROUPS / SHARE;
+    const problem g = {N, beta, Y, mu, shift, weights, P, log_weight, log_evidence, responsibilities,
+                       sums + (size_t)walker * SUMS};
+    int fresh = 1;
+    for (int first = walker * STRETCH; fresh || first < TILES; first += walkers * STRETCH, fresh = 0) {
+        GLOBAL real *own = room + (size_t)(STAGED ? first : walker) * (K + NOTES) * TILE;
+        if (STAGE(1) && first < TILES)
+            log_joint(&g, first, part, own, y, centres, others, base);
+        BARRIER();
+        if (STAGE(2) && first < TILES)
+            softmax(&g, first, STAGED ? SMALLER(PARTS, (K + 63) / 64) : 1, own);
+        BARRIER();
+        if (STAGE(8) && first < TILES)
+            store(&g, first, own);
+        if (STAGE(4))
+            for (int block = part; block < SUM_BLOCKS; block += SHARE)
+                add_moments(&g, block, first, SMALLER(first + STRETCH, TILES), fresh, STAGED ? room : own, y, w);
         BARRIER();
     }
-    mirror(second);
 }
-#endif

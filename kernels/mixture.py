@@ -1,516 +1,101 @@
-"""The E-step of Gaussian and Poisson mixtures: log joint, responsibilities and moments of a tile of data in one go.
+"""The E-step of a mixture whose components take one dimension by itself: log joint, softmax, sums. See mixture.c."""
 
-log N(y; μ_k, P_k⁻¹) is linear in features of y − c: (y, y²) for diagonal precisions, (y, y yᵀ) for full ones; that of
-counts is in y, and where entries are missing, in whether each is there. So the log joint is one matrix product with
-the features, the moments are another, and a softmax lies between. A feature that is always 1 carries the constants
-in, and the counts out. Covariances come as the triangular factor R of P = RᵀR. Full ones of many dimensions are taken
-one by one with it instead (`_Wide`), and so are components that are narrow and far from c (`_Apart`): there the
-expanded square would be a small difference of large terms. If they share one covariance (`_Tied`), features are made
-of R (y − c).
-"""
+from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from gem.kernels.weights import settled_exp
+from gem.kernels import mixture_products
 
-TILE_BYTES = 1 << 21  # features of the data points whose responsibilities exist at once: N × K is never formed
-WIDE = {4: 64, 8: 128}  # itemsize → dimensions from which on triangular products are as fast as D (D + 1) / 2 features
-DIAG, FULL, TIED, POISSON = 0, 1, 2, 3  # COVARIANCE, a number for the sake of C
-LOG_FACTORIALS = np.cumsum(np.log(np.maximum(1, np.arange(1024))))
-SAFE = 1e3  # squared distance, in standard deviations, up to which float32 expands a square with error < 1e-4
-FAR = 1e8  # and float64 with error < 1e-7
-TERMS = 2e3  # Σ_ij |P_ij y_i y_j| up to which the products with P are taken in float32
-LOST = {4: 1e-4, 8: 1e-9}  # itemsize → share that a difference of squares must leave of them, or it is taken otherwise
+PARTS = 8  # groups that may share a tile of data points for the log joint
+NOTES = 2 * PARTS + 1  # rows of a tile's room besides the components'
+JOINT, SOFTMAX, SUMS, STORE = 1, 2, 4, 8  # STAGES
 
 
 def mixture(
     N: int,
     Y: np.ndarray,
     mu: np.ndarray,
-    precision: np.ndarray,
+    P: np.ndarray,
     log_weight: np.ndarray,
     beta: float,
     shift: np.ndarray,
     weights: np.ndarray,
     log_evidence: np.ndarray,
+    room: np.ndarray,
     responsibilities: np.ndarray,
     sums: np.ndarray,
     least: float,
     *,
-    COVARIANCE: int,
+    STAGES: int,
     MISSING: int,
-    STORE: int,
-    COMMON: int = 0,
+    fragment: Any,
 ) -> None:
-    """Log evidence of each point, and the sums Σ_n w_n r_nk (1, y − μ_k, (y − μ_k)²).
-
-    Moments are taken about the old means, so that no variance is a small difference of large numbers.
+    """Log evidence (N,), r_nk (N, K) if STORE, and Σ_n w_n r_nk (1, y − μ_k, second moment) in a row, if SUMS.
 
     Parameters
     ----------
     Y : (N, D) array
-        If MISSING (diag and Poisson), NaN is no observation, and counts with its expectation.
-    mu : (K, D) array
-        Poisson: rates, and reference rates μ_K as one more row.
-    precision : (K, D) array if COVARIANCE is 0 (diag), (K, D, D) if 1 (full), (D, D) if 2 (tied)
-        The latter two: R_k, lower triangular, R_kᵀR_k = P_k; above the diagonal P_k.
-        If COVARIANCE is 3 (Poisson): log(μ_k / μ_K), (K, D); in float64 (as log_weight is) where counts are so large
-        that the log joint needs it. If MISSING, K more rows, what an observed y_d takes
-        from the log joint: −½ log(P_kd / 2π); Poisson: μ_kd − μ_Kd.
-    log_weight : (K,) array
-        log π_k + ½ log|P_k| − D/2 log 2π; Poisson: log π_k − Σ_d (μ_kd − μ_Kd); log π_k if MISSING.
-    beta, shift : float, (K,) array
-        Responsibilities r_n are the softmax of beta log p(k, y_n) + shift.
+        If MISSING, NaN is no observation, and counts with its expectation.
+    mu, P : (K, D) arrays
+        The family's parameters; K + 1 rows of mu if it has a base. If MISSING, P has K more rows: what an observed y_d
+        costs besides.
+    log_weight, shift : (K,) arrays
+        Responsibilities are the softmax of beta log p(k, y_n) + shift.
     weights : (N,) array
-    log_evidence : (N,) array, out
-        −∞ where a Poisson mixture meets what is no count.
-    responsibilities : (N, K) array, out, if STORE; any array otherwise
-    sums : (groups, K + K D + size of `precision`) array, out
-        A row for each group of data points (here: one): counts, first and second moments; the latter are summed
-        over k if tied, and absent if Poisson.
-    least : float
-        The floor of variances: digits far below it are no loss. (The kernel in C loses none, and does not ask; nor
-        whether diagonal variances are COMMON to all dimensions, so that it is their sum which must keep its digits.)
+    room, least
+        For devices, and for `mixture_products`.
     """
-    rates = mu[-1] if COVARIANCE == POISSON else None
-    mu = mu[: len(log_weight)]
-    wide = COVARIANCE == FULL and mu.shape[1] >= WIDE[Y.itemsize]
-    kind = _Wide if wide else EXPANSIONS[COVARIANCE, MISSING]
-    centre, distance = _frame(Y, mu, precision, COVARIANCE) if not wide else (np.zeros(mu.shape[1]), np.zeros(1))
-    cancels = distance.max() > SAFE or (kind is _Full and Y.itemsize < 8 and _terms(Y - centre, precision) > TERMS)
-    fine = COVARIANCE == POISSON and precision.dtype != Y.dtype
-    dtype = np.dtype(np.float64) if cancels or fine else Y.dtype
-    far = np.broadcast_to(distance > FAR, len(mu))
-
-    def walk(expansion: _Expansion) -> tuple[np.ndarray, ...]:
-        """One walk over the data: counts, first and second moments; raw squares."""
-        whole = [expansion.linear, (log_weight + expansion.constant)[:, None], expansion.coefficients]
-        coefficients = np.concatenate(whole, axis=1).astype(dtype)
-        moments, D = np.zeros(coefficients.shape), len(centre)
-        tile = min(N, max(64, TILE_BYTES // coefficients[0].nbytes))
-        features = np.empty((coefficients.shape[1], tile), dtype=dtype)  # data points run along the last axis: SIMD
-        features[D] = 1
-        for start in range(0, N, tile):
-            part = slice(start, min(N, start + tile))
-            f = features[:, : part.stop - start]
-            y = f[:D]
-            np.subtract(Y[part].T, centre.astype(dtype)[:, None], out=y)  # the same number: `_frame` has rounded it
-            expansion.fill(f[D + 1 :], y)
-            joint = coefficients @ f
-            expansion.weigh(joint, y)
-            evidence = np.empty(y.shape[1], dtype)
-            r = _softmax(joint, beta, shift, weights[part], evidence)
-            log_evidence[part] = evidence if rates is None else evidence + _log_poisson(Y[part], rates)
-            if STORE:
-                responsibilities[part] = r.T
-            moments += r @ f.T
-            expansion.collect(r, y)
-        counts, linear, others = moments[:, D], moments[:, :D], moments[:, D + 1 :]
-        return counts, *expansion.recentre(counts, linear, others), expansion.squares(others)
-
-    while True:
-        expansion = kind(mu - centre, precision, dtype)
-        counts, *moments, squares = walk(_Apart(expansion, far) if far.any() else expansion)
-        lost = ~far & expansion.lost(moments, squares, least * counts, COMMON > 0)
-        if not lost.any():
-            break
-        far, dtype = (far | lost, dtype) if dtype == np.float64 else (far, np.dtype(np.float64))
-    sums[0] = np.concatenate([counts, *(a.ravel() for a in expansion.back(*moments))])
-
-
-def _frame(Y: np.ndarray, mu: np.ndarray, precision: np.ndarray, covariance: int) -> tuple[np.ndarray, np.ndarray]:
-    """A centre amid the means, and their squared distances from it in standard deviations, (K,)."""
-    if covariance == POISSON:  # its features are no squares
-        return np.zeros(mu.shape[1]), np.zeros(1)
-    centre = mu.mean(axis=0, dtype=np.float64).astype(Y.dtype).astype(np.float64)
-    offset = mu - centre
-    if covariance == DIAG:
-        return centre, (offset**2 * precision[: len(mu)]).sum(axis=1)
-    return centre, ((np.tril(precision) @ offset[:, :, None])[:, :, 0] ** 2).sum(axis=1)
-
-
-def _terms(Y: np.ndarray, precision: np.ndarray) -> float:
-    """The largest Σ_ij |P_ij| s_i s_j of all components, s the size of Y in each dimension, from some of its rows."""
-    size = np.sqrt(np.mean(Y[:: -(-len(Y) // 256)] ** 2, axis=0, dtype=np.float64))
-    upper = np.abs(np.triu(precision, 1)) @ size @ size
-    return float(np.max(2 * upper + (np.tril(precision) ** 2).sum(axis=1) @ size**2))
-
-
-def _softmax(
-    joint: np.ndarray, beta: float, shift: np.ndarray, weights: np.ndarray, log_evidence: np.ndarray
-) -> np.ndarray:
-    """Log joint (K, n) to weighted responsibilities, in place; the log evidence aside."""
-    annealed = beta != 1 or bool(np.any(shift))
-    if annealed:
-        top = joint.max(axis=0)
-        log_evidence[:] = top + np.log(np.exp(joint - top).sum(axis=0))
-        joint *= joint.dtype.type(beta)
-        joint += shift.astype(joint.dtype)[:, None]
-    top = joint.max(axis=0)
-    joint -= top
-    settled_exp(joint)
-    total = joint.sum(axis=0)
-    if not annealed:
-        log_evidence[:] = top + np.log(total)
-    joint *= (weights / total).astype(joint.dtype)
-    return joint
-
-
-class _Expansion:
-    """The log joint as a product with features: y, 1, and others that `fill` makes of y; what is not, `weigh` adds.
-
-    Attributes
-    ----------
-    linear, coefficients : (K, D), (K, number of the others) arrays
-    constant : (K,) array
-    """
-
-    linear: np.ndarray
-    coefficients: np.ndarray
-    constant: np.ndarray
-
-    def __init__(self, offset: np.ndarray):
-        self.offset, self.D = offset, offset.shape[1]
-
-    def fill(self, others: np.ndarray, y: np.ndarray) -> None:
-        """Make the other features."""
-
-    def weigh(self, joint: np.ndarray, y: np.ndarray) -> None:
-        """Add to the log joint (K, n) what is no product with features."""
-
-    def collect(self, r: np.ndarray, y: np.ndarray) -> None:
-        """Sum what are no moments of features, with responsibilities (K, n)."""
-
-    def recentre(self, counts: np.ndarray, linear: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, ...]:
-        """First and second moments about the means, from the features' moments."""
-        raise NotImplementedError
-
-    def back(self, *moments: np.ndarray) -> tuple[np.ndarray, ...]:
-        """The moments in the data's frame, where they were taken in another."""
-        return moments
-
-    def squares(self, others: np.ndarray) -> np.ndarray:
-        """Σ r_nk y_nd² about the centre, (K, D), of which the second moments are what a difference leaves."""
-        return np.zeros((1, self.D))
-
-    def lost(self, moments: list[np.ndarray], squares: np.ndarray, floor: np.ndarray, common: bool) -> np.ndarray:
-        """Components of which too little is left of it, beside the `floor` of their second moments, (K,)."""
-        return np.zeros(len(self.offset), dtype=bool)
-
-
-class _Gaussian(_Expansion):
-    """One whose components can be taken about their own means, too, as `_Apart` does. Of y − μ_k the columns of `d`."""
-
-    apart: Any = 0.0  # coefficients of the other features, for such components
-    all_alike = False  # whether all are taken so if one is, since their second moments are one
-
-    def __init__(self, offset: np.ndarray, dtype: np.dtype):
-        super().__init__(offset)
-        self.dtype = dtype
-
-    def from_mean(self, k: int, y: np.ndarray) -> np.ndarray:
-        return y - self.offset[k][:, None]
-
-    def half_square(self, k: int, d: np.ndarray) -> np.ndarray:
-        """½ dᵀP_k d = ½ |R_k d|², (n,)."""
-        raise NotImplementedError
-
-    def second(self, k: int, r: np.ndarray, d: np.ndarray) -> np.ndarray:
-        """Σ_n r_n d_n d_nᵀ, or its diagonal where that is all there is."""
-        return (d * r) @ d.T
-
-    def lost(self, moments: list[np.ndarray], squares: np.ndarray, floor: np.ndarray, common: bool) -> np.ndarray:
-        second = moments[1] if moments[1].shape == squares.shape else np.einsum("...dd->...d", moments[1])
-        least = floor if self.all_alike else floor[:, None]
-        if common:
-            second, squares, least = second.sum(1, keepdims=True), squares.sum(1, keepdims=True), self.D * least
-        kept = np.maximum(second, least)
-        return np.broadcast_to(np.any(kept < LOST[self.dtype.itemsize] * squares, axis=-1), len(self.offset))
-
-
-class _Apart(_Expansion):
-    """Another expansion, but of components `far` from the centre: these are taken about their own means."""
-
-    def __init__(self, expansion: Any, far: np.ndarray):
-        super().__init__(expansion.offset)
-        self.expansion, self.far = expansion, [int(k) for k in np.flatnonzero(far | expansion.all_alike)]
-        near = np.isin(np.arange(len(far)), self.far, invert=True)
-        self.linear, self.constant = expansion.linear * near[:, None], expansion.constant * near
-        self.coefficients = np.where(near[:, None], expansion.coefficients, expansion.apart)
-        self.first: dict[int, Any] = dict.fromkeys(self.far, 0.0)
-        self.second: dict[int, Any] = dict.fromkeys(self.far, 0.0)
-
-    def fill(self, others: np.ndarray, y: np.ndarray) -> None:
-        self.expansion.fill(others, y)
-
-    def weigh(self, joint: np.ndarray, y: np.ndarray) -> None:
-        for k in self.far:
-            joint[k] -= self.expansion.half_square(k, self.expansion.from_mean(k, y))
-
-    def collect(self, r: np.ndarray, y: np.ndarray) -> None:
-        for k in self.far:
-            d = self.expansion.from_mean(k, y)
-            self.first[k] += d @ r[k]
-            self.second[k] += self.expansion.second(k, r[k], d)
-
-    def recentre(self, counts: np.ndarray, linear: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, ...]:
-        first, second = self.expansion.recentre(counts, linear, others)
-        first[self.far] = list(self.first.values())
-        if self.expansion.all_alike:
-            return first, sum(self.second.values())
-        second[self.far] = list(self.second.values())
-        return first, second
-
-    def squares(self, others: np.ndarray) -> np.ndarray:
-        return np.asarray(self.expansion.squares(others))
-
-
-class _Diagonal(_Gaussian):
-    """y²."""
-
-    def __init__(self, offset: np.ndarray, precision: np.ndarray, dtype: np.dtype):
-        super().__init__(offset, dtype)
-        precision = precision.astype(np.float64)
-        self.linear, self.coefficients = precision * offset, -precision / 2
-        self.constant = -(self.linear * offset).sum(axis=1) / 2
-
-    def fill(self, others: np.ndarray, y: np.ndarray) -> None:
-        np.multiply(y, y, out=others[: self.D])
-
-    def squares(self, others: np.ndarray) -> np.ndarray:
-        return others[:, : self.D]
-
-    def half_square(self, k: int, d: np.ndarray) -> np.ndarray:
-        return -self.coefficients[k, : self.D] @ (d * d)
-
-    def second(self, k: int, r: np.ndarray, d: np.ndarray) -> np.ndarray:
-        return (d * d) @ r
-
-    def recentre(self, counts: np.ndarray, linear: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, ...]:
-        first = linear - counts[:, None] * self.offset
-        return first, others - self.offset * (linear + first)
-
-
-class _DiagonalWithGaps(_Diagonal):
-    """y², and whether there is a y."""
-
-    def __init__(self, offset: np.ndarray, precision: np.ndarray, dtype: np.dtype):
-        self.precision, normalisation = np.split(precision.astype(np.float64), 2)
-        super().__init__(offset, self.precision, dtype)
-        taken = self.precision * offset**2 / 2 + normalisation
-        self.coefficients = np.concatenate([self.coefficients, -taken], axis=1)
-        self.apart = np.concatenate([np.zeros(offset.shape), -normalisation], axis=1)
-        self.constant = np.zeros(len(offset))
-
-    def fill(self, others: np.ndarray, y: np.ndarray) -> None:
-        self.observed = others[self.D :]
-        _mark_observed(self.observed, y)
-        super().fill(others, y)
-
-    def from_mean(self, k: int, y: np.ndarray) -> np.ndarray:
-        return super().from_mean(k, y) * self.observed
-
-    def second(self, k: int, r: np.ndarray, d: np.ndarray) -> np.ndarray:
-        return super().second(k, r, d) + (r.sum() - self.observed @ r) / self.precision[k]
-
-    def recentre(self, counts: np.ndarray, linear: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, ...]:
-        """A missing entry adds its variance to the second moment."""
-        squares, seen = np.split(others, 2, axis=1)
-        first = linear - seen * self.offset
-        second = squares - self.offset * (linear + first)
-        return first, second + (counts[:, None] - seen) / self.precision
-
-
-class _Counts(_Expansion):
-    """Nothing but y."""
-
-    def __init__(self, rates: np.ndarray, log_rates: np.ndarray, dtype: np.dtype):
-        super().__init__(rates)
-        self.linear, self.coefficients, self.constant = log_rates, np.empty((len(rates), 0)), np.zeros(len(rates))
-
-    def recentre(self, counts: np.ndarray, linear: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, ...]:
-        """First moments about the rates."""
-        return (linear - counts[:, None] * self.offset,)
-
-
-class _CountsWithGaps(_Counts):
-    """Whether there is a y."""
-
-    def __init__(self, rates: np.ndarray, log_rates: np.ndarray, dtype: np.dtype):
-        per_entry, taken = np.split(log_rates, 2)
-        super().__init__(rates, per_entry, dtype)
-        self.coefficients = -taken
-
-    def fill(self, others: np.ndarray, y: np.ndarray) -> None:
-        _mark_observed(others, y)
-
-    def recentre(self, counts: np.ndarray, linear: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, ...]:
-        return (linear - others * self.offset,)
-
-
-def _mark_observed(observed: np.ndarray, y: np.ndarray) -> None:
-    """1 where y is a number, 0 where it is NaN, which becomes 0 itself."""
-    np.logical_not(np.isnan(y), out=observed)
-    np.copyto(y, 0, where=observed == 0)
-
-
-def _log_poisson(Y: np.ndarray, rates: np.ndarray) -> np.ndarray:
-    """Σ_d log Poisson(y_d; rate_d), (n,), of what is there; −∞ for a data point with what is no count."""
-    bad, seen = (Y < 0) | (np.floor(Y) < Y), ~np.isnan(Y)
-    y = np.where(seen & ~bad, Y, 0).astype(np.float64)  # its large terms nearly cancel
-    rates = rates.astype(np.float64)
-    log_p = y @ np.log(rates) - seen.astype(np.float64) @ rates - _log_factorial(y).sum(axis=1)
-    return np.where(bad.any(axis=1), -np.inf, log_p)
-
-
-def _log_factorial(y: np.ndarray) -> np.ndarray:
-    """log y! of counts: from a table, by Stirling's series beyond its end."""
-    last = len(LOG_FACTORIALS) - 1
-    out = LOG_FACTORIALS[np.minimum(y, last).astype(np.intp)]
-    beyond = y > last
-    if beyond.any():
-        z = y[beyond] + 1
-        out[beyond] = (z - 0.5) * np.log(z) - z + 0.5 * np.log(2 * np.pi) + 1 / (12 * z) - 1 / (360 * z**3)
-    return out
-
-
-class _Full(_Gaussian):
-    """y_i y_j for i ≤ j: half the work of K products with D × D matrices."""
-
-    def __init__(self, offset: np.ndarray, precision: np.ndarray, dtype: np.dtype):
-        super().__init__(offset, dtype)
-        rounded, precision = precision.dtype == dtype, precision.astype(np.float64)
-        self.factor = np.tril(precision)
-        if not rounded:  # more digits than it came with: as good as R is
-            precision = np.swapaxes(self.factor, 1, 2) @ self.factor
-        root = self.factor @ offset[:, :, None]
-        self.linear = (np.swapaxes(self.factor, 1, 2) @ root)[:, :, 0]
-        self.constant = -(root[:, :, 0] ** 2).sum(axis=1) / 2
-        self.coefficients = np.empty((len(offset), self.D * (self.D + 1) // 2))
-        for i, row in self._rows():
-            np.negative(precision[:, i, i:], out=self.coefficients[:, row])  # y_i y_j stands for y_j y_i, too
-            self.coefficients[:, row.start] = -(self.factor[:, i:, i] ** 2).sum(axis=1) / 2
-
-    def _rows(self) -> Iterator[tuple[int, slice]]:
-        """For each i, where its y_i y_j are."""
-        start = 0
-        for i in range(self.D):
-            yield i, slice(start, start + self.D - i)
-            start += self.D - i
-
-    def fill(self, others: np.ndarray, y: np.ndarray) -> None:
-        for i, row in self._rows():
-            np.multiply(y[i:], y[i], out=others[row])
-
-    def squares(self, others: np.ndarray) -> np.ndarray:
-        return others[:, [row.start for _, row in self._rows()]]
-
-    def half_square(self, k: int, d: np.ndarray) -> np.ndarray:
-        z = self.factor[k] @ d
-        return np.asarray(np.einsum("dn,dn->n", z, z)) / 2
-
-    def recentre(self, counts: np.ndarray, linear: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, ...]:
-        second = np.empty((len(others), self.D, self.D))
-        for i, row in self._rows():
-            second[:, i, i:] = second[:, i:, i] = others[:, row]
-        first = linear - counts[:, None] * self.offset
-        for k, moved in enumerate(self.offset):
-            second[k] -= np.outer(moved, linear[k])
-            second[k] -= np.outer(first[k], moved)
-        return first, second
-
-
-class _Wide(_Expansion):
-    """No other features: products with triangular matrices about each mean, which skip who has no responsibility."""
-
-    def __init__(self, offset: np.ndarray, precision: np.ndarray, dtype: np.dtype):
-        super().__init__(offset)
-        K = len(offset)
-        self.linear, self.coefficients, self.constant = np.zeros(offset.shape), np.empty((K, 0)), np.zeros(K)
-        self.factors, self.means = precision.astype(dtype), offset.astype(dtype)[:, :, None]
-        half = -(-self.D // 2)
-        for factor in self.factors:  # of the block above the diagonal no product is taken; within the others they are
-            factor[:half, :half], factor[half:, half:] = np.tril(factor[:half, :half]), np.tril(factor[half:, half:])
-        self.parts = slice(0, half), slice(half, self.D)
-        self.first, self.second = np.zeros(offset.shape), np.zeros(precision.shape)
-
-    def weigh(self, joint: np.ndarray, y: np.ndarray) -> None:
-        z = np.empty_like(y)
-        for k, factor in enumerate(self.factors):
-            d = y - self.means[k]
-            for part in self.parts:
-                np.matmul(factor[part, : part.stop], d[: part.stop], out=z[part])
-            joint[k] -= np.einsum("dn,dn->n", z, z) / 2
-
-    def collect(self, r: np.ndarray, y: np.ndarray) -> None:
-        for k, share in enumerate(r):
-            own = np.flatnonzero(share)
-            d = (y[:, own] if own.size < share.size else y) - self.means[k]
-            self.first[k] += d @ share[own]
-            d *= np.sqrt(share[own])
-            self.second[k] += d @ d.T  # half the work, since it is symmetric
-
-    def recentre(self, counts: np.ndarray, linear: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, ...]:
-        return self.first, self.second
-
-
-class _Tied(_Gaussian):
-    """½ |z|² of z = R (y − c), the same for all components, so is its moment: y itself is not needed any more."""
-
-    all_alike = True
-
-    def __init__(self, offset: np.ndarray, precision: np.ndarray, dtype: np.dtype):
-        self.factor = np.tril(precision.astype(np.float64))
-        super().__init__(offset @ self.factor.T, dtype)
-        self.linear, self.coefficients = self.offset, -np.ones((len(offset), 1))
-        self.constant = -(self.offset**2).sum(axis=1) / 2
-        self.whiten = self.factor.astype(dtype)
-        self.square = np.zeros(precision.shape)
-
-    def fill(self, others: np.ndarray, y: np.ndarray) -> None:
-        y[:] = self.whiten @ y
-        others[0] = np.einsum("dn,dn->n", y, y) / 2
-
-    def squares(self, others: np.ndarray) -> np.ndarray:
-        return np.diag(self.square)[None]
-
-    def lost(self, moments: list[np.ndarray], squares: np.ndarray, floor: np.ndarray, common: bool) -> np.ndarray:
-        return super().lost(moments, squares, floor.sum() * (self.factor**2).sum(axis=1), common)
-
-    def half_square(self, k: int, d: np.ndarray) -> np.ndarray:
-        return np.asarray(np.einsum("dn,dn->n", d, d)) / 2
-
-    def collect(self, r: np.ndarray, y: np.ndarray) -> None:
-        self.square += (y * r.sum(axis=0)) @ y.T
-
-    def recentre(self, counts: np.ndarray, linear: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, ...]:
-        """First moments about the means, and the second ones summed over components; of z."""
-        first = linear - counts[:, None] * self.offset
-        return first, self.square - self.offset.T @ linear - first.T @ self.offset
-
-    def back(self, *moments: np.ndarray) -> tuple[np.ndarray, ...]:
-        inverse = np.linalg.inv(self.factor)
-        return moments[0] @ inverse.T, inverse @ moments[1] @ inverse.T
-
-
-EXPANSIONS: dict[tuple[int, int], type[Any]] = {  # of an offset and a precision
-    (DIAG, 0): _Diagonal,
-    (DIAG, 1): _DiagonalWithGaps,
-    (FULL, 0): _Full,
-    (TIED, 0): _Tied,
-    (POISSON, 0): _Counts,
-    (POISSON, 1): _CountsWithGaps,
-}
-
-
-def walks(cpu: bool, D: int, K: int, COVARIANCE: int, **_: int) -> int:
-    """Groups walk over the data, each with sums of this size."""
-    return K + K * D + {DIAG: K * D, FULL: K * D * D, TIED: D * D, POISSON: 0}[COVARIANCE]
-
-
-def local_reals(D: int, K: int, **_: int) -> int:
-    """Local memory a data point takes on a GPU: itself and its responsibilities."""
-    return D + K
+    K, seen = len(log_weight), ~np.isnan(Y)
+    y = Y.astype(np.float64)
+    joint = np.empty((N, K))
+    for k in range(K):
+        cost = fragment.cost(y, mu[k], P[k]) + (P[K + k] if MISSING else 0)
+        joint[:, k] = log_weight[k] - fragment.whole(np.where(seen, cost, 0).sum(axis=1), P[k, 0])
+    if fragment.BASE:
+        joint += np.where(seen, fragment.log_base(y, mu[K].astype(np.float64)), 0).sum(axis=1, keepdims=True)
+    log_evidence[:] = np.logaddexp.reduce(joint, axis=1)
+    annealed = beta * joint + shift
+    r = weights[:, None] * np.exp(annealed - np.logaddexp.reduce(annealed, axis=1, keepdims=True))
+    if STAGES & STORE:
+        responsibilities[:] = r
+    if STAGES & SUMS:
+        x = np.where(seen[:, None], y[:, None] - mu[:K], 0)
+        moments = [r.sum(axis=0), np.einsum("nk,nkd->kd", r, x)]
+        if fragment.SECOND:
+            unseen = fragment.unseen(P[:K]) if MISSING else 0
+            square = np.where(seen[:, None], fragment.second(y[:, None], x), unseen)
+            moments.append(np.einsum("nk,nkd->kd", r, square))
+        sums[0] = np.concatenate([moment.ravel() for moment in moments])
+
+
+def tuned(fragment: Any, **_: Any) -> Any:
+    """What the numpy backend runs instead: products of features, for families that have them."""
+    return mixture_products.mixture if fragment.__name__.rpartition(".")[2] in mixture_products.FAMILIES else None
+
+
+def walks(cpu: bool, D: int, K: int, STAGES: int, **_: int) -> int:
+    """Groups that take a tile through several stages, or sum, walk over the data, each with sums of this size."""
+    return K + 2 * K * D if STAGES not in (JOINT, SOFTMAX, STORE) else 0
+
+
+def share(D: int, K: int, STAGES: int, **_: int) -> int:
+    """Groups of a GPU that share data points: a part of the log joint's components each, or a block of the sums."""
+    blocks = -(-K // 64) if STAGES == JOINT else -(-K // 32) * -(-D // 32)
+    return {JOINT: min(PARTS, blocks), SUMS: blocks}.get(STAGES, 1)
+
+
+def tile(STAGES: int, **_: int) -> int:
+    """Data points of a tile on a GPU."""
+    return 64
+
+
+def group(STAGES: int, **_: int) -> int:
+    """Work-items of a GPU's group: in the softmax one for each data point of a tile."""
+    return 64 if STAGES == SOFTMAX else 128
+
+
+def local_reals(D: int, **_: int) -> int:
+    """What a CPU's group keeps of a data point."""
+    return D

@@ -43,7 +43,8 @@ def fragment_twin(fragment: str) -> Any:
         If one of them is none.
     """
     try:
-        how, *noises = (import_module(f"gem.kernels.fragments.{name}") for name in fragment.split("+"))
+        modules = (name if "." in name else f"gem.kernels.fragments.{name}" for name in fragment.split("+"))
+        how, *noises = (import_module(module) for module in modules)
     except ModuleNotFoundError as error:
         raise BackendError(f"there is no fragment kernels/fragments/{fragment}.h with a twin {fragment}.py") from error
     return _joined_twins(how, *noises) if noises else how
@@ -70,13 +71,14 @@ def program(name: str, states: Any = None, fragment: str | None = None, spilled:
     states : gem.states.StateTable, optional
         Becomes constant tables, for kernels that enumerate K_n.
     fragment : str, optional
-        A model's own lines, files of `kernels/fragments` joined by a "+", for kernels that ask for some.
+        A model's own lines, files of `kernels/fragments` joined by a "+", for kernels that ask for some; a name with a
+        dot is a module of another package, with its .h beside it.
     spilled : bool
         The large tables are arguments, which `state_tables` gives: constant memory may be too small.
     """
-    own = [f"fragments/{part}.h" for part in fragment.split("+")] if fragment else []
-    files = ["gem.h", *own, f"{name}.c"]
-    parts = [_joined(f"kernels/{file}", (FOLDER / file).read_text()) for file in files]
+    own = [_fragment_text(part) for part in fragment.split("+")] if fragment else []
+    files = [FOLDER / "gem.h", *own, FOLDER / f"{name}.c"]
+    parts = [_joined(_shown(file), file.read_text()) for file in files]
     if states is not None:
         parts.insert(1, _joined("states", state_constants(states, spilled)))
     return "".join(parts)
@@ -122,6 +124,17 @@ def state_constants(states: Any, spilled: bool = False) -> str:
         f"{'' if spilled else tables}"
         f"CONSTANT int STATE_LEVEL[] = {{{', '.join(map(str, levels))}}};\n"
     )
+
+
+def _fragment_text(fragment: str) -> Path:
+    if "." in fragment:
+        return Path(str(fragment_twin(fragment).__file__)).with_suffix(".h")
+    return FOLDER / "fragments" / f"{fragment}.h"
+
+
+def _shown(file: Path) -> str:
+    """What messages call a file."""
+    return f"kernels/{file.relative_to(FOLDER)}" if file.is_relative_to(FOLDER) else str(file)
 
 
 def _joined(file: str, text: str) -> str:

@@ -765,8 +765,8 @@ def test_states_beyond_local_memory_are_spilled_or_refused():
         plan("gram_posterior", VALUES=4, HPRIME=20, GAMMA=6)
     with pytest.raises(BackendError, match=r"spike_slab needs 60,976 bytes of local memory .* smaller model"):
         plan("spike_slab", HPRIME=20, GAMMA=20)
-    with pytest.raises(BackendError, match=r"mixture needs .* bytes of local memory .* smaller model"):
-        plan("mixture", K=9000, COVARIANCE=0)
+    with pytest.raises(BackendError, match=r"mixture_full needs .* bytes of local memory .* smaller model"):
+        plan("mixture_full", K=9000, TIED=1)
 
 
 def test_large_sums_leave_no_multiprocessor_idle():

@@ -20,12 +20,21 @@ from gem.backends._numpy import NumpyBackend
 from gem.errors import BackendError
 from gem.kernels import source
 from gem.kernels.__main__ import FRAGMENTS
+from gem.kernels.mixture import NOTES
 from gem.states import state_table
 
 pytestmark = pytest.mark.serial  # one device at a time: ranks change nothing here
 TOLERANCE = {"float64": 1e-10, "float32": 2e-4}
-SUMS = 9  # the argument of mixture with a row for each group
-GROUP_SUMS = {"mixture": SUMS, "causes": 15, "column_sums": 2, "point_sums": 10, "sparse_product": 2}
+SUMS = 10  # the argument of mixtures with a row for each group
+ROOM = 8  # and the one with a tile for each
+GROUP_SUMS = {
+    "mixture": SUMS,
+    "mixture_full": SUMS,
+    "causes": 15,
+    "column_sums": 2,
+    "point_sums": 10,
+    "sparse_product": 2,
+}
 
 
 @dataclass
@@ -138,39 +147,46 @@ def scale_rows(rng, N, H):
     return Case(N, [rng.standard_normal((N, H)), (rng.random(N) < 0.5).astype(float)], (0,), {"H": H})
 
 
-def mixture(rng, N, D, K, covariance, T, missing=0, mean=0.0):
-    mu = mean + 2 * rng.standard_normal((K, D))
+def mixture(rng, N, D, K, T, missing=0, fragment="mixture_gaussian", stages=15):
+    mu, shift = 2 * rng.standard_normal((K, D)), np.zeros(K) if T == 1 else rng.standard_normal(K) / 5
     Y = mu[rng.integers(K, size=N)] + rng.standard_normal((N, D))
+    P = rng.uniform(0.5, 2, (K, D) if fragment == "mixture_gaussian" else (K, 1)) * np.ones((K, D))
+    if missing:
+        Y[rng.random(Y.shape) < 0.3] = np.nan
+        P = np.concatenate([P, -np.log(P / (2 * np.pi)) / 2])
+    arguments = [Y, mu, P, rng.standard_normal(K), 1 / T, shift, (rng.random(N) < 0.8).astype(float)]
+    arguments += [np.zeros(N), np.zeros((1, K + NOTES, 1)), np.zeros((N, K)), np.zeros((1, K + 2 * K * D)), 1e-6]
+    constants = {"D": D, "K": K, "MISSING": missing, "STAGES": stages, "ANNEAL": int(T != 1)}
+    return Case(N, arguments, (7, 9, SUMS), constants, fragment=fragment)
+
+
+def mixture_full(rng, N, D, K, tied, T):
+    case = mixture(rng, N, D, K, T)
     root = rng.standard_normal((K, D, D)) / np.sqrt(D)
     full = root @ np.swapaxes(root, 1, 2) + 0.5 * np.eye(D)
     full = np.swapaxes(np.linalg.cholesky(full[:, ::-1, ::-1]), 1, 2)[:, ::-1, ::-1] + np.triu(full, 1)  # R, P above it
-    precision = [rng.uniform(0.5, 2, (K, D)), full, full[0]][covariance]
-    sums = np.zeros((1, K + K * D + precision.size))
-    if missing:
-        Y[rng.random(Y.shape) < 0.3] = np.nan
-        precision = np.concatenate([precision, -np.log(precision / (2 * np.pi)) / 2])
-    shift = np.zeros(K) if T == 1 else rng.standard_normal(K) / 5
-    weights = (rng.random(N) < 0.8).astype(float)
-    arguments = [Y, mu, precision, rng.standard_normal(K), 1 / T, shift, weights, np.zeros(N), np.zeros((N, K)), sums]
-    arguments += [1e-6]
-    return Case(N, arguments, (7, 8, 9), {"D": D, "K": K, "COVARIANCE": covariance, "MISSING": missing, "STORE": 1})
+    case.arguments[2] = full[0] if tied else full
+    case.arguments[SUMS] = np.zeros((1, K + K * D + case.arguments[2].size))
+    case.constants.pop("MISSING")
+    case.constants["TIED"], case.fragment = tied, None
+    return case
 
 
 LOG_JOINT = (2, 3)  # arguments of mixture that come in float64 where counts are large
 
 
-def counts(rng, N, D, K, T, missing, size):
+def counts(rng, N, D, K, T, missing, size, stages=15):
     """A mixture of Poisson distributions."""
     rates = size * rng.uniform(0.2, 2, (K + 1, D))
     Y = rng.poisson(rates[rng.integers(K, size=N)]).astype(float)
-    case = mixture(rng, N, D, K, 0, T)
+    case = mixture(rng, N, D, K, T, fragment="mixture_poisson", stages=stages)
     log_rates = np.log(rates[:K] / rates[K])
     if missing:
         Y[rng.random(Y.shape) < 0.3] = np.nan
         log_rates = np.concatenate([log_rates, rates[:K] - rates[K]])
     case.arguments[:3] = Y, rates, log_rates
     case.arguments[SUMS] = np.zeros((1, K + K * D))
-    case.constants |= {"COVARIANCE": 3, "MISSING": missing}
+    case.constants["MISSING"] = missing
     if size > 1000:  # in float32 the log joint would be noise
         case.constants |= {"LARGE": 1}
         case.arguments[1] = rates.astype(np.float32).astype(float)
@@ -302,17 +318,13 @@ CASES = {
     "mixture": [
         (mixture, a)
         for a in (
-            (1, 1, 1, 0, 1.0),
-            (37, 20, 5, 0, 1.0),
-            (100, 3, 50, 0, 2.0),
-            (50, 7, 4, 1, 1.0),
-            (9, 130, 3, 1, 2.0),
-            (60, 17, 3, 2, 2.0),
-            (100, 5, 4, 0, 2.0, 1),
+            *((1, 1, 1, 1.0), (37, 20, 5, 1.0), (300, 3, 50, 2.0), (100, 70, 140, 2.0), (100, 5, 4, 2.0, 1)),
+            *((70, 33, 9, 1.0, 0, "mixture_spherical"), (90, 18, 3, 1.0, 1)),
         )
     ]
     + [(counts, a) for a in ((1, 1, 1, 1.0, 0, 1), (37, 20, 5, 2.0, 0, 5), (100, 17, 9, 1.0, 1, 10))]
     + [(counts, a) for a in ((37, 5, 3, 1.0, 0, 10**7), (20, 17, 2, 2.0, 1, 10**5))],
+    "mixture_full": [(mixture_full, a) for a in ((50, 7, 4, 0, 1.0), (9, 130, 3, 0, 2.0), (60, 17, 3, 1, 2.0))],
 }
 
 ALL = [(name, n) for name, cases in CASES.items() for n in range(len(cases))]
@@ -359,6 +371,9 @@ def run(backend, name, case, dtype):
         elif position == GROUP_SUMS.get(name):
             kind = backend.dtype if name == "sparse_product" else backend.acc
             arguments.append(backend.empty((kernel.groups(case.N), *argument.shape[1:]), kind))
+        elif position == ROOM and name in ("mixture", "mixture_full"):
+            tiles = max(kernel.groups(case.N), -(-case.N // kernel.tile))
+            arguments.append(backend.empty((tiles, argument.shape[1], kernel.tile)))
         elif position in case.exact:
             arguments.append(backend.to_device(argument.copy(), np.float64))
         else:
@@ -371,6 +386,13 @@ def run(backend, name, case, dtype):
     return [o.sum(axis=0) if p == GROUP_SUMS.get(name) else o for o, p in zip(out, case.out, strict=True)]
 
 
+def plain(dtype):
+    """The twins as they are, where the numpy backend has a faster form."""
+    backend = NumpyBackend(dtype)
+    backend.tuned = False
+    return backend
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("kind", list(devices()))
 @pytest.mark.parametrize(("name", "number"), ALL, ids=str)
@@ -378,7 +400,36 @@ def test_parity(name, number, kind, dtype):
     make, arguments = CASES[name][number]
     backend = device(kind, dtype)
     case = make(np.random.default_rng(number), *arguments)
-    assert_same(name, dtype, *(run(b, name, case, dtype) for b in (backend, NumpyBackend(dtype))))
+    assert_same(name, dtype, *(run(b, name, case, dtype) for b in (backend, plain(dtype))))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(("name", "number"), [key for key in ALL if hasattr(source.twin(key[0]), "tuned")], ids=str)
+def test_what_numpy_runs_is_its_twin(name, number, dtype):
+    make, arguments = CASES[name][number]
+    case = make(np.random.default_rng(number), *arguments)
+    assert_same(name, dtype, *(run(b, name, case, dtype) for b in (NumpyBackend(dtype), plain(dtype))))
+
+
+@pytest.mark.parametrize("kind", list(backends(numpy=(), opencl=("opencl-items",))))
+@pytest.mark.parametrize("number", [2, 3, 4, 9])
+def test_stages_of_a_mixture_one_by_one(number, kind):
+    """As a GPU takes them: several groups share a tile, and its room lies in global memory between them."""
+    make, arguments = CASES["mixture"][number]
+    backend, case = device(kind, "float64"), make(np.random.default_rng(number), *arguments)
+    kernels = [
+        backend.kernel("mixture", fragment=case.fragment, **{**case.constants, "STAGES": stage})
+        for stage in (1, 2, 8, 4)
+    ]
+    given = [backend.to_device(a.copy()) if isinstance(a, np.ndarray) else a for a in case.arguments]
+    given[ROOM] = backend.empty((kernels[0].groups(case.N), case.arguments[ROOM].shape[1], kernels[0].tile))
+    given[SUMS] = backend.empty((kernels[-1].groups(case.N), case.arguments[SUMS].shape[1]))
+    for kernel in kernels:
+        kernel(case.N, *given)
+    found = [backend.to_host(given[position]) for position in case.out]
+    assert_same(
+        "mixture", "float64", [*found[:2], found[2].sum(axis=0)], run(plain("float64"), "mixture", case, "float64")
+    )
 
 
 def assert_same(name, dtype, found, wanted):

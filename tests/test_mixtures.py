@@ -121,7 +121,7 @@ def test_the_evidence_under_narrow_components_of_wide_data(covariance, backend):
 @pytest.mark.parametrize("covariance", COVARIANCES)
 def test_what_the_floor_of_variances_hides_is_not_computed_twice(covariance, dtype, monkeypatch):
     """Dimensions that are constant, everywhere or within a component, as pixels are: their variance is reg."""
-    from gem.kernels import mixture
+    from gem.kernels import mixture_products as mixture
 
     walks, steps = [], []
     softmax, frame = mixture._softmax, mixture._frame

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 
 import numpy as np
@@ -13,6 +14,7 @@ from scipy.stats import geom
 import gem
 from gem.cli import main
 from gem.errors import DataError
+from gem.models.mixture_kernel import KernelMixture
 from gem.models.mixtures import Mixture
 from gem.models.parameters import Parameter, Params
 from gem.store import read_run
@@ -54,6 +56,61 @@ class Geometric(Mixture):
 
 
 # end of the model
+
+
+class OnDevices(KernelMixture, Geometric):
+    """The same with a kernel: what a component takes from the log joint, in C and in numpy."""
+
+    fragment = "family_of_a_contributor.geometric"
+
+    def coefficients(self, params: Params) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        mean = params["mean"]
+        per_count, besides = np.log1p(1 / mean), np.log1p(mean)
+        if self.missing:
+            return mean, np.concatenate([per_count, besides]), np.zeros(self.K)
+        return mean, per_count, -besides.sum(axis=1)
+
+
+IN_C = """
+#define BASE 0
+#define SECOND 0
+DEVICE wide cost(wide y, real mu, fine P) { return P * y; }
+DEVICE wide whole(wide q, fine P) { return q; }
+DEVICE vec second(vec y, vec x) { return x; }
+"""
+IN_NUMPY = """
+BASE, SECOND = False, False
+def cost(y, mu, P): return P * y
+def whole(q, P): return q
+"""
+
+
+@pytest.fixture
+def family(tmp_path, monkeypatch):
+    """A package of somebody else's, with the two texts of a family."""
+    folder = tmp_path / "family_of_a_contributor"
+    folder.mkdir()
+    for name, text in (("__init__.py", ""), ("geometric.py", IN_NUMPY), ("geometric.h", IN_C)):
+        (folder / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    for name in [name for name in sys.modules if name.startswith(folder.name)]:
+        del sys.modules[name]
+
+
+@pytest.mark.usefixtures("family")
+@pytest.mark.parametrize("missing", [False, True])
+def test_a_family_of_ones_own_runs_on_devices(missing, backend):
+    Y = data(200, missing)
+    host, model = (kind(D=D, K=K, missing=missing) for kind in (Geometric, OnDevices))
+    for T in (1.0, 2.5):
+        wanted, told = gem.em_step(host, TRUTH, Y, T=T, backend="numpy", **EXACT)
+        found, info = gem.em_step(model, TRUTH, Y, T=T, backend=backend, **EXACT)
+        assert info.free_energy == pytest.approx(told.free_energy, rel=1e-12)
+        for name, value in wanted.items():
+            np.testing.assert_allclose(found[name], value, rtol=1e-9)
+    r = gem.posterior(model, TRUTH, Y, backend=backend, **EXACT).mean
+    np.testing.assert_allclose(r, gem.posterior(host, TRUTH, Y, backend="numpy", **EXACT).mean, atol=1e-12)
 
 
 @pytest.fixture(autouse=True)

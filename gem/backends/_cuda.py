@@ -180,7 +180,7 @@ class CudaBackend(DeviceBackend):
     def launch(self, built: Any, plan: Schedule, N: int, arguments: tuple[Any, ...]) -> None:
         values = [a if self.owns(a) else self.scalar(a) for a in arguments]
         with self._device, self._told_of_memory():
-            built((plan.count(N),), (plan.group,), (np.int32(N), *values))
+            built((plan.launched(N),), (plan.group,), (np.int32(N), *values))
 
     @contextmanager
     def _told_of_memory(self) -> Iterator[None]:

@@ -59,6 +59,8 @@ class Schedule:
         Their number, for kernels whose groups walk over tiles; None: one for each tile.
     spilled : int
         Numbers that a group keeps in global memory: the states of a data point, where local memory is too small.
+    share : int
+        Groups that share data points, for kernels whose work is divided so, too.
     """
 
     width: int
@@ -66,18 +68,24 @@ class Schedule:
     tile: int
     groups: int | None = None
     spilled: int = 0
+    share: int = 1
 
     def count(self, N: int) -> int:
-        """Groups for N data points."""
+        """Groups for N data points, but for those that share them."""
         return self.groups or max(1, -(-N // self.tile))
 
     def rows(self, N: int) -> int:
         """Rows of sums over N data points: each group leaves one, or each of its warps."""
         return self.count(N) * (self.group // self.width if min(self.group, self.width) > 1 else 1)
 
+    def launched(self, N: int) -> int:
+        """All groups."""
+        return self.count(N) * self.share
+
     @property
     def defines(self) -> dict[str, int]:
-        return {"WIDTH": self.width, "GROUP": self.group, "TILE": self.tile, "SPILLED": int(self.spilled > 0)}
+        sizes = {"WIDTH": self.width, "GROUP": self.group, "TILE": self.tile, "SPILLED": int(self.spilled > 0)}
+        return {**sizes, "SHARE": self.share}
 
 
 def schedule(
@@ -98,7 +106,8 @@ def schedule(
     A twin module may say `state_reals(**constants)`, the states of a data point, `local_reals(**constants)`, what else
     it takes of local memory in reals, and `walks(cpu, **constants)`, the size of one group's sums if its groups walk
     over the data (0 if not). States that do not fit local memory are spilled. A kernel whose tiles are not of data
-    points may say how large they are on a GPU, `tile(**constants)`.
+    points may say how large they are on a GPU, `tile(**constants)`; one of which several groups take the same data
+    points there, how many, `share(**constants)`, and of how many work-items, `group(**constants)`.
 
     Raises
     ------
@@ -122,12 +131,14 @@ def schedule(
         lanes = module.LANES
         group = max(lanes, block) if lanes == WARP else lanes
         return Schedule(lanes, group, group, groups and max(1, groups * lanes // group))
+    if hasattr(module, "tile"):
+        share = getattr(module, "share", lambda **_: 1)(**constants)
+        group = getattr(module, "group", lambda **_: BLOCK)(**constants)
+        return Schedule(1, group, module.tile(**constants), groups and max(1, groups // share), share=share)
     if 2 * per_point + 8 * BLOCK > local_bytes:  # the scratch of sums over a group; flags, at most as large as the rest
         _demand_room(name, itemsize * states, local, local_bytes)
         most = max(1, SPILL_BYTES // (itemsize * states))
         return Schedule(1, SPILLED_BLOCK, 1, min(groups or units * GROUPS_PER_UNIT, most), spilled=states)
-    if hasattr(module, "tile"):
-        return Schedule(1, BLOCK, module.tile(**constants))
     if sums:
         tile = WALKING_TILE
         while (
@@ -159,6 +170,10 @@ class DeviceBackend(Backend):
     """A backend with memory of its own: batches go there once and stay, or are streamed ahead of their use."""
 
     runtime: str  # "OpenCL", "CUDA"
+
+    @property
+    def fuses(self) -> bool:
+        return False
 
     def __init__(self) -> None:
         _fork.watch(self)
@@ -396,6 +411,7 @@ class DeviceKernel(Kernel):
     def __init__(self, backend: DeviceBackend, name: str, built: Any, tables: list[Array], plan: Schedule):
         self.name = name
         self._backend, self._built, self._tables, self._plan = backend, built, tables, plan
+        self.tile = plan.tile
 
     def groups(self, N: int) -> int:
         return self._plan.rows(N)

@@ -32,6 +32,7 @@ class NumpyBackend(Backend):
     """
 
     name = "numpy"
+    tuned = True  # whether a twin that has a faster form is run in that
 
     def __init__(self, dtype: Any = "float64", threads: int = 1):
         self.dtype = np.dtype(dtype)
@@ -64,8 +65,10 @@ class NumpyBackend(Backend):
         return (a.T if transpose_a else a) @ b
 
     def kernel(self, name: str, *, states: Any = None, fragment: str | None = None, **constants: int) -> Kernel:
-        function = getattr(source.twin(name), name)
-        given = {**constants, "states": states, "fragment": fragment and source.fragment_twin(fragment)}
+        module, lines = source.twin(name), fragment and source.fragment_twin(fragment)
+        function = self.tuned and getattr(module, "tuned", lambda **_: None)(fragment=lines, **constants)
+        function = function or getattr(module, name)
+        given = {**constants, "states": states, "fragment": lines}
         wanted = _names(function)  # sizes a twin can see in its arguments it does not ask for
         return NumpyKernel(name, partial(function, **{k: v for k, v in given.items() if k in wanted}))
 

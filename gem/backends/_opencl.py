@@ -234,6 +234,10 @@ class OpenCLBackend(DeviceBackend):
         return MappedTotals(self, layout) if self._cpu else super().totals(layout)
 
     @property
+    def fuses(self) -> bool:
+        return self._vectors
+
+    @property
     def _keeps_sums(self) -> bool:
         return not self._cpu and super()._keeps_sums
 
@@ -408,7 +412,7 @@ class OpenCLBackend(DeviceBackend):
         self._unmap(*(a for a in arguments if isinstance(a, DeviceArray)))
         values = [a.buffer if isinstance(a, DeviceArray) else self.scalar(a) for a in arguments]
         with self._lock:
-            built(self._queue, (plan.count(N) * plan.group,), (plan.group,), np.int32(N), *values)
+            built(self._queue, (plan.launched(N) * plan.group,), (plan.group,), np.int32(N), *values)
             if self._cpu:
                 self._running.append(arguments)
 

@@ -35,6 +35,10 @@ class Traced(Backend):
             if self._wait:
                 self._backend.synchronize()
 
+    @property
+    def fuses(self) -> bool:
+        return self._backend.fuses
+
     def describe(self) -> dict[str, Any]:
         return self._backend.describe()
 
@@ -94,7 +98,7 @@ class Traced(Backend):
 
 class _TracedKernel(Kernel):
     def __init__(self, kernel: Kernel, span: Callable[[str], AbstractContextManager[None]]):
-        self.name, self._kernel, self._span = kernel.name, kernel, span
+        self.name, self.tile, self._kernel, self._span = kernel.name, kernel.tile, kernel, span
 
     def groups(self, N: int) -> int:
         return self._kernel.groups(N)

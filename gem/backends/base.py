@@ -53,6 +53,7 @@ class Kernel(ABC):
     """
 
     name: str
+    tile: int = 1  # data points that a group takes at a time
 
     def groups(self, N: int) -> int:
         """Groups that serve N data points: the rows of a kernel's partial sums."""
@@ -120,6 +121,13 @@ class Backend(ABC):
     def place(self) -> str:
         """What two ranks of a host that have the same device agree in."""
         return self.name
+
+    @property
+    def fuses(self) -> bool:
+        """Whether the stages of a kernel are best one launch, in which a group takes a few data points through all of
+        them in a cache of its own; else each stage is a launch over all points.
+        """
+        return True
 
     def shared_by(self, ranks: int) -> Backend:
         """This backend for one of so many ranks that have its device: it takes its part of the memory."""

@@ -161,6 +161,12 @@ class MoG(KernelMixture):
         """Σ_k r_nk μ_k, and for missing entries Σ_k r_nk E[y | k, what is observed of y_n]."""
         return missing_gaussian.completed(Y, params["mu"], params["cov"], r)
 
+    def constants(self) -> tuple[str, dict[str, Any]]:
+        if self.component != "diag":
+            return "mixture_full", {"D": self.D, "K": self.K, "TIED": int(self.component == "tied")}
+        fragment = "mixture_spherical" if self.common and not self.missing else "mixture_gaussian"
+        return "mixture", {**super().constants()[1], "fragment": fragment}
+
     def least(self, params: Params) -> float:
         if not self.relative:
             return self.reg

@@ -43,7 +43,7 @@ class MoP(KernelMixture):
     Model parameters are ``pi`` (K,) and ``lam`` (K, D).
     """
 
-    component = "poisson"
+    fragment = "mixture_poisson"
     unfit_for_pictures = "its data are counts"
 
     def __init__(self, D: int, K: int, reg: float = FLOOR, missing: bool = False, alpha: float = 1.0):
