@@ -86,7 +86,7 @@ def of_spike_and_slab(model: Any) -> float:
 
 
 def of_sparse_coding(model: Any) -> float:
-    """Wᵀy, y ŝᵀ, ŝŝᵀ, and one iteration of the code's search on the Gram matrix: the fewest there can be."""
+    """Wᵀy, y ŝᵀ, ŝŝᵀ, and one pass of the code's search over the Gram matrix."""
     D, H = model.D, model.H
     return 4 * D * H + H * H + 2 * H * H
 
@@ -135,7 +135,7 @@ MAXIMA = (
 )
 LOGARITHMS = "for each state and dimension there is a logarithm and a division that the floor does not count"
 FACTORS = "each state has a small Cholesky factor: divisions, square roots and solves that wait for one another"
-SEARCH = "the floor counts one iteration of the code's search, which takes tens or hundreds"
+SEARCH = "the floor counts H² multiplications for the search of a code, which moves latent after latent, many times"
 FEW = "few flops for each byte and an exponential for each component, all at the rate of large matrix products"
 DENSE = (
     "(y − μ)ᵀ Σ⁻¹ (y − μ) and the second moments are summed by vectors, at less than the rate of large matrix products "

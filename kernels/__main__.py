@@ -38,6 +38,7 @@ EXAMPLES: dict[str, dict[str, int]] = {  # the sizes of a large model
     "check_rows": {"D": 256},
     "column_sums": {"H": 300},
     "gram_posterior": {"H": 300, "HPRIME": 8, "GAMMA": 5, "ANNEAL": 1, "VALUES": 1, "MASKED": 0},
+    "lasso": {"H": 300, "PITCH": 320},
     "linear_scores": {"H": 300, "VALUES": 2, "COSINE": 0},
     "masked_gram": {"D": 256, "HPRIME": 8},
     "mixture": {"D": 64, "K": 50, "MISSING": 0, "STAGES": 1, "ANNEAL": 0, "LARGE": 0},
@@ -49,7 +50,6 @@ EXAMPLES: dict[str, dict[str, int]] = {  # the sizes of a large model
     "spike_slab": {"H": 300, "HPRIME": 8, "GAMMA": 4, "ANNEAL": 1, "MASKED": 0},
     "spike_slab_scores": {"H": 300, "MASKED": 0},
     "split_missing": {"D": 256},
-    "shrink": {"H": 300, "MOVE": 1},
     "sparse_product": {"D": 256, "H": 300},
     "squared_norms": {"D": 256},
 }
@@ -103,7 +103,6 @@ VARIANTS: dict[str, list[Sizes]] = {  # what models build besides the example: h
     "preselect": _each(HPRIME=(8, 12), VALUES=(1, 2, 3)),
     "spike_slab": _each(ANNEAL=(0, 1), MASKED=(0, 1)),
     "spike_slab_scores": _each(MASKED=(1,)),
-    "shrink": _each(MOVE=(0,)),
 }
 
 

@@ -256,13 +256,14 @@ def causes(rng, N, D, H, Hprime, gamma, fragment, T=1.0, missing=0):
     return Case(N, arguments, (2, 11, 12, 13, 14, 15, 16), constants, states, fragment)
 
 
-def shrink(rng, N, H, move):
-    W = rng.standard_normal((2 * H, H))
-    z = rng.standard_normal((N, H)) * (rng.random((N, H)) < 0.5)
-    zG, b = z @ (W.T @ W), 3 * rng.standard_normal((N, H))
-    gap = np.where(rng.random(N) < 0.3, 0.0, np.inf)  # some are done
-    arguments = [zG, b, 20 * rng.random(N) + 5, 0.01, 0.7, 1e-3, rng.standard_normal((N, H)), z, 1 + rng.random(N)]
-    return Case(N, [*arguments, np.zeros(N), gap], (6, 7, 8, 9, 10), {"H": H, "MOVE": move})
+def lasso(rng, N, H, sweeps):
+    """To the minimum, which is the same whatever the order; or one sweep, after which only those of s = 0 are found."""
+    W, Y = rng.standard_normal((8 * H, H)), rng.standard_normal((N, 8 * H))
+    Y[rng.random(N) < 0.3] *= 1e-3
+    gram = W.T @ W
+    arguments = [Y @ W, (Y**2).sum(axis=1), np.pad(gram, ((0, 0), (0, -H % 32))), 1 / np.diag(gram)]
+    arguments += [0.8 * np.sqrt(8 * H), 0.3, 0.0, sweeps, np.zeros((N, H)), np.zeros(N), np.zeros(N)]
+    return Case(N, arguments, (8, 9) if sweeps > 1 else (10,), {"H": H, "PITCH": H + -H % 32})
 
 
 CASES = {
@@ -314,7 +315,7 @@ CASES = {
             *((12, 40, 12, 3, 1.0, 0), (4, 40, 32, 2, 2.5, 1), (3, 24, 20, 4, 2.5, 0)),
         )
     ],
-    "shrink": [(shrink, a) for a in ((1, 1, 1), (37, 30, 1), (50, 33, 1), (9, 300, 1), (37, 30, 0))],
+    "lasso": [(lasso, a) for a in ((1, 1, 9), (37, 30, 99), (50, 33, 99), (5, 200, 99), (37, 30, 1))],
     "mixture": [
         (mixture, a)
         for a in (

@@ -17,7 +17,7 @@ from gem import parallel
 from gem.backends import Backend
 from gem.backends._device import DeviceTotals
 from gem.errors import BackendError
-from gem.models import BSC, DSC, GSC, MCA, MMCA, MoG, MoP, NoisyOR
+from gem.models import BSC, DSC, GSC, MCA, MMCA, SC, MoG, MoP, NoisyOR
 from gem.parallel import Serial, communicator
 from gem.statistics import Statistics, Sum
 
@@ -30,6 +30,7 @@ MODELS = {  # and for how many arrays a batch of it waits
     "mca": (MCA(**SIZES), 0),
     "mmca": (MMCA(**SIZES), 0),
     "gsc": (GSC(**SIZES), 3),
+    "sc": (SC(SIZES["D"], SIZES["H"]), 0),
     "diag": (MoG(D=8, K=3), 0),
     "full": (MoG(D=8, K=3, covariance="full"), 0),
     "noisyor": (NoisyOR(**SIZES), 0),

@@ -20,7 +20,7 @@ from gem.philox import generator
 from gem.statistics import N_ALL, Layout, Statistics, Sums
 from gem.summary import Summary
 
-CHECK_EVERY = 10  # iterations: reading the gaps waits for the device
+PITCH = 32  # of the Gram matrix: its rows are as long as a multiple of this
 ROOM = 1e4  # between the squares of data and the smallest number, for gaps and penalties
 SWEEPS = 20  # of the M-step over the columns of W, at the most
 STILL = 1e-6  # a sweep that turns no column by more than this is the last one
@@ -29,9 +29,10 @@ STILL = 1e-6  # a sweep that turns no column by more than this is the last one
 class SC(Model):
     """Sparse coding: y = W s + ε, p(s_h) = exp(−|s_h|/b)/2b, ε ~ N(0, σ² I), trained on the most probable ŝ.
 
-    Olshausen & Field, Nature 381, 1996. The E-step finds ŝ, the minimum of ½‖y − Ws‖² + (σ²/b)‖s‖₁, by FISTA (Beck &
-    Teboulle, SIAM J. Imaging Sci. 2, 2009) with restarts (O'Donoghue & Candès, Found. Comput. Math. 15, 2015); the
-    M-step turns one column of W after the other to its best direction (Mairal, Bach, Ponce & Sapiro, JMLR 11, 2010).
+    Olshausen & Field, Nature 381, 1996. The E-step finds ŝ, the minimum of ½‖y − Ws‖² + (σ²/b)‖s‖₁, by coordinate
+    descent on devices (Friedman, Hastie & Tibshirani, J. Stat. Softw. 33, 2010), with numpy by FISTA (Beck & Teboulle,
+    SIAM J. Imaging Sci. 2, 2009) with restarts (O'Donoghue & Candès, Found. Comput. Math. 15, 2015). The M-step turns
+    one column of W after the other to its best direction (Mairal, Bach, Ponce & Sapiro, JMLR 11, 2010).
 
     Parameters
     ----------
@@ -41,7 +42,8 @@ class SC(Model):
         σ²/b of the initial parameters, in units of the data; only this ratio matters to ŝ and W (default: the data's
         standard deviation).
     iterations : int
-        Of FISTA, at the most. Where they were too few for `tol` a note says of how many data points.
+        Of the search, at the most: sweeps over the latents on devices, steps along the gradient with numpy. Where they
+        were too few for `tol` a note says of how many data points.
     tol : float
         Duality gap, in units of ‖y‖², at which the search for a data point's ŝ ends.
 
@@ -115,22 +117,23 @@ class SC(Model):
                 "dtype='float64', or rescale the data"
             )
         gram = W.T @ W
-        steepest = float(np.linalg.eigvalsh(gram)[-1]) * (1 + self.H * step.resolution)  # of the rounded gram, too
+        squares = np.diag(gram).astype(backend.dtype).astype(np.float64)
+        inverse = np.divide(1, squares, out=np.zeros(self.H), where=squares > np.finfo(backend.dtype).tiny)
+        pitch = -(-self.H // PITCH) * PITCH
         return Search(
             model=self,
             backend=backend,
             W=backend.to_device(W),
             fields=backend.to_device(W.T),
-            gram=backend.to_device(gram),
-            step=1 / steepest if steepest > 0 else 1.0,
+            gram=backend.to_device(np.pad(gram, ((0, 0), (0, pitch - self.H)))),
+            inverse=backend.to_device(inverse),
             penalty=sigma**2 / b,
             sought=sigma**2 / b * (1 if step.anneal_prior else step.T),
             precision=1 / sigma**2,
             constant=-self.D / 2 * np.log(2 * np.pi * sigma**2) - self.H * np.log(2 * b),
             squared_norms=backend.kernel("squared_norms", D=self.D),
             scale_rows=backend.kernel("scale_rows", H=self.H),
-            move=backend.kernel("shrink", H=self.H, MOVE=1),
-            judge=backend.kernel("shrink", H=self.H, MOVE=0),
+            lasso=backend.kernel("lasso", H=self.H, PITCH=pitch),
         )
 
     def shortfalls(self, stats: Statistics) -> list[str]:
@@ -179,11 +182,11 @@ class SC(Model):
 
 @dataclass(frozen=True)
 class Codes:
-    """What the search finds of a batch: ŝ (n, H), log p(y, ŝ), and of which points ŝ was not found to `tol`, (n,)."""
+    """What the search finds of a batch: ŝ (n, H), log p(y, ŝ), and (n,) 1 where ŝ was not found to `tol`, else 0."""
 
     evidence: Evidence
     s: Array
-    unfound: np.ndarray
+    unfound: Array
 
 
 @dataclass(frozen=True)
@@ -195,39 +198,24 @@ class Search(EStep[Codes]):
     W: Array
     fields: Array
     gram: Array
-    step: float
+    inverse: Array
     penalty: float
     sought: float
     precision: float
     constant: float
     squared_norms: Kernel
     scale_rows: Kernel
-    move: Kernel
-    judge: Kernel
+    lasso: Kernel
 
     def infer(self, batch: Batch) -> Codes:
-        """ŝ of all data points of the batch at once: one matrix product and one kernel an iteration."""
-        device, n, H, tol = self.backend, batch.n, self.model.H, self.model.tol
+        """One matrix product, and a kernel that takes each data point to its ŝ."""
+        device, n, model = self.backend, batch.n, self.model
         squares = squared_norms(device, self.squared_norms, batch.Y, batch.notes)
-        b = device.matmul(batch.Y, self.W)
-        s, z, zG = (device.zeros((n, H)) for _ in range(3))
-        inertia, gap = device.to_device(np.ones(n)), device.to_device(np.full(n, np.inf))
-        objective = device.empty((n,))
-        enough, unfound = tol * device.to_host(squares), np.zeros(n, bool)
-        for iteration in range(1, self.model.iterations + 1):
-            self.move(n, zG, b, squares, self.step, self.sought, tol, s, z, inertia, objective, gap)
-            if iteration % CHECK_EVERY == 0 and np.all(device.to_host(gap) <= enough):
-                break
-            zG = device.matmul(z, self.gram)
-        else:  # how far the last z were from the minimum, and then how far s is: neither may be near enough
-            unfound = ~(device.to_host(gap) <= enough)
-        sG = device.matmul(s, self.gram)
-        if self.sought != self.penalty and unfound.any():
-            self.judge(n, sG, b, squares, self.step, self.sought, tol, z, s, inertia, objective, gap)
-            unfound &= ~(device.to_host(gap) <= enough)
-        self.judge(n, sG, b, squares, self.step, self.penalty, tol, z, s, inertia, objective, gap)
-        if self.sought == self.penalty and unfound.any():
-            unfound &= ~(device.to_host(gap) <= enough)
+        s, objective, unfound = device.empty((n, model.H)), device.empty((n,)), device.empty((n,))
+        self.lasso(
+            n, device.matmul(batch.Y, self.W), squares, self.gram, self.inverse, self.sought, self.penalty, model.tol,
+            model.iterations, s, objective, unfound,
+        )  # fmt: skip
         return Codes(Evidence(n, [(objective, -self.precision)], self.constant), s, unfound)
 
     def sums(self, batch: Batch, found: Codes) -> Sums:
@@ -242,7 +230,8 @@ class Search(EStep[Codes]):
 
     def tally(self, batch: Batch, found: Codes) -> Sums:
         """How many codes the search left before their gap was small enough."""
-        return {"unfound": float(found.unfound.sum() if batch.counts is None else found.unfound @ batch.counts)}
+        weights = None if batch.counts is None else batch.weights
+        return {"unfound": [self.backend.point_sums([(found.unfound, 1.0)], weights)]}
 
     def posterior(self, batch: Batch, reconstruct: bool = False) -> tuple[Posterior, Sums]:
         """ŝ, and with `reconstruct` W ŝ."""
@@ -259,16 +248,15 @@ def turned_fields(ys: np.ndarray, ss: np.ndarray, W: np.ndarray) -> np.ndarray:
     Of a single column the sum is a quadratic form that is the same in all directions: its minimum on the sphere is
     the free one, brought to unit length. Columns of latents that were never active stay.
     """
-    W = W.copy()
+    fields, goal = W.T.copy(), np.ascontiguousarray(ys.T)  # a field after the other in memory
     active = np.flatnonzero(np.diag(ss) > 0)
     for _ in range(SWEEPS):
-        turned = 0.0
+        before = fields.copy()
         for h in active:
-            free = ys[:, h] - W @ ss[:, h] + ss[h, h] * W[:, h]
-            length = np.linalg.norm(free)
+            free = goal[h] - ss[:, h] @ fields + ss[h, h] * fields[h]
+            length = np.sqrt(free @ free)
             if length > 0:
-                turned = max(turned, np.abs(free / length - W[:, h]).max())
-                W[:, h] = free / length
-        if turned <= STILL:
+                fields[h] = free / length
+        if np.abs(fields - before).max() <= STILL:
             break
-    return W
+    return np.ascontiguousarray(fields.T)
