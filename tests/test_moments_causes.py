@@ -19,6 +19,7 @@ MODELS = {
     "mmca-missing": MMCA(**SIZES, missing=True),
     "pmca": PMCA(**SIZES),
     "pmca-missing": PMCA(**SIZES, missing=True),
+    "mca-gamma-missing": MCA(**SIZES, missing=True, noise="gamma"),
     "noisyor": NoisyOR(**SIZES),
     "noisyor-missing": NoisyOR(**SIZES, missing=True),
 }
@@ -36,7 +37,7 @@ def problem(model, seed=0, N=60):
     """Parameters and data, some of which are missing if that may be."""
     rng = np.random.default_rng(seed)
     shape = (model.D, model.H)
-    params = {"W": 0.2 + 3 * rng.random(shape), "pi": np.array(0.3), "sigma": np.array(0.8)}
+    params = {"W": 0.2 + 3 * rng.random(shape), "pi": np.array(0.3), "sigma": np.array(0.8), "shape": np.array(2.5)}
     if isinstance(model, MMCA):
         params["W"] = 3 * rng.standard_normal(shape)
     if isinstance(model, NoisyOR):
