@@ -93,7 +93,7 @@ def posterior(model, params, Y):
 def test_maximal_causes_of_two_steps_have_the_mean_of_what_they_won_in_either(name):
     """By brute force: who wins is a matter of the old W, what is won is not; nor are squares of residuals."""
     model = MODELS[name]
-    nothing = getattr(model, "background", 0.0)
+    nothing = model.of.floor
     moments, A, Ay, residual = [], 0.0, 0.0, 0.0
     for seed, times in ((0, 1.0), (5, 3.0)):
         params, Y = problem(model, seed)

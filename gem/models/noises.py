@@ -351,7 +351,7 @@ def shape_of(gap: float) -> float:
     if not gap > 0:
         return np.inf
     k = (3 - gap + np.sqrt((gap - 3) ** 2 + 24 * gap)) / (12 * gap)
-    for _ in range(40):  # k (log k − ψ(k)) falls from 1 to 1/2, so slowly that each takes off most of the error
+    for _ in range(20):  # k (log k − ψ(k)) falls from 1 to 1/2, so slowly that each takes off most of the error
         k *= _log_less_digamma(k) / gap
     return float(k)
 
