@@ -67,7 +67,7 @@ def held_out(noise: str, Y: np.ndarray) -> float | None:
 def compared(noise: str, seed: int) -> dict[str, float]:
     """Held-out F by noise, of data of `noise`."""
     Y = drawn(noise, seed)
-    whole = bool(np.all(Y == np.floor(Y)))
+    whole = bool(np.all(np.floor(Y) == Y))
     smeared = Y + np.random.default_rng([seed, 1]).random(Y.shape) if whole else Y
     found = {name: held_out(name, Y if name in DISCRETE else smeared) for name in NOISES}
     return {name: F for name, F in found.items() if F is not None and (whole or name not in DISCRETE)}
