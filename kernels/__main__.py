@@ -68,7 +68,6 @@ WANTED = ({"STATS": 0, "RECONSTRUCT": 0}, {"STATS": 1, "RECONSTRUCT": 0}, {"STAT
 SPILLED: dict[str, list[Sizes]] = {  # with more states than local memory holds
     "causes": [{"HPRIME": 32, "GAMMA": 3, "MISSING": 1, **wanted} for wanted in WANTED],
     "gram_posterior": _each(HPRIME=(32,), GAMMA=(4,), ANNEAL=(0, 1)) + _each(HPRIME=(20,), GAMMA=(3,), VALUES=(2,)),
-    "spike_slab": _each(HPRIME=(32,), GAMMA=(4,), ANNEAL=(0, 1)),
 }
 VARIANTS: dict[str, list[Sizes]] = {  # what models build besides the example: how it differs from that
     "accumulate": _each(COLUMNS=(128,), KIND=(0, 1, 2)) + _each(COLUMNS=(1,), KIND=(0, 1)),
@@ -101,7 +100,7 @@ VARIANTS: dict[str, list[Sizes]] = {  # what models build besides the example: h
     "pair_sums": _each(HPRIME=(12,)),
     "point_sums": _each(PARTS=(1, 2, 3), WEIGHTED=(0, 1)),
     "preselect": _each(HPRIME=(8, 12), VALUES=(1, 2, 3)),
-    "spike_slab": _each(ANNEAL=(0, 1), MASKED=(0, 1)),
+    "spike_slab": _each(ANNEAL=(0, 1), MASKED=(0, 1)) + _each(HPRIME=(12,), GAMMA=(2, 5)),
     "spike_slab_scores": _each(MASKED=(1,)),
 }
 
@@ -166,8 +165,9 @@ def _program(name: str, real: int, sizes: Sizes) -> tuple[str, dict[str, int], S
     if states is not None and "MANY" in constants:
         constants["MANY"] = states.S
     plan = schedule(name, constants, real // 8, False, UNITS, SHARED_BYTES)
+    table = states if plan.width == 1 else None
     fragment = sizes.get("fragment", FRAGMENTS.get(name, (None,))[0])
-    text = source.program(name, states, fragment, plan.spilled > 0)
+    text = source.program(name, table, fragment, plan.spilled > 0)
     return text, {**constants, **plan.defines, "GEM_REAL": real}, plan
 
 

@@ -25,7 +25,6 @@ from gem.kernels import source
 LITTLE = 6 << 10
 SPILLED = {
     "gram_posterior": (kernels.gram_posterior, (3, 14, 12, 3, 2.5)),
-    "spike_slab": (kernels.spike_slab, (3, 14, 12, 3, 2.5, 0)),
     "causes": (kernels.causes, (3, 5, 14, 12, 3, "noisyor+bernoulli", 2.5, 1)),
 }
 
