@@ -110,7 +110,12 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="compile for every architecture")
     parser.add_argument("--show", metavar="NAME", choices=source.names(), help="print a kernel's program")
     parser.add_argument("--count", action="store_true", help="count bytes, flops and instructions (needs oclgrind)")
-    parser.add_argument("--only", metavar="TEXT", default="", help="--count: only cases with this in their name")
+    parser.add_argument(
+        "--only",
+        metavar="TEXT",
+        default="",
+        help="--count: only cases with this in their name (default: all but slow ones)",
+    )
     parser.add_argument("--pin", action="store_true", help="--count: pin these counts")
     parser.add_argument("--real", type=int, choices=(32, 64), help="bits of a number (--check: both, --show: 32)")
     parser.add_argument("--define", action="append", default=[], metavar="NAME=VALUE", help="another size")
@@ -231,7 +236,7 @@ def _count(only: str, pin: bool) -> int:
     """Print the counts of cases; 1 if some are beyond the pinned ones, which `pin` replaces."""
     from gem.kernels import counts  # it opens what models and backends need, which no other tool here does
 
-    names = [name for name in counts.CASES if only in name]
+    names = [name for name, case in counts.CASES.items() if (only in name if only else not case.slow)]
     if not names:
         raise ConfigError(f"--only {only}: no case has that in its name; there are {', '.join(counts.CASES)}")
     counted = counts.count(names)
