@@ -37,7 +37,7 @@ machine that has one for ten minutes and no network: within six it runs the test
 sweep beside cuBLAS's products, a mixture of N = 10⁶, D = 128, K = 1024 beside PyTorch's two products
 (`benchmarks.large_mixture`), compute-sanitizer, and ncu beside the counts of `python -m gem.kernels --count`
 (`benchmarks.profiled`), each with a limit of its own, and leaves a file of some kB for each in OUT. `--small` is its
-dry run, on the CPU-run CuPy of tests/cupy_on_cpu. What ncu and compute-sanitizer themselves say there was not seen yet."""
+dry run, on the CPU-run CuPy of tests/cupy_on_cpu. What ncu and compute-sanitizer say there was not seen yet."""
 
 
 def write_report(records: Sequence[Record], path: Path, sources: Sequence[str]) -> list[Path]:
