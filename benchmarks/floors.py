@@ -40,7 +40,8 @@ def sums(model: Model) -> tuple[int, int, int]:
     D, n = model.D, _cuda.BATCH_BYTES // model.bytes_per_point(REAL)[0]
 
     def groups(kernel: str, **sizes: int) -> int:
-        return schedule(kernel, sizes, REAL, False, UNITS, _cuda.SHARED_BYTES).groups or 0
+        plan = schedule(kernel, sizes, REAL, False, UNITS, _cuda.SHARED_BYTES)
+        return plan.rows(n) if plan.groups else 0
 
     if isinstance(model, MoG):
         most = groups("mixture", D=D, K=model.K, MISSING=0, STAGES=4)

@@ -16,6 +16,7 @@ import numpy as np
 from gem.kernels import winners
 from gem.kernels.weights import settled_exp
 
+LANES = 32  # of a warp: see gem.h
 TILE_ELEMENTS = 1 << 15  # of points × D that are worked on at once: those of all candidates stay in the cache
 LONG_TILE = 1 << 18  # the same where states are not taken one by one: threads of longer calls wait less for each other
 MANY_ROWS = 16  # for one place: more are summed first
@@ -96,8 +97,10 @@ def causes(
         ordered = by_sets or (exclusive and (STATS or RECONSTRUCT))
         before = winners.larger([fragment.size(w) for w in own]) if ordered else []
         points = _Points(y, seen, fields, own, before)
-        zero, multi = _energies(wanted, points, prior[chosen], by_sets)
+        zero, alone, multi = _energies(wanted, points, prior[chosen], by_sets)
         single = b[part] + offset
+        if fragment.EXCLUSIVE and not fragment.RELATIVE:
+            _correct(single, chosen, alone + prior[chosen])
         full[part] = _full(zero, single, multi, states)
         moved = shift[chosen] @ states.active.T.astype(b.dtype)
         log_evidence[part], energy[part] = _weigh(zero, single, multi, beta, shift, moved)
@@ -136,12 +139,21 @@ class _Points:
     before: list[np.ndarray]
 
 
-def _energies(wanted: _Wanted, points: _Points, prior: np.ndarray, by_sets: bool) -> tuple[np.ndarray, np.ndarray]:
-    """E of the state without causes, (n,), and of those of several, (n, S); `by_sets`, or one by one."""
+def _energies(
+    wanted: _Wanted, points: _Points, prior: np.ndarray, by_sets: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """E of the state without causes, (n,), and of those of several, (n, S); `by_sets`, or one by one.
+
+    Between them Σ_d term of each candidate by itself, (n, H'), if only one cause is seen and energies are not relative.
+    """
     states, dtype = wanted.states, points.y.dtype
     zero = _log_likelihood(wanted, points, wanted.fragment.start(points.y, wanted.setting))
+    terms: list[np.ndarray] = []
+    if wanted.fragment.EXCLUSIVE and (by_sets or not wanted.fragment.RELATIVE):
+        terms = list(_terms_alone(wanted, points))
+    alone = wanted.setting[0] * np.array([term.sum(axis=1) for term in terms], dtype).T
     if by_sets:
-        out = winners.seen(_terms_alone(wanted, points), states, points.before)
+        out = winners.seen(terms, states, points.before)
         out = (wanted.setting[0] * out).astype(dtype)
     else:
         out = _descend(wanted, points)
@@ -149,7 +161,17 @@ def _energies(wanted: _Wanted, points: _Points, prior: np.ndarray, by_sets: bool
     if wanted.fragment.RELATIVE:
         out -= zero[:, None]
         zero[:] = 0
-    return zero, out
+    return zero, alone, out
+
+
+def _correct(single: np.ndarray, chosen: np.ndarray, exact: np.ndarray) -> None:
+    """Give the candidates their exact energies, and take off the others by how much these had been off in the mean.
+
+    What products add up from large terms is off by their rounding, and by what data points have in common.
+    """
+    rows = np.arange(len(single))[:, None]
+    single -= (single[rows, chosen] - exact).mean(axis=1)[:, None]
+    single[rows, chosen] = exact
 
 
 def _log_likelihood(wanted: _Wanted, points: _Points, c: np.ndarray) -> np.ndarray:
@@ -377,14 +399,3 @@ def _add_rows(where: np.ndarray, *sums: tuple[np.ndarray, np.ndarray]) -> None:
 def walks(cpu: bool, D: int, H: int, STATS: int, **_: int) -> int:
     """Groups walk over the data, each with sums of this size."""
     return 2 * H * D if STATS else 1
-
-
-def state_reals(HPRIME: int, MANY: int, **_: int) -> int:
-    """The states of a data point."""
-    return MANY + 1 + HPRIME
-
-
-def local_reals(D: int, HPRIME: int, **_: int) -> int:
-    """Local memory a data point takes on a GPU besides its states: a piece of the fields, and of the statistics."""
-    piece = min(D, 32 if HPRIME > 8 else 64)
-    return (3 * HPRIME + 2) * (piece | 1)

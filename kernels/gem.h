@@ -28,8 +28,6 @@
  *                     all are there; vload_part, vstore_part: `count` < WIDTH of them are.
  *   highest, total    over all lanes, always in the same order: the maximum of a vec, the sum of an accs
  *   SOMEWHERE, BITS   over all lanes, of a comparison: whether it holds for any; bit r: for lane r (WIDTH <= 32)
- *   WHERE(holds)      if (WHERE(x > 0)) skips what only lanes with x > 0 have to do: of a vector's, all go if one does,
- *                     of a warp's, each by itself, so that no word there goes over all lanes
  *   EACH_LANE(r, n)   heads what each lane r < n does on its own: gathers, x[index[r]], and the row of its own data
  *                     point. There MINE(x, r) is lane r's number of `lanes` x, and no word goes over all lanes.
  *   ONCE              before what one lane does for all: ONCE sum[n] += x;
@@ -77,7 +75,6 @@
 #define GROUPS ((int)get_num_groups(0))
 #define LOCAL_ID ((int)get_local_id(0))
 #define BARRIER() barrier(CLK_LOCAL_MEM_FENCE | CLK_GLOBAL_MEM_FENCE)
-#define ROLLED
 
 #if GEM_REAL == 64 || GEM_SUMS == 64
 #pragma OPENCL EXTENSION cl_khr_fp64 : enable
@@ -85,6 +82,10 @@
 typedef long int64;
 
 #define REAL_INF ((real)INFINITY)
+#define FLOAT_BITS(x) as_int(x)
+#define BITS_FLOAT(x) as_float(x)
+#define DOUBLE_BITS(x) as_long(x)
+#define BITS_DOUBLE(x) as_double(x)
 #define POPCOUNT(x) ((int)popcount((uint)(x)))
 #define HIGHEST_BIT(x) (31 - (int)clz((uint)(x)))
 #define LOWEST_BIT(x) ((int)popcount(((uint)(x) & -(uint)(x)) - 1))
@@ -110,11 +111,14 @@ typedef long int64;
 #define GROUPS ((int)gridDim.x)
 #define LOCAL_ID ((int)threadIdx.x)
 #define BARRIER() __syncthreads()
-#define ROLLED _Pragma("unroll 1") /* before a loop of loads: unrolled, they take all registers at once */
 
 typedef long long int64;
 
 #define REAL_INF ((real)__int_as_float(0x7f800000))
+#define FLOAT_BITS(x) __float_as_int(x)
+#define BITS_FLOAT(x) __int_as_float(x)
+#define DOUBLE_BITS(x) __double_as_longlong(x)
+#define BITS_DOUBLE(x) __longlong_as_double(x)
 #define POPCOUNT(x) __popc(x)
 #define HIGHEST_BIT(x) (31 - __clz((int)(x)))
 #define LOWEST_BIT(x) (__ffs((int)(x)) - 1)
@@ -137,6 +141,9 @@ typedef float real;
 #endif
 typedef GEM_ACC acc; /* for sums over many */
 
+/* A loop that is not worth being unrolled: compilers for CPUs take long where work-items meet in it. */
+#define ROLLED _Pragma("unroll 1")
+
 #define SLAB(N, g) ((int)((int64)(N) * (g) / GROUPS)) /* where group g begins, if groups share out N rows */
 
 #define REAL_MAX(a, b) fmax((real)(a), (real)(b)) /* a NaN loses */
@@ -150,7 +157,7 @@ typedef GEM_ACC acc; /* for sums over many */
 #else
 #define REAL_LEAST ((real)1e-30)
 #endif
-#define SETTLED(x) (fabs(x) < REAL_LEAST ? (real)0 : (x))
+#define SETTLED(x) (fabs(x) < REAL_LEAST ? (x) * 0 : (x))
 
 /* A posterior probability below this is 0, which the sums over the data can skip; float cannot tell it from that beside
  * the probability of one. And the energy, from the largest on, of such a state. */
@@ -169,9 +176,13 @@ typedef GEM_ACC acc; /* for sums over many */
 #define GEM_JOIN(a, b) GEM_JOIN_(a, b)
 
 #if GEM_REAL == 64
+#define GEM_FLOAT double
+#define GEM_INT long
 typedef GEM_JOIN(double, WIDTH) vec;
 typedef GEM_JOIN(long, WIDTH) ivec; /* what a comparison of two vec yields: -1 where true */
 #else
+#define GEM_FLOAT float
+#define GEM_INT int
 typedef GEM_JOIN(float, WIDTH) vec;
 typedef GEM_JOIN(int, WIDTH) ivec;
 #endif
@@ -187,7 +198,6 @@ typedef union { /* a vector, and its elements by number */
 #define MINE(x, r) (x).at[r]
 #define ONCE
 #define MEET()
-#define WHERE(holds) SOMEWHERE(holds)
 #define WARP GROUP_ID
 #define WARPS GROUPS
 #define LANES_BEGIN
@@ -358,6 +368,13 @@ DEVICE vec vlog2_1p(vec x)
 #endif
 }
 
+#define FOLD_PAIR(a, b, bit) (vec)((a).even + (a).odd, (b).even + (b).odd)
+#define AS_BITS(x) GEM_JOIN(GEM_JOIN(as_, GEM_INT), WIDTH)(x)
+#define AS_VEC(x) GEM_JOIN(GEM_JOIN(as_, GEM_FLOAT), WIDTH)(x)
+#define POWER_OF(x) (x)
+#define VFLOAT(x) GEM_JOIN(GEM_JOIN(convert_, GEM_FLOAT), WIDTH)(x)
+typedef ivec bits_of_vec;
+
 /* ------------------------------------------------------------------------ lanes: work-items of a warp */
 #elif WIDTH > 1
 
@@ -388,7 +405,7 @@ typedef struct {
 #error "lanes that meet at barriers are a group's"
 #endif
 typedef struct {
-    acc numbers[WIDTH];
+    acc numbers[8 * (WIDTH + 1)];
     int bits[WIDTH];
 } lanes_room;
 #define LANES_BEGIN LOCAL lanes_room lanes_meet[1]
@@ -411,26 +428,57 @@ DEVICE int int_of_lane(LANES_PARAM int x, int lane) { READ(int, bits); }
 /* In pairs, pairs of pairs, ...: each lane gets the same, as both of a pair add the same two numbers. */
 DEVICE real real_highest(LANES_PARAM real x)
 {
-    for (int step = WIDTH / 2; step > 0; step /= 2)
+    ROLLED for (int step = WIDTH / 2; step > 0; step /= 2)
         x = REAL_MAX(x, real_of_lane(LANES_ARG x, LANE ^ step));
     return x;
 }
 
 DEVICE acc acc_total(LANES_PARAM acc x)
 {
-    for (int step = WIDTH / 2; step > 0; step /= 2)
+    ROLLED for (int step = WIDTH / 2; step > 0; step /= 2)
         x += acc_of_lane(LANES_ARG x, LANE ^ step);
     return x;
 }
 
 DEVICE int any_bits(LANES_PARAM int x)
 {
-    for (int step = WIDTH / 2; step > 0; step /= 2)
+    ROLLED for (int step = WIDTH / 2; step > 0; step /= 2)
         x |= int_of_lane(LANES_ARG x, LANE ^ step);
     return x;
 }
 
 DEVICE vec with_lane(vec x, int r, real value) { return LANE == r ? value : x; }
+
+#if defined(__CUDACC__) && WIDTH == 32
+/* Of lanes that differ in `bit` one goes on with a, the other with b. */
+#define FOLD_PAIR(a, b, bit) ((LANE & (bit) ? (b) : (a)) + __shfl_xor_sync(~0u, LANE & (bit) ? (a) : (b), bit))
+#else
+DEVICE vec vec_totals(LANES_PARAM const vec *x)
+{
+    acc sum = 0;
+    ROLLED for (int first = 0; first < WIDTH; first += 8) {
+        for (int r = 0; r < 8; r++)
+            lanes_meet->numbers[r * (WIDTH + 1) + LANE] = x[first + r];
+        BARRIER();
+        for (int lane = 0; lane < WIDTH && LANE / 8 == first / 8; lane++)
+            sum += lanes_meet->numbers[LANE % 8 * (WIDTH + 1) + lane];
+        BARRIER();
+    }
+    return (vec)sum;
+}
+#endif
+
+#if GEM_REAL == 64
+typedef int64 bits_of_vec;
+#define AS_BITS(x) DOUBLE_BITS(x)
+#define AS_VEC(x) BITS_DOUBLE(x)
+#else
+typedef int bits_of_vec;
+#define AS_BITS(x) FLOAT_BITS(x)
+#define AS_VEC(x) BITS_FLOAT(x)
+#endif
+#define POWER_OF(x) ((ivec)(x))
+#define VFLOAT(x) ((real)(x))
 
 #define highest(x) real_highest(LANES_ARG x)
 #define total(x) acc_total(LANES_ARG x)
@@ -439,7 +487,6 @@ DEVICE vec with_lane(vec x, int r, real value) { return LANE == r ? value : x; }
 #define EACH_LANE(r, n) for (int r = LANE; r < (n); r += WIDTH)
 #define MINE(x, r) (x).v
 #define ONCE if (LANE == 0)
-#define WHERE(holds) (holds)
 
 #define VLOAD(p) ((p)[LANE])
 #define VSTORE(v, p) ((p)[LANE] = (v))
@@ -550,6 +597,40 @@ DEVICE vec vexp(vec x) { return exp(x); }
 DEVICE vec vlog(vec x) { return log(x); }
 DEVICE vec vexp2(vec x) { return exp2(x); }
 DEVICE vec vlog2_1p(vec x) { return log1p(x) * (real)1.4426950408889634; }
+#endif
+
+#if WIDTH > 1
+/* The totals of WIDTH vectors, of x[r] in lane r; x is used up. */
+#define totals(x) vec_totals(LANES_ARG x)
+#ifdef FOLD_PAIR
+DEVICE vec vec_totals(LANES_PARAM vec *x)
+{
+    for (int count = WIDTH / 2, bit = 1; count > 0; count /= 2, bit *= 2)
+        for (int i = 0; i < count; i++)
+            x[i] = FOLD_PAIR(x[2 * i], x[2 * i + 1], bit);
+    return x[0];
+}
+#endif
+
+/* The logarithm of a product of up to a hundred numbers >= 0, each as m 2^power: product and power begin with 1 and 0;
+ * what is less than the least normal number counts as one that small. */
+#if GEM_REAL == 64
+#define MANTISSA_BITS 52
+#define ONE_BITS 0x3ff0000000000000
+#else
+#define MANTISSA_BITS 23
+#define ONE_BITS 0x3f800000
+#endif
+#define MULTIPLY(product, power, x) \
+    do { \
+        const bits_of_vec bits = AS_BITS(x); \
+        power += POWER_OF(bits >> MANTISSA_BITS); \
+        product *= AS_VEC((bits & (((bits_of_vec)(1) << MANTISSA_BITS) - 1)) | (bits_of_vec)(ONE_BITS)); \
+    } while (0)
+DEVICE vec vlog_product(vec product, ivec power, int count)
+{
+    return vlog(product) + VFLOAT(power - count * (ONE_BITS >> MANTISSA_BITS)) * (real)0.6931471805599453;
+}
 #endif
 
 /* log(a / b) of positive numbers, to all digits where they are near each other. */

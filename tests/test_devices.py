@@ -760,10 +760,11 @@ def test_states_beyond_local_memory_are_spilled_or_refused():
     assert (spilled.spilled, spilled.groups, spilled.tile) == (41_449, 32, 1)
     assert spilled.count(1000) == 32
     assert plan("gram_posterior", VALUES=4).groups == 3  # 76 MB of states in each
-    assert plan("causes", MANY=41_416).spilled == 41_449
-    assert (plan("spike_slab").width, plan("spike_slab").spilled) == (32, 0)  # it keeps no states
+    assert plan("spike_slab").spilled == 41_449
     with pytest.raises(BackendError, match=r"gram_posterior needs [\d,]{12,} bytes for the states .* smaller Hprime"):
         plan("gram_posterior", VALUES=4, HPRIME=20, GAMMA=6)
+    with pytest.raises(BackendError, match=r"spike_slab needs 60,976 bytes of local memory .* smaller model"):
+        plan("spike_slab", HPRIME=20, GAMMA=20)
     with pytest.raises(BackendError, match=r"mixture_full needs .* bytes of local memory .* smaller model"):
         plan("mixture_full", K=9000, TIED=1)
 
@@ -772,12 +773,12 @@ def test_large_sums_leave_no_multiprocessor_idle():
     """Each group has sums of its own, and they stay on the device: as many as its memory can spare."""
     sizes = {"D": 256, "H": 300, "HPRIME": 8, "GAMMA": 5, "MANY": 210, "STATS": 1}
 
-    def groups(memory):
-        return schedule("causes", sizes, 4, False, 132, 48 << 10, memory).groups
+    def warps(memory):
+        return schedule("causes", sizes, 4, False, 132, 48 << 10, memory).rows(10**6)
 
-    assert groups(80 << 30) == groups(16 << 30) > 3 * 132
-    assert groups(4 << 30) == (4 << 30) // 32 // (16 * 256 * 300)
-    assert groups(1 << 20) == 1
+    assert warps(80 << 30) == warps(16 << 30) > 3 * 132
+    assert warps(4 << 30) == (4 << 30) // 32 // (16 * 256 * 300) // 4 * 4
+    assert warps(1 << 20) == 4
 
 
 SETTINGS = [

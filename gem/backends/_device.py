@@ -130,7 +130,8 @@ def schedule(
     if hasattr(module, "LANES"):
         lanes = module.LANES
         group = max(lanes, block) if lanes == WARP else lanes
-        return Schedule(lanes, group, group, groups and max(1, groups * lanes // group))
+        rows = min(units * GROUPS_PER_UNIT * BLOCK // lanes, max(1, partial // (8 * sums))) if sums else 0
+        return Schedule(lanes, group, group, max(1, rows * lanes // group) if sums else None)
     if hasattr(module, "tile"):
         share = getattr(module, "share", lambda **_: 1)(**constants)
         group = getattr(module, "group", lambda **_: BLOCK)(**constants)

@@ -127,6 +127,7 @@ class OpenCLBackend(DeviceBackend):
         is_cpu = bool(self._device.type & self._cl.device_type.CPU)
         self._cpu = is_cpu and schedule != "gpu"
         self._vectors = is_cpu if schedule is None else schedule == "cpu"
+        self._cpu_as_gpu = is_cpu and not self._vectors and not emulates(self._device)
         self._context = self._cl.Context([self._device])
         self._queue, self._copying = (self._cl.CommandQueue(self._context) for _ in range(2))
         self._units, self._largest = self._device.max_compute_units, self._device.max_mem_alloc_size
@@ -400,13 +401,14 @@ class OpenCLBackend(DeviceBackend):
 
     def _compiled(self, text: str) -> Any:
         """A built program, from PyOpenCL's cache if that works."""
+        options = ["-cl-opt-disable"] if self._cpu_as_gpu else []  # its work-items in loops take minutes to optimise
         if self._cached:
             try:
-                return self._cl.Program(self._context, text).build()
+                return self._cl.Program(self._context, text).build(options)
             except (OSError, RuntimeError, LookupError) as error:  # not the compiler: a folder, or a lock left in it
                 log.warning("PyOpenCL cannot cache programs (%s): set XDG_CACHE_HOME to another folder", _origin(error))
                 self._cached = False
-        return self._cl.Program(self._context, text).build(cache_dir=False)
+        return self._cl.Program(self._context, text).build(options, cache_dir=False)
 
     def launch(self, built: Any, plan: Schedule, N: int, arguments: tuple[Any, ...]) -> None:
         self._unmap(*(a for a in arguments if isinstance(a, DeviceArray)))

@@ -32,3 +32,24 @@ DEVICE vec seen(vec c, const real *setting)
 {
     return c;
 }
+
+/* With Bernoulli noise probabilities of what was observed are multiplied, not their logarithms added: that of c and one
+ * more cause is times(w) (that of c) + plus(w, y). */
+#define FACTORS 1
+
+DEVICE vec factor(vec y, const real *setting)
+{
+    const vec one = (vec)(1), odds = (vec)(setting[1]);
+    return y > 0 ? odds : one;
+}
+
+DEVICE vec times(vec w)
+{
+    return 1 / (1 + w);
+}
+
+DEVICE vec plus(vec w, vec y, const real *setting)
+{
+    const vec none = (vec)(0);
+    return y > 0 ? (1 + setting[1]) * w / (1 + w) : none;
+}
