@@ -30,6 +30,14 @@ KEY = """How to read it:
 - *× products* is the step over the two matrix products of its own shapes, Y W and Yᵀ (Y W), taken in turn with it.
 - *As fast as* counts only peers that found the same likelihood (and weights and means, where they tell them).
 - A streaming rate of arrays that fit in the last-level cache (sizes under Machine) is the cache's, not the memory's."""
+GPU = """## On a GPU
+
+No GPU was at hand when this page was made: nothing here was measured on one. `bash benchmarks/on_a_gpu.sh OUT` is for a
+machine that has one for ten minutes and no network: within six it runs the tests of cuda, `benchmarks.accuracy`, this
+sweep beside cuBLAS's products, a mixture of N = 10⁶, D = 128, K = 1024 beside PyTorch's two products
+(`benchmarks.large_mixture`), compute-sanitizer, and ncu beside the counts of `python -m gem.kernels --count`
+(`benchmarks.profiled`), each with a limit of its own, and leaves a file of some kB for each in OUT. `--small` is its
+dry run, on the CPU-run CuPy of tests/cupy_on_cpu. What ncu and compute-sanitizer say there was not seen yet."""
 
 
 def write_report(records: Sequence[Record], path: Path, sources: Sequence[str]) -> list[Path]:
@@ -59,7 +67,10 @@ def write_report(records: Sequence[Record], path: Path, sources: Sequence[str]) 
         + _command(records, *PROFILES)
         + results.markdown(results.CASE_COLUMNS, [results.case_row(r) for r in cases])
     )
-    parts += [_scaling(records, picture), _growth(records, picture), _skipped(records)]
+    parts += [_scaling(records, picture), _growth(records, picture)]
+    if not any(record["backend"].startswith("cuda") for record in cases):
+        parts.append(GPU)
+    parts.append(_skipped(records))
     path.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
     return written
 

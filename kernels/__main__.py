@@ -67,7 +67,6 @@ PAIR = ("sm_75", "sm_90")  # what variants are compiled for: the oldest, and one
 WANTED = ({"STATS": 0, "RECONSTRUCT": 0}, {"STATS": 1, "RECONSTRUCT": 0}, {"STATS": 0, "RECONSTRUCT": 1})
 SPILLED: dict[str, list[Sizes]] = {  # with more states than local memory holds
     "gram_posterior": _each(HPRIME=(32,), GAMMA=(4,), ANNEAL=(0, 1)) + _each(HPRIME=(20,), GAMMA=(3,), VALUES=(2,)),
-    "spike_slab": _each(HPRIME=(32,), GAMMA=(4,), ANNEAL=(0, 1)),
 }
 VARIANTS: dict[str, list[Sizes]] = {  # what models build besides the example: how it differs from that
     "accumulate": _each(COLUMNS=(128,), KIND=(0, 1, 2)) + _each(COLUMNS=(1,), KIND=(0, 1)),
@@ -101,7 +100,7 @@ VARIANTS: dict[str, list[Sizes]] = {  # what models build besides the example: h
     "pair_sums": _each(HPRIME=(12,)),
     "point_sums": _each(PARTS=(1, 2, 3), WEIGHTED=(0, 1)),
     "preselect": _each(HPRIME=(8, 12), VALUES=(1, 2, 3)),
-    "spike_slab": _each(ANNEAL=(0, 1), MASKED=(0, 1)),
+    "spike_slab": _each(ANNEAL=(0, 1), MASKED=(0, 1)) + _each(HPRIME=(12,), GAMMA=(2, 5)),
     "spike_slab_scores": _each(MASKED=(1,)),
 }
 
@@ -111,7 +110,12 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="compile for every architecture")
     parser.add_argument("--show", metavar="NAME", choices=source.names(), help="print a kernel's program")
     parser.add_argument("--count", action="store_true", help="count bytes, flops and instructions (needs oclgrind)")
-    parser.add_argument("--only", metavar="TEXT", default="", help="--count: only cases with this in their name")
+    parser.add_argument(
+        "--only",
+        metavar="TEXT",
+        default="",
+        help="--count: only cases with this in their name (default: all but slow ones)",
+    )
     parser.add_argument("--pin", action="store_true", help="--count: pin these counts")
     parser.add_argument("--real", type=int, choices=(32, 64), help="bits of a number (--check: both, --show: 32)")
     parser.add_argument("--define", action="append", default=[], metavar="NAME=VALUE", help="another size")
@@ -166,8 +170,9 @@ def _program(name: str, real: int, sizes: Sizes) -> tuple[str, dict[str, int], S
     if states is not None and "MANY" in constants:
         constants["MANY"] = states.S
     plan = schedule(name, constants, real // 8, False, UNITS, SHARED_BYTES)
+    table = states if plan.width == 1 else None
     fragment = sizes.get("fragment", FRAGMENTS.get(name, (None,))[0])
-    text = source.program(name, states if plan.width == 1 else None, fragment, plan.spilled > 0)
+    text = source.program(name, table, fragment, plan.spilled > 0)
     return text, {**constants, **plan.defines, "GEM_REAL": real}, plan
 
 
@@ -231,7 +236,7 @@ def _count(only: str, pin: bool) -> int:
     """Print the counts of cases; 1 if some are beyond the pinned ones, which `pin` replaces."""
     from gem.kernels import counts  # it opens what models and backends need, which no other tool here does
 
-    names = [name for name in counts.CASES if only in name]
+    names = [name for name, case in counts.CASES.items() if (only in name if only else not case.slow)]
     if not names:
         raise ConfigError(f"--only {only}: no case has that in its name; there are {', '.join(counts.CASES)}")
     counted = counts.count(names)

@@ -47,10 +47,10 @@ def linear(D: int, H: int, Hprime: int, gamma: int, values: int = 1) -> dict[str
 
 
 def spike_slab(D: int, H: int, Hprime: int, gamma: int) -> dict[str, Floor]:
-    """GSC: for each state a row of a Cholesky factor, its solve, and the moments of g strengths."""
-    pairs, count = Hprime * (Hprime - 1) // 2, _states(Hprime, gamma)
-    each = sum((g**3 / 3 + 5 * g**2 + EXP) * n for g, n in count.items())
-    read_and_written = REAL * (3 * H + pairs + 2) + INDEX * Hprime
+    """GSC: for each state a pivot, the strength of its last latent, a logarithm, an exponential, and the moments."""
+    pairs, states = Hprime * (Hprime - 1) // 2, sum(_states(Hprime, gamma).values())
+    each = (30 + 2 * EXP) * states
+    read_and_written = REAL * (5 * H + pairs + 2) + INDEX * Hprime
     return {
         f"{PRODUCT}Y W": (2 * D * H, REAL * (D + H)),
         "spike_slab_scores": ((4 + EXP) * H, REAL * 2 * H),

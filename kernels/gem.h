@@ -28,6 +28,8 @@
  *                     all are there; vload_part, vstore_part: `count` < WIDTH of them are.
  *   highest, total    over all lanes, always in the same order: the maximum of a vec, the sum of an accs
  *   SOMEWHERE, BITS   over all lanes, of a comparison: whether it holds for any; bit r: for lane r (WIDTH <= 32)
+ *   WHERE(holds)      if (WHERE(x > 0)) skips what only lanes with x > 0 have to do: of a vector's, all go if one does,
+ *                     of a warp's, each by itself, so that no word there goes over all lanes
  *   EACH_LANE(r, n)   heads what each lane r < n does on its own: gathers, x[index[r]], and the row of its own data
  *                     point. There MINE(x, r) is lane r's number of `lanes` x, and no word goes over all lanes.
  *   ONCE              before what one lane does for all: ONCE sum[n] += x;
@@ -75,6 +77,7 @@
 #define GROUPS ((int)get_num_groups(0))
 #define LOCAL_ID ((int)get_local_id(0))
 #define BARRIER() barrier(CLK_LOCAL_MEM_FENCE | CLK_GLOBAL_MEM_FENCE)
+#define ROLLED
 
 #if GEM_REAL == 64 || GEM_SUMS == 64
 #pragma OPENCL EXTENSION cl_khr_fp64 : enable
@@ -111,6 +114,7 @@ typedef long int64;
 #define GROUPS ((int)gridDim.x)
 #define LOCAL_ID ((int)threadIdx.x)
 #define BARRIER() __syncthreads()
+#define ROLLED _Pragma("unroll 1") /* before a loop of loads: unrolled, they take all registers at once */
 
 typedef long long int64;
 
@@ -198,6 +202,7 @@ typedef union { /* a vector, and its elements by number */
 #define MINE(x, r) (x).at[r]
 #define ONCE
 #define MEET()
+#define WHERE(holds) SOMEWHERE(holds)
 #define WARP GROUP_ID
 #define WARPS GROUPS
 #define LANES_BEGIN
@@ -487,6 +492,7 @@ typedef int bits_of_vec;
 #define EACH_LANE(r, n) for (int r = LANE; r < (n); r += WIDTH)
 #define MINE(x, r) (x).v
 #define ONCE if (LANE == 0)
+#define WHERE(holds) (holds)
 
 #define VLOAD(p) ((p)[LANE])
 #define VSTORE(v, p) ((p)[LANE] = (v))

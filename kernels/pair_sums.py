@@ -2,6 +2,8 @@
 
 import numpy as np
 
+POINTS = 128  # of a group on GPUs, one for each work-item
+
 
 def pair_sums(
     N: int, candidates: np.ndarray, pairs: np.ndarray, weights: np.ndarray, scale: float, sums: np.ndarray
@@ -30,3 +32,8 @@ def pair_sums(
 def walks(cpu: bool, **_: int) -> int:
     """On a CPU device every group reads all data points and owns some rows of the sums."""
     return int(cpu)
+
+
+def tile(**_: int) -> int:
+    """On GPUs: few pairs leave no work to share."""
+    return POINTS

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from math import comb
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import numpy as np
 from gem.kernels.weights import settled_exp
 
 TILE_ELEMENTS = 1 << 16  # energies held at once: N × |K_n| is never formed
-CHUNK = 32  # states whose strengths a GPU holds in local memory
+LANES = 32  # a data point in each
 
 
 def spike_slab(
@@ -245,14 +244,3 @@ def _invert(level: Factors) -> list[list[np.ndarray]]:
 def _indicator(numbers: np.ndarray, size: int, dtype: np.dtype) -> np.ndarray:
     """(size, S): 1 where a state's number says so; a product with it adds up the states of equal number."""
     return (np.arange(size)[:, None] == numbers).astype(dtype)
-
-
-def state_reals(HPRIME: int, GAMMA: int, **_: int) -> int:
-    """The states of a data point."""
-    return sum(comb(HPRIME, g) for g in range(min(GAMMA, HPRIME) + 1))
-
-
-def local_reals(HPRIME: int, GAMMA: int, **_: int) -> int:
-    """Local memory a data point takes on a GPU besides its states: its candidates' matrix, strengths of some states."""
-    most = min(GAMMA, HPRIME)
-    return HPRIME * (HPRIME + 3) // 2 + CHUNK * ((most * (most + 3) // 2) | 1)

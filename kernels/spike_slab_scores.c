@@ -7,27 +7,18 @@
 KERNEL void spike_slab_scores(int N, GLOBAL const real *RESTRICT b, GLOBAL const real *RESTRICT norms,
                               GLOBAL const real *RESTRICT latents, GLOBAL real *RESTRICT scores)
 {
-#if WIDTH > 1
-    for (int n = GROUP_ID * TILE; n < N && n < (GROUP_ID + 1) * TILE; n++) {
-        GLOBAL const real *row = b + (size_t)n * H, *norm = norms + (MASKED ? (size_t)n * H : 0);
-        for (int h = 0; h < H; h += WIDTH) {
-            const int whole = h + WIDTH <= H;
-            const vec A = 1 + (whole ? VLOAD(norm + h) : vload_part(H % WIDTH, 0, norm + h));
-            const vec field = whole ? VLOAD(row + h) : vload_part(H % WIDTH, 0, row + h);
-            const vec pull = whole ? VLOAD(latents + h) : vload_part(H % WIDTH, 0, latents + h);
-            const vec offset = whole ? VLOAD(latents + H + h) : vload_part(H % WIDTH, 0, latents + H + h);
-            const vec r = field + pull, score = offset + (r * r / A - vlog(A)) / 2;
-            if (whole)
-                VSTORE(score, scores + (size_t)n * H + h);
-            else
-                vstore_part(score, H % WIDTH, scores + (size_t)n * H + h);
+    const int start = WARP * WIDTH, rows = N - start < WIDTH ? N - start : WIDTH;
+    for (int h = 0; h < H; h += WIDTH) {
+        const vec pull = vload_row(H - h, 0, latents + h, 0), offset = vload_row(H - h, 0, latents + H + h, 0);
+        vec A = 1 + vload_row(H - h, 0, norms + h, 0), log_A = vlog(A);
+        for (int r = 0; r < rows; r++) {
+            const size_t at = (size_t)(start + r) * H + h, after = (size_t)(rows - 1 - r) * H;
+            if (MASKED) {
+                A = 1 + vload_row(H - h, 0, norms + at, after);
+                log_A = vlog(A);
+            }
+            const vec field = vload_row(H - h, 0, b + at, after) + pull;
+            vstore_row(offset + (field * field / A - log_A) / 2, H - h, scores + at, after);
         }
     }
-#else
-    const size_t n = (size_t)GROUP_ID * TILE + ROW;
-    for (int h = LANE; h < H && n < (size_t)N; h += LANES) {
-        const real A = 1 + norms[(MASKED ? n * H : 0) + h], r = b[n * H + h] + latents[h];
-        scores[n * H + h] = latents[H + h] + (r * r / A - REAL_LOG(A)) / 2;
-    }
-#endif
 }

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+LANES = 32  # latents, and points one after the other
+
 
 def spike_slab_scores(N: int, b: np.ndarray, norms: np.ndarray, latents: np.ndarray, scores: np.ndarray) -> None:
     """scores = offset + ½ ((b + pull)² / (1 + norms) − log(1 + norms)); units as in `spike_slab`.

@@ -380,6 +380,7 @@ def test_the_report_has_all_parts_and_pictures(swept, tmp_path, monkeypatch):
     sections = [line[3:] for line in page.splitlines() if line.startswith("## ")]
     assert sections[:3] == ["Machine", "Weak points first", "Summary"]
     assert {"Every case", "Scaling over MPI ranks", "How cost grows", "Not measured"} <= set(sections)
+    assert ("On a GPU" in sections) == all(r["backend"] != "cuda:0" for r in of_kind(swept, "case"))
     assert "(simulated)" in page
     assert all(assumption in page for assumption in scaling.ASSUMPTIONS)
     pictures = {line.rpartition("(")[2].rstrip(")") for line in page.splitlines() if line.startswith("![")}

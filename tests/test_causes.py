@@ -6,11 +6,13 @@ from itertools import product
 
 import numpy as np
 import pytest
+from scipy import special, stats
 
 import gem
 from gem.kernels import source
 from gem.kernels.__main__ import FRAGMENTS
 from gem.models import MCA, MMCA, PMCA, NoisyOR
+from gem.models.noises import shape_of
 
 RHO = 3.0
 
@@ -23,10 +25,12 @@ def problem(model, seed=0, N=60, gaps=0.0):
     """Parameters and data; a share of the entries is missing."""
     rng = np.random.default_rng(seed)
     params = {"W": 3 * rng.standard_normal((model.D, model.H)), "pi": np.array(0.3), "sigma": np.array(0.8)}
+    params["shape"] = np.array(2.5)
     if isinstance(model, MCA | PMCA):
         params["W"] = np.abs(params["W"]) + 0.2
+    if getattr(model, "noise", "") == "bernoulli":
+        params["W"] = rng.uniform(0.15, 0.9, (model.D, model.H))
     if isinstance(model, NoisyOR):
-        params["W"] = rng.uniform(0.05, 0.9, (model.D, model.H))
         params["pi"] = rng.uniform(0.1, 0.5, model.H)
     params = {name: params[name] for name in model.shapes}
     Y, _ = model.generate_data(params, N, seed=seed + 1)
@@ -40,7 +44,7 @@ def shares(model, W, states):
     for i, s in enumerate(states):
         on = np.flatnonzero(s)
         if not len(on):
-            mean[i] = getattr(model, "background", 0)
+            mean[i] = model.of.floor
             continue
         for d, w in enumerate(W[:, on]):
             if getattr(model, "rho", None) is None:
@@ -59,8 +63,6 @@ def updated(model, params, Y, T=1.0):
     mean, A = shares(model, params["W"], states)
     gap = np.where(seen[:, None], Y[:, None] - mean, 0)
     terms = -(gap**2) / (2 * params.get("sigma", 1) ** 2)
-    if isinstance(model, PMCA):
-        terms = np.where(seen[:, None], np.nan_to_num(Y)[:, None] * np.log(mean) - mean, 0)
     joint = terms.sum(axis=2) + model.log_prior(params, states)
     q = np.exp(joint / T - np.logaddexp.reduce(joint / T, axis=1)[:, None])
     y = np.where(seen[:, None], Y[:, None], mean)
@@ -84,16 +86,70 @@ def test_a_step_is_that_of_the_definition(kind, rho, gaps, T, backend):
     np.testing.assert_allclose(post.reconstruction, mean, atol=1e-8)
 
 
-@pytest.mark.parametrize("T", [1.0, 2.5])
-@pytest.mark.parametrize("gaps", [0.0, 0.4])
-def test_a_step_of_poisson_causes_is_that_of_the_definition(gaps, T, backend):
-    model = PMCA(D=7, H=4, Hprime=4, gamma=4, missing=gaps > 0, background=0.1)
+DENSITIES = {  # log p(y | mean), of gamma noise of shape 2.5
+    "bernoulli": stats.bernoulli.logpmf,
+    "poisson": stats.poisson.logpmf,
+    "exponential": lambda y, mean: stats.expon.logpdf(y, scale=mean),
+    "gamma": lambda y, mean: stats.gamma.logpdf(y, 2.5, scale=mean / 2.5),
+}
+
+
+@pytest.mark.parametrize(("gaps", "T"), [(0.0, 1.0), (0.4, 2.5)])
+@pytest.mark.parametrize("noise", DENSITIES)
+def test_a_step_under_any_noise_is_that_of_the_definition(noise, gaps, T, backend):
+    """By brute force over all states, from densities of scipy; so is the shape of gamma noise."""
+    model = MCA(D=7, H=4, Hprime=4, gamma=4, missing=gaps > 0, noise=noise, background=0.1)
     params, Y = problem(model, gaps=gaps)
-    W, _, mean = updated(model, params, Y, T)
-    new, _ = gem.em_step(model, params, Y, backend=backend, dtype="float64", T=T, anneal_prior=True)
-    np.testing.assert_allclose(new["W"], np.maximum(W, 0.1), rtol=1e-8)
-    post = gem.posterior(model, params, Y, backend=backend, dtype="float64", T=T, anneal_prior=True, reconstruct=True)
-    np.testing.assert_allclose(post.reconstruction, mean, atol=1e-8)
+    states, seen = all_states(4), np.isfinite(Y)[:, None]
+    mean, A = shares(model, params["W"], states)
+    y = np.where(seen, Y[:, None], mean)
+    terms = np.where(seen, DENSITIES[noise](np.where(seen, Y[:, None], 1), mean), 0)
+    joint = terms.sum(axis=2) + model.log_prior(params, states)
+    q = np.exp(joint / T - np.logaddexp.reduce(joint / T, axis=1)[:, None])
+    asked = {"backend": backend, "dtype": "float64", "T": T, "anneal_prior": True}
+    new, info = gem.em_step(model, params, Y, **asked)
+    np.testing.assert_allclose(info.free_energy, np.logaddexp.reduce(joint, axis=1).sum(), rtol=1e-10)
+    W = np.einsum("ns,sdh,nsd->dh", q, A, y) / np.einsum("ns,sdh->dh", q, A)
+    np.testing.assert_allclose(new["W"], np.clip(W, 0.1, model.of.most), rtol=1e-8)
+    if noise == "gamma":
+        gap = np.einsum("ns,nsd->", q, np.where(seen, y / mean - np.log(y / mean) - 1, 0)) / seen.sum()
+        np.testing.assert_allclose(np.log(new["shape"]) - special.digamma(new["shape"]), gap, rtol=1e-8)
+    post = gem.posterior(model, params, Y, **asked, reconstruct=True)
+    np.testing.assert_allclose(post.reconstruction, np.einsum("ns,sd->nd", q, mean), atol=1e-8)
+
+
+def test_which_causes_have_which_noise():
+    for make, says in (
+        (lambda: NoisyOR(D=4, H=3, noise="gaussian"), "NoisyOR has no noise 'gaussian'.*MMCA: gaussian.*bernoulli"),
+        (lambda: MMCA(D=4, H=3, noise="gamma"), "MMCA has no noise 'gamma'.*MCA: gaussian, bernoulli, poisson, expo"),
+        (lambda: MCA(D=4, H=3, noise="cauchy"), "MCA has no noise 'cauchy'"),
+        (lambda: MCA(D=4, H=3, noise="gamma", rho=3.0), "smooth maximum is there with gaussian noise"),
+        (lambda: MCA(D=4, H=3, background=0.1), "gaussian noise has none"),
+        (lambda: MCA(D=4, H=3, noise="bernoulli", background=1.0), "a probability"),
+    ):
+        with pytest.raises(gem.ConfigError, match=says):
+            make()
+
+
+def test_gamma_noise_of_a_large_shape_keeps_its_digits_in_float32(backend):
+    """Data within 1 % of their means: terms of the log likelihood are 10⁴ times as large as what they vary by."""
+    model = MCA(D=64, H=5, Hprime=5, gamma=5, noise="gamma", background=200.0)
+    rng = np.random.default_rng(0)
+    params = {"W": 800 * (1 + rng.uniform(0, 0.01, (64, 5))), "pi": np.array(0.3), "shape": np.array(1e4)}
+    Y, _ = model.generate_data(params, 60, seed=1)
+    exact = np.logaddexp.reduce(model.log_joint(params, Y, all_states(5)), axis=1)
+    wanted = gem.posterior(model, params, Y, backend="numpy", dtype="float64")
+    found = gem.posterior(model, params, Y, backend=backend, dtype="float32")
+    np.testing.assert_allclose(wanted.log_evidence, exact, rtol=1e-9)
+    np.testing.assert_allclose(found.log_evidence, exact, atol=0.02)
+    np.testing.assert_allclose(found.mean, wanted.mean, atol=0.01)
+    assert np.ptp(wanted.mean) > 0.9
+
+
+@pytest.mark.parametrize("k", [1e-2, 0.3, 1.0, 7.0, 1e4, 1e8])
+def test_the_shape_is_found_from_its_digamma_function(k):
+    gap = np.log(k) - special.digamma(k) if k < 1e3 else 1 / (2 * k) + 1 / (12 * k**2)
+    assert shape_of(gap) == pytest.approx(k, rel=1e-9)
 
 
 @pytest.mark.parametrize("kind", [MCA, MMCA])
@@ -244,7 +300,13 @@ def test_states_without_weight_change_nothing(backend, monkeypatch):
 
 
 def test_data_that_are_not_of_the_model_are_refused(backend):
-    for model, bad, says in ((NoisyOR(D=4, H=3), 0.5, "neither 0 nor 1"), (PMCA(D=4, H=3), -1.0, "no count")):
+    for model, bad, says in (
+        (NoisyOR(D=4, H=3), 0.5, "neither 0 nor 1"),
+        (PMCA(D=4, H=3), -1.0, "no count"),
+        (MCA(D=4, H=3, noise="bernoulli"), 2.0, "neither 0 nor 1"),
+        (MCA(D=4, H=3, noise="exponential"), -0.5, "negative"),
+        (MCA(D=4, H=3, noise="gamma", missing=True), 0.0, "not positive"),
+    ):
         params, Y = problem(model)
         Y[17, 2] = bad
         with pytest.raises(gem.DataError, match=rf"{bad} at row 17, column 2 is {says}"):
@@ -290,6 +352,7 @@ def test_a_rho_that_is_none_is_refused(rho):
 
 def test_settings_make_the_same_model():
     for model in (MCA(D=4, H=3, rho="anneal"), PMCA(D=4, H=3, background=0.3), NoisyOR(D=4, H=3, missing=True)):
+        assert "noise" not in model.settings()  # as in run files from before there was a choice
         assert repr(type(model)(**model.settings())) == repr(model)
     with pytest.raises(gem.ConfigError, match="background"):
         PMCA(D=4, H=3, background=0)

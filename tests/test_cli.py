@@ -186,8 +186,8 @@ EVERY_MODEL = {  # the data, and flags of whatever a model has
     "mop": ("counts", "--K 2 --reg 1e-4 --missing"),
     "gsc": ("x", f"{CAUSES} --missing"),
     "sc": ("x", "--H 4 --penalty 0.5 --iterations 20 --tol 0.01 --reseed"),
-    "mca": ("x", f"{CAUSES} --rho anneal"),
-    "mmca": ("x", f"{CAUSES} --rho 21 --missing"),
+    "mca": ("counts", f"{CAUSES} --noise exponential --background 0.2 --missing"),
+    "mmca": ("x", f"{CAUSES} --rho anneal --missing"),
     "noisyor": ("binary", f"{CAUSES} --missing"),
     "pmca": ("counts", f"{CAUSES} --background 0.2 --missing"),
 }

@@ -25,6 +25,12 @@ MODELS = {
     "mog-full": lambda exact: MoG(D=3, K=4, covariance="full"),
     "mop": lambda exact: MoP(D=3, K=4),
     "mca": lambda exact: MCA(D=12, H=5, Hprime=5 if exact else 3, gamma=5 if exact else 2),
+    **{
+        f"mca-{noise}": lambda exact, noise=noise: MCA(
+            D=12, H=5, Hprime=5 if exact else 3, gamma=5 if exact else 2, noise=noise, background=0.02
+        )
+        for noise in ("bernoulli", "exponential", "gamma")
+    },
     "mmca": lambda exact: MMCA(D=12, H=5, Hprime=5 if exact else 3, gamma=5 if exact else 2),
     "noisyor": lambda exact: NoisyOR(D=12, H=5, Hprime=5 if exact else 3, gamma=5 if exact else 2),
     "pmca": lambda exact: PMCA(D=12, H=5, Hprime=5 if exact else 3, gamma=5 if exact else 2),
@@ -34,7 +40,7 @@ MODELS = {
 APPROXIMATE = {"MCA", "MMCA", "PMCA"}  # when winners change with W, F may fall a little
 # The new fields are best for the winners of the old ones (maximal causes), or one step of a fixed-point iteration
 # (noisy-OR): the expected log joint is stationary where they come to rest, not at each step.
-FIXED_POINT = {"mca", "mmca", "noisyor", "pmca"}
+FIXED_POINT = {"mca", "mca-bernoulli", "mca-exponential", "mca-gamma", "mmca", "noisyor", "pmca"}
 INTEGRATED = {"gsc"}  # strengths are integrated out of log_joint: test_spike_slab.py has what is particular to them
 CONTINUOUS = {"sc"}  # there are no states to enumerate, ŝ is a maximum: test_sparse.py has what is particular to it
 
@@ -75,7 +81,7 @@ COMBINED = {  # causes, (S, D, H), to what is seen of them, (S, D); else they ar
     "MCA": lambda x: x.max(axis=2),
     "MMCA": lambda x: np.take_along_axis(x, np.abs(x).argmax(axis=2)[..., None], axis=2)[..., 0],
     "NoisyOR": lambda x: 1 - np.prod(1 - x, axis=2),
-    "PMCA": lambda x: np.maximum(x.max(axis=2), 0.1),
+    "PMCA": lambda x: x.max(axis=2),
 }
 
 
@@ -83,7 +89,8 @@ def predict(model, params, s):
     """E[y | s], (S, D)."""
     if s.ndim == 1:
         return params["lam" if "lam" in params else "mu"][s]
-    return COMBINED.get(model.name, lambda x: x.sum(axis=2))(s[:, None, :] * params["W"])
+    combined = COMBINED.get(model.name, lambda x: x.sum(axis=2))(s[:, None, :] * params["W"])
+    return np.maximum(combined, getattr(model, "background", None) or -np.inf)
 
 
 def log_sum(x):
@@ -222,6 +229,8 @@ def test_where_the_fixed_point_comes_to_rest_the_free_energy_is_stationary(name)
         rng = np.random.default_rng(1)
         ranks = rng.permuted(np.tile(np.arange(1.0, model.H + 1), (model.D, 1)), axis=1)
         params["W"] = 2 * ranks * (rng.choice([-1, 1], ranks.shape) if name == "mmca" else 1)
+        if name.startswith("mca-"):  # of noise that is as large as its mean, or between 0 and 1: farther apart
+            params["W"] = 1 / (1 + np.exp(7.5 - 2.5 * ranks)) if name == "mca-bernoulli" else 4**ranks
     Y, _ = model.generate_data(params, 200, seed=5)
     for _ in range(300 if name == "noisyor" else 100):
         params, _ = gem.em_step(model, params, Y, backend="numpy", dtype="float64")
@@ -232,9 +241,8 @@ def test_where_the_fixed_point_comes_to_rest_the_free_energy_is_stationary(name)
 
     best = free_energy(params)
     for key, value in params.items():
-        low, high = {"noisyor": (1e-5, 1 - 1e-5), "pmca": (0.1, np.inf), "mca": (0, np.inf)}.get(
-            name, (-np.inf, np.inf)
-        )
+        low = {"noisyor": 1e-5, "mmca": -np.inf, "mca": 0}.get(name, getattr(model, "background", None))
+        high = 1 - 1e-5 if name in ("noisyor", "mca-bernoulli") else np.inf
         free = (value > low) & (value < high) if key == "W" else True
         step = 1e-4 * np.where(free, value * rng.standard_normal(value.shape), 0)
         moved = [free_energy({**params, key: value + sign * step}) for sign in (1, -1)]

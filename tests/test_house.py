@@ -310,7 +310,7 @@ SIZES = {"D": 6, "H": 4}
         (lambda m, p, Y: BSC(**SIZES, missing="no"), "missing = 'no' must be True or False"),
         (lambda m, p, Y: gem.Annealing(steps=3, reseed="false"), "reseed = 'false' must be True or False"),
         (lambda m, p, Y: gem.models.MoG(D=6, K=2, reg="a"), "reg = 'a' must be a number"),
-        (lambda m, p, Y: gem.models.PMCA(**SIZES, background=np.inf), "background = inf must be a positive rate"),
+        (lambda m, p, Y: gem.models.PMCA(**SIZES, background=np.inf), "background = inf must be a positive mean"),
         (lambda m, p, Y: gem.models.MoP(D=6, K=2, reg="1"), "reg = '1' must be a positive number"),
         (lambda m, p, Y: gem.models.MoG(D=6, K=2, reg=10**400), "must be a number, finite"),
     ],

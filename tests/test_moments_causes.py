@@ -19,6 +19,7 @@ MODELS = {
     "mmca-missing": MMCA(**SIZES, missing=True),
     "pmca": PMCA(**SIZES),
     "pmca-missing": PMCA(**SIZES, missing=True),
+    "mca-gamma-missing": MCA(**SIZES, missing=True, noise="gamma"),
     "noisyor": NoisyOR(**SIZES),
     "noisyor-missing": NoisyOR(**SIZES, missing=True),
 }
@@ -36,7 +37,7 @@ def problem(model, seed=0, N=60):
     """Parameters and data, some of which are missing if that may be."""
     rng = np.random.default_rng(seed)
     shape = (model.D, model.H)
-    params = {"W": 0.2 + 3 * rng.random(shape), "pi": np.array(0.3), "sigma": np.array(0.8)}
+    params = {"W": 0.2 + 3 * rng.random(shape), "pi": np.array(0.3), "sigma": np.array(0.8), "shape": np.array(2.5)}
     if isinstance(model, MMCA):
         params["W"] = 3 * rng.standard_normal(shape)
     if isinstance(model, NoisyOR):
@@ -92,7 +93,7 @@ def posterior(model, params, Y):
 def test_maximal_causes_of_two_steps_have_the_mean_of_what_they_won_in_either(name):
     """By brute force: who wins is a matter of the old W, what is won is not; nor are squares of residuals."""
     model = MODELS[name]
-    nothing = getattr(model, "background", 0.0)
+    nothing = model.of.floor
     moments, A, Ay, residual = [], 0.0, 0.0, 0.0
     for seed, times in ((0, 1.0), (5, 3.0)):
         params, Y = problem(model, seed)

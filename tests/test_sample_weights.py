@@ -28,6 +28,7 @@ MODELS = {
     "gsc": GSC(**SIZES),
     "gsc-missing": GSC(**SIZES, missing=True),
     "mca-missing": MCA(**SIZES, missing=True),
+    "mca-gamma-missing": MCA(**SIZES, missing=True, noise="gamma"),
     "mmca": MMCA(**SIZES),
     "noisyor": NoisyOR(**SIZES),
     "noisyor-missing": NoisyOR(**SIZES, missing=True),
@@ -50,6 +51,8 @@ def data(model):
         Y = (rng.random((N, D)) < 0.4).astype(float)
     elif isinstance(model, PMCA | MoP):
         Y = rng.poisson(3, (N, D)).astype(float)
+    elif getattr(model, "noise", None) == "gamma":
+        Y = rng.gamma(3, 1, (N, D))
     else:
         Y = rng.standard_normal((N, D))
     if getattr(model, "missing", False):

@@ -1,6 +1,6 @@
 """What all models share whose causes hide each other: their E-step, and the sums that the M-step is made of.
 
-The models themselves: maximal.py (MCA, MMCA), poisson_causes.py (PMCA), noisyor.py (NoisyOR).
+The models themselves: maximal.py (MCA, MMCA), poisson_causes.py (PMCA), noisyor.py (NoisyOR); their noise: noises.py.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ class Tables:
 
     Attributes
     ----------
+    params : dict of name to array
     likelihood : Likelihood
     log_p0 : float
         log p(s = 0).
@@ -81,6 +82,7 @@ class Tables:
         The kernel, of STATS and RECONSTRUCT.
     """
 
+    params: Params
     likelihood: Likelihood
     log_p0: float
     per_entry: float
@@ -160,7 +162,7 @@ class CausesEStep(EStep[Chosen]):
 
     # -- what differs between models -----------------------------------------------------------------------
 
-    def products(self, Y: Array, observed: Array) -> Array:
+    def products(self, batch: Batch, Y: Array, observed: Array) -> Array:
         """What of log p(y | only latent h is active) differs between data points, (n, H); `observed` is their mask."""
         b = self.backend.matmul(Y, self.tables.slope)
         if self.model.missing:
@@ -172,10 +174,10 @@ class CausesEStep(EStep[Chosen]):
         """Scores of the latents (n, H), of which `preselect` takes a line; by default the products `b`."""
         return b
 
-    def reference(self, batch: Batch, Y: Array) -> Evidence:
+    def reference(self, batch: Batch, Y: Array, observed: Array) -> Evidence:
         """The part of log p(y_n | s) that depends on y only and is not in the kernel's energies.
 
-        `Y` are the batch's data, with 0 for what is missing.
+        `Y` are the batch's data, with 0 for what is missing, and `observed` their mask, if something can be.
         """
         return Evidence(batch.n)
 
@@ -202,7 +204,7 @@ class CausesEStep(EStep[Chosen]):
         if self.model.missing:
             Y, observed = split_missing(device, Y)
             entries = squared_norms(device, t.squared_norms, observed)  # of 0 and 1
-        b = self.products(Y, observed)
+        b = self.products(batch, Y, observed)
         if candidates is None:
             candidates = device.empty((n, self.model.Hprime), np.int32)
             t.preselect(n, self.scores(Y, observed, b), t.score_slope, t.score_offset, candidates)
@@ -218,7 +220,7 @@ class CausesEStep(EStep[Chosen]):
             n, Y, observed, b, t.fields, t.offset, t.prior, t.shift, t.settings, candidates, t.beta,
             weights, log_evidence, energy, mean, reconstruction, sums, full,
         )  # fmt: skip
-        reference = self.reference(batch, Y)
+        reference = self.reference(batch, Y, observed)
         return Expectation(
             self._evidence(log_evidence, reference, entries), candidates, full, Y,
             observed if self.model.missing else None, entries, b, mean, sums, reconstruction, energy, reference,
@@ -269,10 +271,10 @@ class Causes(Truncated):
         If there are more than 2¹⁴ states of several causes.
     """
 
-    field_domain: ClassVar[str]  # of W
+    field_domain: str  # of W
     e_step: ClassVar[type[CausesEStep]] = CausesEStep
     imputes: ClassVar[bool] = True  # a missing y enters ⟨A y⟩ by its expectation; else it does not count
-    offset_in_b: ClassVar[bool] = False  # whether `products` has the offsets of the singletons' energies as well
+    offset_in_b: bool = False  # whether `products` has the offsets of the singletons' energies as well
 
     def __init__(self, D: int, H: int, Hprime: int | None = None, gamma: int | None = None, missing: bool = False):
         super().__init__(D, H, Hprime, gamma, missing)
@@ -293,6 +295,12 @@ class Causes(Truncated):
     def score_offset(self, alone: np.ndarray) -> np.ndarray:
         """What is added to the scores, (H,): by default as to the products, Σ_d offset_dh, which is `alone`."""
         return alone
+
+    def settings(self) -> dict[str, Any]:
+        """As in `Model`, but the noise only if it is not the one that comes by default."""
+        given = super().settings()
+        usual = "noise" in given and given["noise"] == self.arguments()["noise"].default
+        return {name: value for name, value in given.items() if not (name == "noise" and usual)}
 
     @property
     def parameters(self) -> Mapping[str, Parameter]:
@@ -329,6 +337,7 @@ class Causes(Truncated):
         sizes = {"D": self.D, "H": self.H, "HPRIME": self.Hprime, "GAMMA": self.gamma, "MANY": self.states.S}
         flags = {"ANNEAL": int(step.T != 1), "MISSING": int(self.missing)}
         return Tables(
+            params=params,
             likelihood=known,
             log_p0=float(np.log1p(-pi).sum()),
             per_entry=self.per_entry(params),
@@ -393,7 +402,7 @@ class Causes(Truncated):
         return kept + itemsize * (3 * self.H + 2 + rows * self.D), kept
 
 
-def refuse(Y: np.ndarray, bad: np.ndarray, start: int, why: str) -> None:
+def refuse(Y: np.ndarray, bad: np.ndarray, why: str, start: int) -> None:
     """Name the first bad entry."""
     if bad.any():
         row, column = np.argwhere(bad)[0]

@@ -8,31 +8,23 @@ from typing import Any
 
 import numpy as np
 
-from gem.backends.base import Array
 from gem.batch import Batch
 from gem.models.base import Step, points
-from gem.models.causes import Causes, CausesEStep, Expectation, Likelihood, refuse
-from gem.models.estep import Evidence
+from gem.models.causes import Causes, Expectation, Likelihood, refuse
+from gem.models.maximal import BinaryEStep
+from gem.models.noises import LEAST, Bernoulli, check_cell
 from gem.models.parameters import MIN_PROBABILITY, Parameter, Params
 from gem.models.truncated import held
 from gem.statistics import N_USE, Layout, Statistics
 from gem.summary import Summary
 
-LEAST = 1e-5  # of W and of 1 − W
-
 
 @dataclass(frozen=True)
-class NoisyOREStep(CausesEStep):
-    """As in `CausesEStep`, and what the active latents add where nothing is combined."""
-
-    def reference(self, batch: Batch, Y: Array) -> Evidence:
-        """0, or −∞ where a row holds what is not binary."""
-        nothing = self.backend.empty((batch.n,))
-        self.backend.kernel("check_rows", D=self.model.D)(batch.n, Y, nothing)
-        return Evidence(batch.n, [(nothing, 1.0)])
+class NoisyOREStep(BinaryEStep):
+    """As in `BinaryEStep`, and what the active latents add where nothing is combined."""
 
     def statistics(self, batch: Batch, found: Expectation) -> dict[Any, Any]:
-        """As in `CausesEStep`, and Σ⟨s_h⟩y_d, and of the observed entries Σ⟨s_h⟩."""
+        """As in `BinaryEStep`, and Σ⟨s_h⟩y_d, and of the observed entries Σ⟨s_h⟩."""
         sums = super().statistics(batch, found)
         sums["on"] = self.backend.sum_products(found.Y, found.mean)
         if found.observed is not None:
@@ -46,7 +38,12 @@ class NoisyOR(Causes):
     Šingliar & Hauskrecht, *Noisy-OR Component Analysis and its Application to Link Analysis*, JMLR 7, 2006; the
     M-step as a fixed point: math.md, noisy-OR. Trained by Expectation Truncation.
 
-    Settings as in `Truncated`. Data are 0 or 1; of missing entries (NaN) none counts.
+    Parameters
+    ----------
+    D, H, Hprime, gamma, missing
+        As in `Truncated`. Data are 0 or 1; of missing entries (NaN) none counts.
+    noise : str
+        "bernoulli": what is combined are its probabilities.
 
     Notes
     -----
@@ -57,7 +54,20 @@ class NoisyOR(Causes):
     e_step = NoisyOREStep
     imputes = False
     unfit_for_pictures = "its data are 0 or 1"
-    noisy = 3.5  # it wears off: where W comes near 0 or 1, noise on its logit moves it less
+    noisy = Bernoulli.noisy
+
+    def __init__(
+        self,
+        D: int,
+        H: int,
+        Hprime: int | None = None,
+        gamma: int | None = None,
+        missing: bool = False,
+        noise: str = "bernoulli",
+    ):
+        self.noise = check_cell("NoisyOR", noise)
+        super().__init__(D, H, Hprime, gamma, missing)
+        self.of = Bernoulli()
 
     @property
     def parameters(self) -> Mapping[str, Parameter]:
@@ -65,7 +75,7 @@ class NoisyOR(Causes):
 
     def check_data(self, Y: np.ndarray, start: int = 0) -> None:
         super().check_data(Y, start)
-        refuse(Y, ~np.isnan(Y) & (Y != 0) & (Y != 1), start, "is neither 0 nor 1: noisy-OR explains binary data")
+        refuse(Y, *self.of.bad(Y), start)
 
     def start(self, summary: Summary, rng: np.random.Generator) -> Params:
         """W from half to one and a half times the frequency of 1, at random; π = 1/H."""
@@ -73,9 +83,7 @@ class NoisyOR(Causes):
         return {"W": np.clip(W, 0.01, 0.99), "pi": np.full(self.H, min(0.5, 1 / self.H))}
 
     def spread(self, params: Params) -> float:
-        """That of log W / (1 − W), on whose scale W gets its noise: 1 / √(W (1 − W))."""
-        W = _inside(params["W"])
-        return float(1 / np.sqrt(np.mean(W * (1 - W))))
+        return self.of.spread(params)
 
     def combined(self, params: Params, states: np.ndarray) -> np.ndarray:
         out = np.zeros((len(states), self.D))
@@ -85,7 +93,7 @@ class NoisyOR(Causes):
         return out
 
     def observe(self, params: Params, mean: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return (rng.random(mean.shape) < mean).astype(np.float64)
+        return self.of.draw(params, mean, rng)
 
     def log_likelihood(self, params: Params, Y: np.ndarray, states: np.ndarray) -> np.ndarray:
         mean = self.combined(params, states)

@@ -24,7 +24,7 @@ DOMAINS = {  # lowest and highest value
     "distribution": (TINY, 1.0),  # and the entries add up to 1
     "covariance": (-np.inf, np.inf),  # and each matrix (..., D, D) is positive definite
 }
-ROLES = ("fields", "centres", "prior", "noise", "spread", "strength", "strength variance", "scale")
+ROLES = ("fields", "centres", "prior", "noise", "spread", "strength", "strength variance", "scale", "shape")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Parameter:
         (D, H), a column for each latent; "centres" (K, D), a row for each component; "prior", how probable latents or
         components are; "noise", the standard deviation of the data about their mean; "spread", variances or
         covariances of components; "strength" and "strength variance" (H,), of latents that are active; "scale", of
-        continuous latents.
+        continuous latents; "shape", of a distribution of the data about their mean.
     latents : int or None
         The axis along which latents or components are listed; None: it belongs to no single one.
     shifts : bool

@@ -64,7 +64,7 @@ class SC(Model):
     tallies: ClassVar[Layout] = {"unfound": ()}
     reseeds: ClassVar[str] = "asked"
 
-    def __init__(self, D: int, H: int, penalty: float | None = None, iterations: int = 200, tol: float = 1e-4):
+    def __init__(self, D: int, H: int, penalty: float | None = None, iterations: int = 1000, tol: float = 1e-4):
         self.D, self.H = whole_number("D", D), whole_number("H", H)
         self.iterations = whole_number("iterations", iterations)
         self.penalty = None if penalty is None else number("penalty", penalty, "positive and finite", 0, inside=True)

@@ -51,7 +51,7 @@ class Truncated(Model):
     tallies: ClassVar[Layout] = {"at_gamma": ()}
     reseeds: ClassVar[str] = "asked"
     truncates: ClassVar[bool] = True
-    noisy: ClassVar[float] = 2.0  # nats by which the noise of Annealing.auto moves the log joint of a state at first
+    noisy: float = 2.0  # nats by which the noise of Annealing.auto moves the log joint of a state at first
     values: tuple[float, ...] = (1.0,)  # that a latent takes when it is not 0
 
     def __init__(self, D: int, H: int, Hprime: int | None = None, gamma: int | None = None, missing: bool = False):
