@@ -2,15 +2,16 @@
 
     python -m benchmarks.noise_type [--only gamma ...] [--sets 10] [--first 0]
 
-For each of the five noises, 10 data sets of N = 500 points: D = 16, H = 4 fields with entries from 1 to 8 at random, or
-probabilities, π = 0.3, a background. MCA under each noise that the data allow begins at two random starts, anneals (T
-from 1.5 to 1), and the one of larger F is kept. Printed: how often the right noise has the largest F of 2,000 further
-points, and by how many nats a point it leads the next one, at least and in the median.
+For each of the five noises, 10 data sets of 150 points: D = 25, H = 6 fields with entries from 1 to 8 at random, or
+probabilities, π = 0.3, a background. MCA under each noise that the data allow begins at random and is annealed (T from
+1.5 to 1). Printed: how often the right noise has the largest F of 5,000 further points, and by how many nats a point it
+leads the next one, at least and in the median. So few points, because gamma noise has exponential noise as shape 1: of
+many points the wrong one is hardly worse, of few its shape follows what W is off.
 
 What is comparable: probabilities of whole numbers, or densities. Data that are whole numbers go to the models of
 continuous noise as y + u, u uniform on [0, 1): F is then a lower bound of that of the discrete model which gives y the
 probability ∫₀¹ p(y + u) du (docs/math.md). Data that are none go to these only. So that exponential and gamma noise are
-candidates for data of Gaussian noise, points with a negative entry are left out there: one in a few hundred.
+candidates for data of Gaussian noise, points with a negative entry are left out there: one in a thousand.
 """
 
 from __future__ import annotations
@@ -25,14 +26,13 @@ from gem.errors import DataError
 from gem.models import MCA
 from gem.models.noises import NOISES
 
-D, H, N, HELD_OUT = 16, 4, 500, 2000
-STEPS, STARTS = 80, 2
+D, H, N, HELD_OUT, STEPS = 25, 6, 150, 5000, 50
 DISCRETE = ("bernoulli", "poisson")
 BACKGROUND = {"bernoulli": 0.05, "poisson": 0.5, "exponential": 0.5, "gamma": 0.5}  # of both, data and models
 
 
 def model(noise: str) -> MCA:
-    """Exact EM: all states of four causes."""
+    """Exact EM: all states of six causes."""
     return MCA(D, H, Hprime=H, gamma=H, noise=noise, background=BACKGROUND.get(noise))
 
 
@@ -41,7 +41,7 @@ def drawn(noise: str, seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     W = 1 / (1 + np.exp(-rng.uniform(-3, 3, (D, H)))) if noise == "bernoulli" else rng.uniform(1, 8, (D, H))
     truth = {"W": W, "pi": 0.3, "shape": 3.0, "sigma": 1.0}
-    if noise == "gaussian":  # a field of its own for each point: far enough from 0
+    if noise == "gaussian":  # as a rule far from 0
         truth |= {"W": W + 4, "pi": 0.7}
     of = model(noise)
     known = {name: truth[name] for name in of.parameters}
@@ -59,9 +59,8 @@ def held_out(noise: str, Y: np.ndarray) -> float | None:
     except DataError:
         return None
     anneal = gem.Annealing(STEPS, T=[(0, 1.5), (0.5, 1.0)], W_noise=0.0)
-    runs = [gem.EM(of, Y[:N], anneal, backend="numpy", dtype="float64", seed=seed).run() for seed in range(STARTS)]
-    best = max(runs, key=lambda run: run.history["free_energy"][-1])
-    return float(gem.posterior(of, best.params, Y[N:], backend="numpy", dtype="float64").log_evidence.mean())
+    run = gem.EM(of, Y[:N], anneal, backend="numpy", dtype="float64", seed=0).run()
+    return float(gem.posterior(of, run.params, Y[N:], backend="numpy", dtype="float64").log_evidence.mean())
 
 
 def compared(noise: str, seed: int) -> dict[str, float]:
@@ -70,7 +69,7 @@ def compared(noise: str, seed: int) -> dict[str, float]:
     whole = bool(np.all(np.floor(Y) == Y))
     smeared = Y + np.random.default_rng([seed, 1]).random(Y.shape) if whole else Y
     found = {name: held_out(name, Y if name in DISCRETE else smeared) for name in NOISES}
-    return {name: F for name, F in found.items() if F is not None and (whole or name not in DISCRETE)}
+    return {name: F for name, F in found.items() if F is not None}
 
 
 def leads(noise: str, seeds: range) -> Iterator[tuple[float, str]]:

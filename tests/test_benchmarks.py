@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import REQUIRED, available, missing
 
-from benchmarks import accuracy, check, growth, pictures, results, scaling
+from benchmarks import accuracy, check, growth, noise_type, pictures, results, scaling
 from benchmarks.__main__ import main
 from benchmarks.cases import MEDIUM, PROFILES, ROWS, Case, cases, without_a_line
 from benchmarks.ceilings import scaling_of
@@ -650,3 +650,13 @@ def test_candidates_and_nan_are_deviations():
     assert not accuracy.golden_good({**record, "candidates": 0.01})
     assert not accuracy.golden_good({**record, "mean": np.nan})
     assert not accuracy.golden_good({**record, "parameters": np.inf})
+
+
+def test_the_right_noise_has_the_largest_held_out_free_energy(monkeypatch):
+    """Two data sets, smaller and shorter runs; whole numbers are given to the models of all noise but Bernoulli."""
+    monkeypatch.setattr(noise_type, "HELD_OUT", 300)
+    monkeypatch.setattr(noise_type, "STEPS", 10)
+    for noise, rivals in (("poisson", {"gaussian", "exponential", "gamma"}), ("gamma", {"gaussian", "exponential"})):
+        found = noise_type.compared(noise, 0)
+        assert set(found) == {noise, *rivals}
+        assert max(found, key=found.get) == noise
