@@ -299,7 +299,8 @@ def maximized(
     model = work.model
     params = {name: np.asarray(value, order="C") for name, value in params.items()}  # as a file has them: to the bit
     with blas.limited(1):  # threads are the backend's: those of BLAS spin after their work, in the way of all others
-        step = replace(step, residuals=model.needs_residuals(params, step))
+        if model.needs_residuals(params, step):
+            step = replace(step, residuals=True)
         done = False
         while not done:
             stats = expect(work, params, step, stop)

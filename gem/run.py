@@ -209,18 +209,7 @@ class EM:
             self._start = one_of(params, start)
             self._prepare(params, backend, dtype)
             self._keep = asked_keep or automatic(len(anneal), sum(value.nbytes for value in self.params.values()))
-            shard: Shard | None = None
-            self._minibatches: Minibatches | None = None
-            if minibatch is None:
-                shard = local_shard(model, source, self.backend, self.comm, batch, self._reading)
-                self._batch = shard.batch
-                self._work = Work(
-                    model, self.backend.load(shard, counts), self.backend, self.comm, counts, self._trace, self._hold
-                )
-            else:
-                self._work = self._in_minibatches(minibatch, batch)
-            if self._held_out is not None:
-                self._held_out.load(self.backend, self.comm, self._reading)
+            shard = self._load(minibatch, batch)
             asked = {
                 "backend": backend if backend is None else str(backend),
                 "dtype": str(dtype),
@@ -295,6 +284,20 @@ class EM:
         if self._reading.dtype != str(chosen.dtype):
             chosen = select(backend, self._reading.dtype, self.comm)
         self.backend = Traced(chosen, self._trace) if self._trace.on else chosen
+
+    def _load(self, minibatch: int | None, batch: int | None) -> Shard | None:
+        """Make the work of the run, and load what it looks at; of a run on all data their shard is returned."""
+        self._minibatches: Minibatches | None = None
+        shard = None
+        if minibatch is None:
+            shard = local_shard(self.model, self._source, self.backend, self.comm, batch, self._reading)
+            self._batch, loaded = shard.batch, self.backend.load(shard, self._weights)
+            self._work = Work(self.model, loaded, self.backend, self.comm, self._weights, self._trace, self._hold)
+        else:
+            self._work = self._in_minibatches(minibatch, batch)
+        if self._held_out is not None:
+            self._held_out.load(self.backend, self.comm, self._reading)
+        return shard
 
     def _in_minibatches(self, size: int, batch: int | None) -> Work:
         """The work of a run that learns from minibatches of this size."""
@@ -567,16 +570,21 @@ class EM:
             self.params = new
             if self.step == 0:
                 info = replace(info, notes=[*self._reading.notes, *info.notes])
-            self._records.append((info.scalars(), info.notes))
             stop = stop or (self.comm.size == 1 and asked())  # of several ranks, each may have another answer by now
             self.reason = ended or (STOPPED if stop else None)  # after the last step there is nothing to stop
-            if self._file is not None:
-                with self._trace.span("record"):
-                    best = self._best
-                    carry = None if self._minibatches is None else self._carry.arrays(self.params)
-                    kept = None if best.params is None else (best.step, best.free_energy, best.params)
-                    self._file.record(self.step, self.params, info.scalars(), info.notes, self.reason, kept, carry)
+            self._record(info, carries=self._minibatches is not None)
         return info
+
+    def _record(self, info: Info, carries: bool) -> None:
+        """Record a step that is done, the best parameters so far, and what `carries` over to the next one."""
+        self._records.append((info.scalars(), info.notes))
+        if self._file is None:
+            return
+        with self._trace.span("record"):
+            best = self._best
+            carry = self._carry.arrays(self.params) if carries else None
+            kept = None if best.params is None else (best.step, best.free_energy, best.params)
+            self._file.record(self.step, self.params, info.scalars(), info.notes, self.reason, kept, carry)
 
     def _settings(self, position: float) -> Step:
         """The settings of the step at this position in the run."""
@@ -634,10 +642,7 @@ class EM:
             self.params = self._settled(self.model.moved(new, self._reading.shift), self.params)
             self._carry = replace(carry, done=0, heard={})
             info = told(work, stats, step, notes, began)
-            self._records.append((info.scalars(), info.notes))
-            if self._file is not None:
-                kept = self._carry.arrays(self.params)
-                self._file.record(self.step, self.params, info.scalars(), info.notes, self.reason, None, kept)
+            self._record(info, carries=True)
         return info
 
     def _carried(self) -> Carry:

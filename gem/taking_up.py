@@ -80,14 +80,8 @@ def weights_of(
     RunFileError
         If the run had none, or others, or they were an array and are not given.
     """
-    if record is None:
-        if given is not None:
-            raise RunFileError(f"{path}: the run had no weights: leave them out, or begin another run")
+    if not _had("weights", "resume(path, data, weights)", path, record, given) or record is None:
         return None
-    if given is None and record["data"] is None:
-        raise RunFileError(
-            f"{path}: the weights of the run were an array in memory: give them again, resume(path, data, weights)"
-        )
     counts = load_weights(record["data"]["data"] if given is None else given, N, comm)
     if not np.allclose(counts.record["fingerprint"], record["fingerprint"], rtol=1e-9, atol=0):
         raise RunFileError(f"{path}: the weights have changed since the run began: it would not be the same run")
@@ -102,19 +96,27 @@ def held_out_of(path: Any, record: Mapping[str, Any] | None, given: Any) -> dict
     RunFileError
         If the run had none, or others, or they were an array and are not given.
     """
-    if record is None:
-        if given is not None:
-            raise RunFileError(f"{path}: the run had no held-out data: leave them out, or begin another run")
+    if not _had("held-out data", "resume(path, data, held_out=...)", path, record, given) or record is None:
         return {}
-    if given is None and record["data"] is None:
-        raise RunFileError(
-            f"{path}: the held-out data of the run were an array in memory: give them again, "
-            "resume(path, data, held_out=...)"
-        )
     source = from_spec(record["data"]) if given is None else open_data(given)
     if list(source.shape) != record["shape"] or not same_data(fingerprint(source), record["fingerprint"]):
         raise RunFileError(f"{path}: the held-out data have changed since the run began: give those it began with")
     return {"held_out": source, "held_out_every": record["every"]}
+
+
+def _had(what: str, how: str, path: Any, record: Mapping[str, Any] | None, given: Any) -> bool:
+    """Whether the run had such data, which are `given` or can be read again.
+
+    Raises
+    ------
+    RunFileError
+        If it had none, and these are given; or if they were an array in memory, and are not.
+    """
+    if record is None and given is not None:
+        raise RunFileError(f"{path}: the run had no {what}: leave them out, or begin another run")
+    if record is not None and record["data"] is None and given is None:
+        raise RunFileError(f"{path}: the {what} of the run were an array in memory: give them again, {how}")
+    return record is not None
 
 
 def masks_of(record: Mapping[str, Any] | None) -> dict[str, np.ndarray] | None:
