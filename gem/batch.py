@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +28,10 @@ class Batch:
     notes : dict of device arrays
         What was computed only from `Y`, such as ‖y‖²: kept as long as the batch is, so from step to step if it stays
         on its device.
+    memory : dict of device arrays (n, ...)
+        What a model keeps for each data point from step to step (`gem.memory`), written in place by the E-step.
+    home : mapping of name to host array, or None
+        Where `memory` is brought back to once the batch is done; None: it stays with the batch.
     """
 
     start: int
@@ -34,6 +39,8 @@ class Batch:
     weights: Array
     counts: np.ndarray | None = None
     notes: dict[str, Array] = field(default_factory=dict)
+    memory: dict[str, Array] = field(default_factory=dict)
+    home: Mapping[str, np.ndarray] | None = None
 
     @property
     def n(self) -> int:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from gem.data import Reading, SampleWeights, Shard, Source, Survey, holds, load_
 from gem.data.shard import telling_gaps
 from gem.errors import BackendError, ConfigError, DataError
 from gem.holding import Hold
+from gem.memory import Memory
 from gem.models import EStep, Model, Posterior, Step
 from gem.models.parameters import Params, shifting
 from gem.notes import kind
@@ -30,6 +31,7 @@ log = logging.getLogger("gem")
 
 Found = TypeVar("Found")
 MAX_BATCH = 1 << 22  # data points at a time: kernels count them in 32 bits
+SWEEPS = 20  # E-steps in which `posterior` finds the states that a model keeps
 KEEP_BYTES = 64 << 20  # posteriors up to this size wait for the data selection; beyond it they are inferred again
 
 
@@ -55,6 +57,9 @@ class Info:
         that truncates nothing.
     held_out : float
         F per point of held-out data, of the parameters that `free_energy` belongs to; NaN where it is not told.
+    replaced : float
+        How many of the kept states of a data point were replaced by better ones, on an average; NaN of a model that
+        keeps none.
     """
 
     free_energy: float
@@ -66,12 +71,31 @@ class Info:
     notes: list[str] = field(default_factory=list)
     share_at_gamma: float = math.nan
     held_out: float = math.nan
+    replaced: float = math.nan
 
     def scalars(self) -> dict[str, float]:
-        """Everything but the notes, and but `share_at_gamma` and `held_out` where there are none."""
-        some = ("share_at_gamma", "held_out")
+        """Everything but the notes, and but `share_at_gamma`, `held_out` and `replaced` where there are none."""
+        some = ("share_at_gamma", "held_out", "replaced")
         numbers = {about.name: getattr(self, about.name) for about in fields(self) if about.name != "notes"}
         return {k: v for k, v in numbers.items() if not (k in some and math.isnan(v))}
+
+
+# fmt: off
+@overload
+def em_step(
+    model: Model, params: Mapping[str, Any], data: Any, *, backend: Any = None, dtype: Any = "auto", T: float = 1.0,
+    Ncut: float = 0.0, anneal_prior: bool = False, reseed: bool = False, comm: Any = None, batch: int | None = None,
+    weights: Any = None, hold: Any = None, memory: None = None,
+) -> tuple[Params, Info]: ...
+
+
+@overload
+def em_step(
+    model: Model, params: Mapping[str, Any], data: Any, *, backend: Any = None, dtype: Any = "auto", T: float = 1.0,
+    Ncut: float = 0.0, anneal_prior: bool = False, reseed: bool = False, comm: Any = None, batch: int | None = None,
+    weights: Any = None, hold: Any = None, memory: Memory,
+) -> tuple[Params, Info, Memory]: ...
+# fmt: on
 
 
 def em_step(
@@ -89,7 +113,8 @@ def em_step(
     batch: int | None = None,
     weights: Any = None,
     hold: Any = None,
-) -> tuple[Params, Info]:
+    memory: Memory | None = None,
+) -> tuple[Params, Info] | tuple[Params, Info, Memory]:
     """One step of (truncated) EM: new parameters from old ones and the data.
 
     Parameters
@@ -116,11 +141,16 @@ def em_step(
     hold : list of str, or dict of name to bool array, optional
         Parameters, or entries of them where a mask is True, that keep the values of `params`; the others are as good as
         they can be beside them, and the free entries of a distribution share what the held ones leave.
+    memory : Memory, of models that keep states (`gem.sets`)
+        What is kept for each data point of this rank, not edited: `model.init_memory(data, seed)` to begin with, then
+        what the last step gave.
 
     Returns
     -------
     params : dict of float64 arrays
     info : Info
+    memory : Memory
+        If one was given: what the next step begins with.
 
     Raises
     ------
@@ -133,22 +163,31 @@ def em_step(
         If the backend is not available, or has no float64 where the data need it.
     """
 
-    def one_step(batches: Batches, chosen: Backend, reading: Reading) -> tuple[Params, Info]:
+    def one_step(batches: Batches, chosen: Backend, reading: Reading) -> tuple[Params, Info, Memory | None]:
         step = Step(T, Ncut, anneal_prior, str(chosen.dtype), reseed)
+        mine = None if memory is None else memory.copy()
+        if mine is not None:
+            batches.remember(mine)
+            step = replace(step, number=mine.step + 1)
         check_options(model, Ncut > 0, reseed)
         work = Work(model, batches, chosen, group, counts, hold=held)
         checked = model.check(params)
         new, info, _ = run_step(work, inward(model, checked, reading), step)
         new = model.moved(new, reading.shift)
         new = new if held is None else held.put_back(new, checked)
-        return new, replace(info, notes=[*reading.notes, *info.notes])
+        if mine is not None:
+            batches.bring_back()
+            mine.step += 1
+        return new, replace(info, notes=[*reading.notes, *info.notes]), mine
 
     group = communicator(comm)
     with group.guard():
         source = open_for(model, data)
         held = Hold.of(model, hold)
+        check_memory(model, memory, *group.slab(source.shape[0]))
         counts = None if weights is None else load_weights(weights, source.shape[0], group)
-        return _on_data(model, source, backend, dtype, group, batch, one_step, counts, one_pass=Ncut == 0)
+        new, info, mine = _on_data(model, source, backend, dtype, group, batch, one_step, counts, one_pass=Ncut == 0)
+    return (new, info) if mine is None else (new, info, mine)
 
 
 def posterior(
@@ -165,6 +204,7 @@ def posterior(
     top: int = 0,
     reconstruct: bool = False,
     impute: bool = False,
+    memory: Memory | None = None,
 ) -> Posterior:
     """The (truncated, annealed) posterior of every data point of this rank.
 
@@ -176,13 +216,17 @@ def posterior(
         Whether to give E[y] as well: the data smoothed, observed entries too, and what is missing filled in.
     impute : bool
         Whether to give E[y] of what is missing only: observed entries are as the backend read them.
+    memory : Memory, optional
+        What a model that keeps states (`gem.sets`) kept for each data point of this rank; not edited. By default
+        states are found anew, in SWEEPS = 20 E-steps.
 
     Returns
     -------
     Posterior
         `log_evidence` (N,), `candidates` (N, H'), `mean` (N, H) ⟨s⟩ and `product` (N, H) as host arrays, and with
         `top` `states`, `probabilities` and `map_state`, with `reconstruct` or `impute` `reconstruction` (N, D); for a
-        mixture `mean` (N, K) holds the responsibilities and `candidates` is None. Other arguments and errors
+        mixture `mean` (N, K) holds the responsibilities and `candidates` is None; of a model that keeps states
+        `candidates` is None and `sets` (N, S, W) has these, as words of 32 bits. Other arguments and errors
         as in `em_step`; what is not finite is never returned, but raises `DataError`. Codes of SC that were not found
         within its iterations are told by a warning of the logger "gem".
     """
@@ -190,12 +234,35 @@ def posterior(
     with group.guard():
         top = whole_number("top", top, 0)
 
+        source = open_for(model, data)
+        begun = memory or model.init_memory(source, 0, group)
+        check_memory(model, begun if model.bytes_kept else memory, *group.slab(source.shape[0]))
+
         def infer_all(batches: Batches, chosen: Backend, reading: Reading) -> Posterior:
+            if model.bytes_kept:
+                batches.remember(begun.copy())
+                local = inward(model, model.check(params), reading)
+                _find_states(model, local, batches, chosen, T, anneal_prior, 0 if memory else SWEEPS)
             return _infer_all(
                 model, params, batches, chosen, reading, T, anneal_prior, top, reconstruct or impute, impute
             )
 
-        return _on_data(model, data, backend, dtype, group, batch, infer_all)
+        return _on_data(model, source, backend, dtype, group, batch, infer_all)
+
+
+def _find_states(
+    model: Model, params: Params, batches: Batches, backend: Backend, T: float, anneal_prior: bool, sweeps: int
+) -> None:
+    """E-steps that improve the kept states of every data point, so many."""
+
+    def improve(batch: Batch) -> None:
+        e_step.infer(batch)
+
+    for number in range(1, sweeps + 1):
+        e_step = model.on(backend, params, Step(T, 0.0, anneal_prior, str(backend.dtype), number=number))
+        with blas.limited(1):
+            for _ in backend.map(improve, batches):
+                pass
 
 
 def _infer_all(
@@ -220,7 +287,7 @@ def _infer_all(
         found, tallies = e_step.posterior(batch, reconstruct)
         log_evidence = found.log_evidence.values(chosen)
         _check(log_evidence, model, chosen, batch)
-        names = ("candidates", "mean", "product", "reconstruction")
+        names = ("candidates", "mean", "product", "reconstruction", "sets")
         host: dict[str, Any] = {
             name: None if getattr(found, name) is None else chosen.to_host(getattr(found, name)) for name in names
         }
@@ -254,7 +321,7 @@ def _joined(parts: list[Posterior]) -> Posterior:
         arrays = [getattr(part, name) for part in parts]
         return None if arrays[0] is None else np.concatenate(arrays)
 
-    names = ("log_evidence", "candidates", "mean", "product", "states", "probabilities", "reconstruction")
+    names = ("log_evidence", "candidates", "mean", "product", "states", "probabilities", "reconstruction", "sets")
     return Posterior(**{name: whole(name) for name in names})
 
 
@@ -345,6 +412,7 @@ def told(work: Work, stats: Statistics, step: Step, notes: list[str], began: flo
         seconds=time.perf_counter() - began,
         notes=notes,
         share_at_gamma=_share(stats),
+        replaced=float(stats["replaced"] / stats[N_ALL]) if "replaced" in stats else math.nan,
     )
 
 
@@ -522,6 +590,30 @@ def _check_finite(found: Mapping[str, Any], model: Model, backend: Backend, batc
                 f"the {name} of data point {row} is not finite, as parameters are too large or too small for "
                 f"{backend.dtype}: use dtype='float64', or rescale the parameters"
             )
+
+
+def check_memory(model: Model, memory: Memory | None, start: int, stop: int) -> None:
+    """Refuse a step without what the model keeps for each data point, and a memory of other data.
+
+    Raises
+    ------
+    ConfigError
+        With how to begin.
+    """
+    if (memory is None) != (model.bytes_kept == 0):
+        said = "none is given" if memory is None else "this one keeps none"
+        raise ConfigError(
+            f"memory is what a model that keeps states has for each data point, and {said}: begin with "
+            "memory=model.init_memory(data, seed), and pass on what each step gives"
+        )
+    if memory is not None and (memory.start, memory.n) != (start, stop - start):
+        raise ConfigError(
+            f"memory has the rows {memory.start} to {memory.start + memory.n}, this rank's data {start} to {stop}"
+        )
+    wanted = {} if memory is None else model.first_memory(0, 1, 0)
+    found = {} if memory is None else memory.arrays
+    if {n: (a.shape[1:], a.dtype) for n, a in found.items()} != {n: (a.shape[1:], a.dtype) for n, a in wanted.items()}:
+        raise ConfigError(f"memory is that of another model than {model!r}: begin with model.init_memory(data, seed)")
 
 
 def check_options(model: Model, selects: bool, reseed: bool) -> None:

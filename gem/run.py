@@ -50,7 +50,15 @@ from gem.models.parameters import Params
 from gem.parallel import communicator
 from gem.philox import generator
 from gem.progress import Progress
-from gem.run_checks import check_kinds, check_numbers, functions_of, one_of, place_on_disk, refuse_own_data
+from gem.run_checks import (
+    check_kinds,
+    check_numbers,
+    functions_of,
+    one_of,
+    place_on_disk,
+    refuse_own_data,
+    refuse_with_sets,
+)
 from gem.starts import starting
 from gem.statistics import N_ALL
 from gem.stepwise import Carry, Minibatches, Settings, rate_of, run_epoch, update
@@ -195,8 +203,10 @@ class EM:
         self._file: RunFile | None = None
         self._records: list[tuple[dict[str, float], list[str]]] = []
         self._rate, self._carry = rate_of(minibatch, rate, len(anneal)), Carry()
+        refuse_with_sets(model, output=output, minibatch=minibatch, held_out=held_out)
         with self.comm.guard():
             self._source = source = open_for(model, data)
+            self._memory = model.init_memory(source, self.seed, self.comm)
             counts = None if weights is None else load_weights(weights, source.shape[0], self.comm)
             self._weights = counts
             self._held_out = None if held_out is None else HeldOut(model, held_out, held_out_every)
@@ -255,6 +265,7 @@ class EM:
         other = copy(self)
         other.seed, other.reason, other._records, other._file = int(seed), None, [], None
         other._best, other._carry = Best(self._keep_best), Carry()
+        other._memory = self.model.init_memory(self._source, other.seed, self.comm)
         if self._minibatches is not None:  # they are dealt out by the seed
             other._minibatches = self._minibatches.dealt_by(other.seed)
             other._work = replace(self._work, batches=other._minibatches)
@@ -423,8 +434,8 @@ class EM:
 
     @property
     def history(self) -> dict[str, np.ndarray]:
-        """Per step, as float64: free_energy, N, N_use, T, Ncut, seconds, share_at_gamma of a truncated model, and
-        held_out if there are such data, NaN where it was not told.
+        """Per step, as float64: free_energy, N, N_use, T, Ncut, seconds, share_at_gamma of a truncated model, replaced
+        of one that keeps states, and held_out if there are such data, NaN where it was not told.
 
         As in `Info`: `free_energy` is that of the parameters a step began with, and in the last step of the run that
         of the parameters it ended with, `params`.
@@ -586,6 +597,11 @@ class EM:
             kept = None if best.params is None else (best.step, best.free_energy, best.params)
             self._file.record(self.step, self.params, info.scalars(), info.notes, self.reason, kept, carry)
 
+    def _remember(self) -> None:
+        """Have the batches bring this run's memory along: runs that `again` makes share the batches."""
+        if self.model.bytes_kept:
+            self._work.batches.remember(self._memory)
+
     def _settings(self, position: float) -> Step:
         """The settings of the step at this position in the run."""
         now, anneal = self.anneal[position], self.anneal
@@ -628,6 +644,7 @@ class EM:
         """
         began = time.perf_counter()
         with self.comm.guard(), self._saving(), blas.limited(1):
+            refuse_with_sets(self.model, partial=True)
             source = open_for(self.model, data)
             counts = None if weights is None else load_weights(weights, source.shape[0], self.comm)
             shard = local_shard(self.model, source, self.backend, self.comm, None, self._reading)
@@ -657,7 +674,11 @@ class EM:
     def _step(self, asked: Callable[[], bool]) -> tuple[Params, Info, bool]:
         """An EM step on all data: new parameters, its Info, and whether any rank wants to end."""
         local = inward(self.model, self._noisy(self.params, self.step), self._reading)
-        new, info, stop = run_step(self._work, local, self._settings(self.step), asked)
+        settings = self._settings(self.step)
+        self._remember()
+        if self.model.bytes_kept:
+            settings = replace(settings, number=self.step + 1)
+        new, info, stop = run_step(self._work, local, settings, asked)
         return self._settled(self.model.moved(new, self._reading.shift), self.params), info, stop
 
     def _pass(self, data: Minibatches, asked: Callable[[], bool]) -> tuple[Params, Info | None, bool]:
@@ -712,6 +733,7 @@ class EM:
     def _look(self, info: Info, params: dict[str, np.ndarray]) -> Info:
         """How good these parameters are: F on all data, at T = 1, and that of the held-out data."""
         last = inward(self.model, params, self._reading)
+        self._remember()
         info = closing(self._work, info, last)
         return info if self._held_out is None else replace(info, held_out=self._held_out.per_point(last))
 
@@ -753,7 +775,7 @@ class EM:
 def _told(scalars: dict[str, float], notes: list[str]) -> Info:
     """The `Info` of a step from its record."""
     numbers = {name: scalars[name] for name in ("free_energy", "T", "Ncut", "seconds")}
-    some = {name: scalars.get(name, nan) for name in ("share_at_gamma", "held_out")}
+    some = {name: scalars.get(name, nan) for name in ("share_at_gamma", "held_out", "replaced")}
     counts = {name: float(scalars[name]) for name in ("N", "N_use")}
     counts = {name: int(count) if count.is_integer() else count for name, count in counts.items()}
     return Info(**counts, notes=notes, **some, **numbers)

@@ -29,6 +29,19 @@ def check_kinds(model: Any, anneal: Any) -> None:
     check_options(model, anneal.ever("Ncut"), anneal.reseed)
 
 
+def refuse_with_sets(model: Model, **given: Any) -> None:
+    """Refuse what a model that keeps states from step to step cannot do yet.
+
+    Raises
+    ------
+    ConfigError
+        With the first argument that is given.
+    """
+    asked = next((name for name, value in given.items() if value is not None), None)
+    if model.bytes_kept and asked is not None:
+        raise ConfigError(f"{asked}: of a model that keeps states from step to step ({model!r}) it is not there yet")
+
+
 def one_of(params: Any, start: Any) -> Any:
     """`start`, as long as there are no parameters, too.
 

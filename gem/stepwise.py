@@ -21,6 +21,7 @@ from gem.checks import whole_number
 from gem.data import Deal, Dealt, Reading, SampleWeights, Shard, Source
 from gem.em import Info, Work, batch_of, maximized, part_of, told
 from gem.errors import ConfigError, DataError
+from gem.memory import Memory
 from gem.models import Step
 from gem.models.parameters import Params
 from gem.statistics import FREE_ENERGY, N_ALL, N_USE, STOP, Statistics
@@ -211,6 +212,19 @@ class Minibatches:
         """All batches of all minibatches, as one data set."""
         for work in self.works(0):
             yield from work.batches
+
+    def remember(self, memory: Memory) -> None:
+        """Minibatches are dealt out, and a memory has the rows of a slab.
+
+        Raises
+        ------
+        ConfigError
+            In any case.
+        """
+        raise ConfigError("minibatches of a model that keeps states from step to step are not there yet")
+
+    def bring_back(self) -> None:
+        """Nothing is kept."""
 
     def explained(self, error: DataError) -> DataError:
         """The error, of data that some model refuses: with the row as the data have it, and not as it was dealt out."""

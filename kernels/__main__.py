@@ -30,6 +30,7 @@ FRAGMENTS = {  # where a kernel asks for a model's own lines: all that are joine
     "mixture": ("mixture_gaussian", "mixture_spherical", "mixture_poisson"),
 }
 UNITS = 132  # multiprocessors of an H100: only the number of groups depends on it
+KEPT = {"H": 300, "WORDS": 10, "COUNT": 64}  # explicit states
 EXAMPLES: dict[str, dict[str, int]] = {  # the sizes of a large model
     "accumulate": {"COLUMNS": 8, "KIND": 1},
     "cause_scores": {"D": 256, "H": 300, "MISSING": 0},
@@ -37,8 +38,11 @@ EXAMPLES: dict[str, dict[str, int]] = {  # the sizes of a large model
     | {"ANNEAL": 1, "MISSING": 0, "STATS": 1, "RECONSTRUCT": 0},
     "check_rows": {"D": 256},
     "column_sums": {"H": 300},
+    "evolve": {**KEPT, "PARENTS": 10, "CHILDREN": 9, "MUTATION": 0, "FIT": 1},
     "gram_posterior": {"H": 300, "HPRIME": 8, "GAMMA": 5, "ANNEAL": 1, "VALUES": 1, "MASKED": 0},
+    "keep_best": {"WORDS": 10, "COUNT": 64, "NEW": 90},
     "lasso": {"H": 300, "PITCH": 320},
+    "linear_energies": KEPT,
     "linear_scores": {"H": 300, "VALUES": 2, "COSINE": 0},
     "masked_gram": {"D": 256, "HPRIME": 8},
     "mixture": {"D": 64, "K": 50, "MISSING": 0, "STAGES": 1, "ANNEAL": 0, "LARGE": 0},
@@ -46,7 +50,11 @@ EXAMPLES: dict[str, dict[str, int]] = {  # the sizes of a large model
     "pair_sums": {"H": 300, "HPRIME": 8},
     "point_sums": {"PARTS": 2, "WEIGHTED": 0},
     "preselect": {"H": 300, "HPRIME": 8, "VALUES": 1},
+    "preselected_states": {**KEPT, "HPRIME": 8},
+    "sample_states": {**KEPT, "PRIOR": 32},
     "scale_rows": {"H": 300},
+    "state_pairs": KEPT,
+    "weigh_states": KEPT,
     "spike_slab": {"H": 300, "HPRIME": 8, "GAMMA": 4, "ANNEAL": 1, "MASKED": 0},
     "spike_slab_scores": {"H": 300, "MASKED": 0},
     "split_missing": {"D": 256},
@@ -79,6 +87,7 @@ VARIANTS: dict[str, list[Sizes]] = {  # what models build besides the example: h
         for flip, wanted in zip((0, 0, 1), WANTED, strict=True)
     ]
     + _each(HPRIME=(32,), GAMMA=(3,), MISSING=(1,)),
+    "evolve": _each(MUTATION=(0, 1, 2), FIT=(0, 1)),
     "gram_posterior": [
         *_each(HPRIME=(12,), GAMMA=(4, 10), ANNEAL=(0, 1)),
         *_each(HPRIME=(32,), GAMMA=(3,), ANNEAL=(0, 1)),

@@ -92,6 +92,7 @@ typedef long int64;
 #define POPCOUNT(x) ((int)popcount((uint)(x)))
 #define HIGHEST_BIT(x) (31 - (int)clz((uint)(x)))
 #define LOWEST_BIT(x) ((int)popcount(((uint)(x) & -(uint)(x)) - 1))
+#define MUL_HIGH(a, b) mul_hi((uint)(a), (uint)(b)) /* the upper 32 bits of their product */
 
 #if WIDTH == 1 && ATOMICS
 #pragma OPENCL EXTENSION cl_khr_int64_base_atomics : enable
@@ -126,6 +127,7 @@ typedef long long int64;
 #define POPCOUNT(x) __popc(x)
 #define HIGHEST_BIT(x) (31 - __clz((int)(x)))
 #define LOWEST_BIT(x) (__ffs((int)(x)) - 1)
+#define MUL_HIGH(a, b) __umulhi(a, b)
 #define ATOMIC_ADD(address, value) atomicAdd((unsigned long long *)(address), (unsigned long long)(value))
 
 #else

@@ -77,7 +77,8 @@ def program(name: str, states: Any = None, fragment: str | None = None, spilled:
         The large tables are arguments, which `state_tables` gives: constant memory may be too small.
     """
     own = [_fragment_text(part) for part in fragment.split("+")] if fragment else []
-    files = [FOLDER / "gem.h", *own, FOLDER / f"{name}.c"]
+    headers = [FOLDER / header for header in getattr(twin(name), "HEADERS", ())]
+    files = [FOLDER / "gem.h", *headers, *own, FOLDER / f"{name}.c"]
     parts = [_joined(_shown(file), file.read_text()) for file in files]
     if states is not None:
         parts.insert(1, _joined("states", state_constants(states, spilled)))

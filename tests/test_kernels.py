@@ -20,7 +20,9 @@ from gem.backends._numpy import NumpyBackend
 from gem.errors import BackendError
 from gem.kernels import source
 from gem.kernels.__main__ import FRAGMENTS
+from gem.kernels.bits import packed, words
 from gem.kernels.mixture import NOTES
+from gem.sets.first import first_states
 from gem.states import state_table
 
 pytestmark = pytest.mark.serial  # one device at a time: ranks change nothing here
@@ -266,7 +268,94 @@ def lasso(rng, N, H, sweeps):
     return Case(N, arguments, (8, 9) if sweeps > 1 else (10,), {"H": H, "PITCH": H + -H % 32})
 
 
+def explicit(rng, N, H, count):
+    """Random states of binary latents as words, the sizes of their kernels, and keys of random numbers."""
+    active = rng.random((N, count, H)) < min(0.5, 3 / H)
+    return (
+        packed(active),
+        {"H": H, "WORDS": words(H), "COUNT": count},
+        rng.integers(2**32, size=(N, 2), dtype=np.uint32),
+    )
+
+
+def linear_energies(rng, N, H, count):
+    W, (sets, sizes, _) = rng.standard_normal((2 * H, H)), explicit(rng, N, H, count)
+    lines = [3 * rng.standard_normal((N, H)), W.T @ W / 4, rng.uniform(0.5, 1, H), rng.standard_normal(H)]
+    return Case(N, [*lines, sets, np.zeros((N, count))], (5,), sizes)
+
+
+def keep_best(rng, N, H, count, new, last):
+    """The first data points have come to this step; some found states are kept ones, or the same as others."""
+    first = first_states(rng.integers(2**32, size=(N, 2), dtype=np.uint32), count, H)
+    found, sizes, _ = explicit(rng, N, H, new)
+    found[:, : new // 3] = first[:, rng.integers(count, size=new // 3)]
+    found[:, -(new // 4) :] = found[:, : new // 4]
+    energies = [np.round(rng.standard_normal((N, m)), 2) for m in (new, count)]  # rounded: some are equal
+    age = np.where(np.arange(N) < N // 4, 3, 2).astype(np.int32)
+    sizes = {"WORDS": sizes["WORDS"], "COUNT": count, "NEW": new}
+    arguments = [3, last, found, energies[0], first, energies[1], age, np.ones(N)]
+    return Case(N, arguments, (4, 5, 6, 7), sizes)
+
+
+def weigh_states(rng, N, H, count, T):
+    sets, sizes, _ = explicit(rng, N, H, count)
+    energies = 9 * rng.standard_normal((N, count))
+    out = [np.zeros(N), np.zeros((N, count)), np.ones((N, H))]
+    return Case(N, [sets, energies, 1 / T, 1 - 1 / T, *out], (4, 5, 6), sizes)
+
+
+def state_pairs(rng, N, H, count):
+    sets, sizes, _ = explicit(rng, N, H, count)
+    weights = rng.dirichlet(np.ones(count), N) * (rng.random((N, count)) < 0.7)
+    return Case(N, [sets, weights, 2 * rng.random(N), 0.5, np.zeros((H, H), np.int64)], (4,), sizes)
+
+
+def evolve(rng, N, H, count, parents, children, mutation, fit):
+    pool, sizes, keys = explicit(rng, N, H, count)
+    made = np.zeros((N, parents * children, sizes["WORDS"]), np.uint32)
+    sizes |= {"PARENTS": parents, "CHILDREN": children, "MUTATION": mutation, "FIT": fit}
+    energies = 5 * rng.standard_normal((N, count)) * (np.arange(N) > 0)[:, None]  # of the first point all are 0
+    return Case(N, [7, 1, 2.5, keys, pool, energies, made], (6,), sizes)
+
+
+def sample_states(rng, N, H, count, prior):
+    _, sizes, keys = explicit(rng, N, H, count)
+    mean = np.where(rng.random((N, H)) < 0.3, rng.random((N, H)), 0)
+    return Case(
+        N,
+        [7, 1 / H if H > 1 else 0.5, keys, mean, np.zeros((N, count, words(H)), np.uint32)],
+        (4,),
+        {**sizes, "PRIOR": prior},
+    )
+
+
+def preselected_states(rng, N, H, Hprime):
+    candidates = np.sort(np.argsort(rng.random((N, H)), axis=1)[:, :Hprime], axis=1).astype(np.int32)
+    masks = rng.integers(2**Hprime, size=20, dtype=np.uint32)
+    sizes = {"H": H, "WORDS": words(H), "HPRIME": Hprime, "COUNT": 20}
+    return Case(N, [candidates, masks, np.zeros((N, 20, words(H)), np.uint32)], (2,), sizes)
+
+
 CASES = {
+    "linear_energies": [(linear_energies, a) for a in ((1, 1, 1), (37, 30, 20), (9, 70, 130))],
+    "keep_best": [(keep_best, a) for a in ((1, 3, 4, 6, 1), (37, 30, 20, 25, 1), (9, 70, 130, 200, 0))],
+    "weigh_states": [(weigh_states, a) for a in ((1, 1, 1, 1.0), (37, 30, 20, 1.0), (9, 70, 130, 2.5))],
+    "state_pairs": [(state_pairs, a) for a in ((1, 2, 1), (37, 30, 20), (9, 70, 130))],
+    "evolve": [
+        (evolve, (*a, mutation, fit))
+        for a, mutation, fit in (
+            ((1, 2, 4, 2, 1), 0, 1),
+            ((37, 30, 20, 5, 9), 0, 1),
+            ((9, 70, 130, 10, 9), 0, 0),
+            ((37, 30, 20, 5, 9), 1, 1),
+            ((9, 70, 130, 10, 9), 1, 1),
+            ((4, 1, 2, 2, 3), 1, 1),
+            ((37, 30, 20, 5, 4), 2, 1),
+            ((9, 70, 130, 10, 9), 2, 0),
+        )
+    ],
+    "sample_states": [(sample_states, a) for a in ((1, 1, 4, 2), (37, 30, 20, 7), (9, 70, 130, 130), (5, 40, 9, 0))],
+    "preselected_states": [(preselected_states, a) for a in ((1, 1, 1), (37, 30, 8), (9, 70, 12))],
     "squared_norms": [(squared_norms, a) for a in ((1, 1), (37, 20), (130, 33))],
     "check_rows": [(check_rows, a) for a in ((1, 1), (37, 20), (130, 33))],
     "preselect": [
@@ -433,7 +522,9 @@ def test_stages_of_a_mixture_one_by_one(number, kind):
 
 def assert_same(name, dtype, found, wanted):
     for f, w in zip(found, wanted, strict=True):
-        if w.dtype.kind == "i":
+        if w.dtype.kind == "u":
+            np.testing.assert_array_equal(f, w)
+        elif w.dtype.kind == "i":
             np.testing.assert_allclose(f, w, rtol=0, atol=0 if name == "preselect" else 2**40 * TOLERANCE[dtype])
         else:
             scale = max(1.0, float(np.abs(w).max(initial=0, where=np.isfinite(w))))

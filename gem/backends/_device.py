@@ -8,9 +8,9 @@ import threading
 import weakref
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,6 +22,7 @@ from gem.batch import Batch
 from gem.data import SampleWeights, Shard
 from gem.errors import BackendError
 from gem.kernels import accumulate, point_sums, source
+from gem.memory import Memory
 from gem.parallel import Communicator
 from gem.statistics import Layout, Names, Statistics, Sum
 
@@ -312,18 +313,28 @@ class DeviceBackend(Backend):
                     continue
                 self._lower(batch.n, said)
             host = batch.Y if isinstance(batch.Y, np.ndarray) else self.to_host(batch.Y)
-            start, counts = batch.start, batch.counts
+            start, counts, kept = batch.start, batch.counts, batch.memory
+            home = batch.home or {name: self.to_host(array) for name, array in kept.items()}
+            stays = batch.home is None
             del batch  # the parts need its room
             self.free_memory()
-            yield from self._in_parts(function, start, host, counts)
+            yield from self._in_parts(function, start, host, counts, home)
+            if stays:
+                kept |= {name: self.to_device(rows) for name, rows in home.items()}
 
     def _in_parts(
-        self, function: Callable[[Batch], Result], start: int, host: np.ndarray, counts: np.ndarray | None
+        self,
+        function: Callable[[Batch], Result],
+        start: int,
+        host: np.ndarray,
+        counts: np.ndarray | None,
+        home: Mapping[str, np.ndarray],
     ) -> Iterator[Result]:
         at = 0
         while at < len(host):
             some = slice(at, at + self.most)
-            part = Batch(start + at, host[some], None, None if counts is None else counts[some])
+            mine = {name: rows[some] for name, rows in home.items()}
+            part = Batch(start + at, host[some], None, None if counts is None else counts[some], home=mine)
             done, said = self._attempt(function, part)
             if done:
                 yield done.pop()
@@ -335,11 +346,19 @@ class DeviceBackend(Backend):
     def _attempt(self, function: Callable[[Batch], Result], batch: Batch) -> tuple[list[Result], str]:
         """The result, or none and what was said of the memory; data that are on the host are uploaded first."""
         try:
+            home = batch.home or {}
             if isinstance(batch.Y, np.ndarray):
                 batch = self.batch(batch.start, self.to_device(batch.Y), batch.counts)
-            return [function(batch)], ""
+                batch.memory.update(self._uploaded(home))
+            result = function(batch)
+            for name, rows in home.items():
+                rows[...] = self.to_host(batch.memory[name])
+            return [result], ""
         except self.out_of_memory() as error:
             return [], str(error)  # not the error itself: its traceback holds on to all that the attempt allocated
+
+    def _uploaded(self, rows: Mapping[str, np.ndarray]) -> dict[str, Array]:
+        return {name: self.to_device(array) for name, array in rows.items()}
 
     def _lower(self, failed: int, said: str) -> None:
         """Halve what is done at a time.
@@ -461,7 +480,7 @@ class Resident:
 
     def __init__(self, backend: DeviceBackend, shard: Shard, weights: SampleWeights | None):
         self.N, self.start, self.stop = shard.N, shard.start, shard.stop
-        self._backend = backend
+        self._backend, self._memory = backend, Memory(shard.start)
         self._batches = deque(
             backend.batch(start, backend.to_device(Y), None if weights is None else weights.of(start, len(Y)))
             for start, Y in shard.batches()
@@ -477,14 +496,30 @@ class Resident:
         for _ in range(len(self._batches)):
             batch = self._batches.popleft()
             host, start, counts = self._backend.to_host(batch.Y), batch.start, batch.counts
+            kept = {name: self._backend.to_host(array) for name, array in batch.memory.items()}
             del batch
             self._backend.free_memory()
-            self._batches.extend(
-                self._backend.batch(
-                    start + at, self._backend.to_device(part), None if counts is None else counts[at : at + len(part)]
+            for at, part in _parts(host, self._backend.most):
+                some = slice(at, at + len(part))
+                mine = self._backend.batch(
+                    start + at, self._backend.to_device(part), None if counts is None else counts[some]
                 )
-                for at, part in _parts(host, self._backend.most)
-            )
+                mine.memory.update(self._backend._uploaded({name: rows[some] for name, rows in kept.items()}))
+                self._batches.append(mine)
+
+    def remember(self, memory: Memory) -> None:
+        """Rows are uploaded, and stay with their batches; those of another memory are brought back before."""
+        if memory is self._memory:
+            return
+        self.bring_back()
+        self._memory = memory
+        for batch in self._batches:
+            batch.memory.update(self._backend._uploaded(memory.rows(batch.start, batch.n)))
+
+    def bring_back(self) -> None:
+        for batch in self._batches:
+            for name, rows in self._memory.rows(batch.start, batch.n).items():
+                rows[...] = self._backend.to_host(batch.memory[name])
 
 
 class Streamed:
@@ -496,6 +531,13 @@ class Streamed:
     def __init__(self, backend: DeviceBackend, shard: Shard, weights: SampleWeights | None):
         self.N, self.start, self.stop = shard.N, shard.start, shard.stop
         self._backend, self._shard, self._weights = backend, shard, weights
+        self._memory = Memory(shard.start)
+
+    def remember(self, memory: Memory) -> None:
+        self._memory = memory
+
+    def bring_back(self) -> None:
+        """Each batch was when it was done."""
 
     def __iter__(self) -> Iterator[Batch]:
         waiting: deque[tuple[int, Callable[[], Array]]] = deque()  # it lets go of an array that it gives away
@@ -516,7 +558,10 @@ class Streamed:
         """The batch, with weights if it is on the device: where it is not, `map` uploads these as well."""
         Y = coming()
         counts = None if self._weights is None else self._weights.of(start, Y.shape[0])
-        return Batch(start, Y, None, counts) if isinstance(Y, np.ndarray) else self._backend.batch(start, Y, counts)
+        home = self._memory.rows(start, Y.shape[0]) or None
+        if isinstance(Y, np.ndarray):
+            return Batch(start, Y, None, counts, home=home)
+        return replace(self._backend.batch(start, Y, counts), memory=self._backend._uploaded(home or {}), home=home)
 
 
 def _parts(host: np.ndarray, most: int) -> Iterator[tuple[int, np.ndarray]]:

@@ -7,6 +7,7 @@ import platform
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import replace
 from functools import lru_cache, partial
 from inspect import signature
 from typing import Any
@@ -18,6 +19,7 @@ from gem.backends.base import Backend, Batches, Kernel, Result
 from gem.batch import Batch
 from gem.data import SampleWeights, Shard
 from gem.kernels import source
+from gem.memory import Memory
 
 CACHE_BYTES = 16 << 20  # a batch of this size stays near a core; a smaller one has threads wait for each other's calls
 MIN_BATCH, MAX_BATCH = 256, 8192
@@ -139,13 +141,21 @@ class HostBatches:
         self.N, self.start, self.stop = shard.N, shard.start, shard.stop
         self._backend, self._shard, self._weights = backend, shard, weights
         self._kept = list(self._read()) if shard.resident else None
+        self._memory: Memory | None = None
 
     def __iter__(self) -> Iterator[Batch]:
-        return self._read() if self._kept is None else iter(self._kept)
+        for batch in self._read() if self._kept is None else self._kept:
+            yield batch if self._memory is None else replace(batch, memory=self._memory.rows(batch.start, batch.n))
 
     def _read(self) -> Iterator[Batch]:
         for start, Y in self._shard.batches():
             yield self._backend.batch(start, Y, None if self._weights is None else self._weights.of(start, len(Y)))
+
+    def remember(self, memory: Memory) -> None:
+        self._memory = memory
+
+    def bring_back(self) -> None:
+        """It is the host's own."""
 
 
 class NumpyKernel(Kernel):

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from math import prod
 from pathlib import Path
@@ -30,6 +30,7 @@ from gem.data import SampleWeights, Shard
 from gem.errors import BackendError
 from gem.extras import install_hint
 from gem.kernels import source
+from gem.memory import Memory
 from gem.statistics import Layout, Names, Sum, Sums
 
 log = logging.getLogger("gem")
@@ -471,10 +472,22 @@ class InPlace:
     def __init__(self, backend: OpenCLBackend, shard: Shard, weights: SampleWeights | None):
         self.N, self.start, self.stop = shard.N, shard.start, shard.stop
         self._backend, self._shard, self._weights = backend, shard, weights
+        self._memory: Memory | None = None
         self._kept = list(self._wrapped()) if shard.resident else None
 
     def __iter__(self) -> Iterator[Batch]:
-        return self._wrapped() if self._kept is None else iter(self._kept)
+        for batch in self._wrapped() if self._kept is None else self._kept:
+            yield batch if self._memory is None else self._with_memory(self._memory, batch)
+
+    def _with_memory(self, memory: Memory, batch: Batch) -> Batch:
+        rows = memory.rows(batch.start, batch.n)
+        return replace(batch, memory={name: self._backend.to_device(array) for name, array in rows.items()}, home=rows)
+
+    def remember(self, memory: Memory) -> None:
+        self._memory = memory
+
+    def bring_back(self) -> None:
+        """Each batch was when it was done."""
 
     def _wrapped(self) -> Iterator[Batch]:
         for start, Y in self._shard.batches():

@@ -12,6 +12,7 @@ import numpy as np
 from gem.backends.base import Array, Backend, Batches, Kernel, Parts, Result, Totals
 from gem.batch import Batch
 from gem.data import SampleWeights, Shard
+from gem.memory import Memory
 from gem.parallel import Communicator
 from gem.statistics import Layout, Statistics, Sums
 from gem.trace import Trace
@@ -130,6 +131,12 @@ class _TracedBatches:
     def __init__(self, batches: Batches, trace: Trace):
         self.N, self.start, self.stop = batches.N, batches.start, batches.stop
         self._batches, self._trace = batches, trace
+
+    def remember(self, memory: Memory) -> None:
+        self._batches.remember(memory)
+
+    def bring_back(self) -> None:
+        self._batches.bring_back()
 
     def __iter__(self) -> Iterator[Batch]:
         waiting = iter(self._batches)

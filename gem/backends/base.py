@@ -11,6 +11,7 @@ import numpy as np
 
 from gem.batch import Array, Batch
 from gem.data import SampleWeights, Shard
+from gem.memory import Memory
 from gem.parallel import Communicator
 from gem.statistics import Layout, Names, Statistics, Sum, Sums
 
@@ -34,6 +35,12 @@ class Batches(Protocol):
     def __iter__(self) -> Iterator[Batch]:
         """Each batch, in order."""
 
+    def remember(self, memory: Memory) -> None:
+        """Have each batch bring its rows of this memory along from now on."""
+
+    def bring_back(self) -> None:
+        """Have the host's memory as the last E-step left it."""
+
 
 class NoBatches:
     """No data at all."""
@@ -42,6 +49,12 @@ class NoBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         return iter(())
+
+    def remember(self, memory: Memory) -> None:
+        pass
+
+    def bring_back(self) -> None:
+        pass
 
 
 class Kernel(ABC):

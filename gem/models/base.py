@@ -7,13 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from inspect import Parameter as Argument
 from inspect import signature
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
 
 from gem.backends.base import Backend
 from gem.checks import number, whole_number
-from gem.data import check_finite
+from gem.data import check_finite, open_data
+from gem.memory import Memory
 from gem.models import parameters
 from gem.models.estep import EStep, Posterior
 from gem.models.held import Masks, put_back
@@ -43,6 +45,8 @@ class Step:
         Whether dead latents begin anew.
     residuals : bool
         Whether the sums are taken about the old fields (`Model.needs_residuals`).
+    number : int
+        Which E-step it is, counted from 1: kept states are improved by the first one of its number; 0: by none.
     """
 
     T: float = 1.0
@@ -51,6 +55,7 @@ class Step:
     dtype: str = "float64"
     reseed: bool = False
     residuals: bool = False
+    number: int = 0
 
     @property
     def resolution(self) -> float:
@@ -71,7 +76,7 @@ class Model(OfPictures):
     """
 
     missing: bool = False  # whether NaN in the data marks missing entries; else it is refused
-    tallies: ClassVar[Layout] = {}  # numbers of data points that `EStep.tally` counts
+    tallies: Layout = MappingProxyType({})  # numbers of data points that `EStep.tally` counts
     D: int
 
     # -- description ---------------------------------------------------------------------------------------
@@ -158,6 +163,30 @@ class Model(OfPictures):
             If they hold Inf, or NaN that marks nothing, or there is nothing to learn from them.
         """
         return self.start(summarize(Y, self.D, communicator(comm), self.missing, weights), generator(seed, "init"))
+
+    # -- what is kept for each data point ----------------------------------------------------------------------
+
+    @property
+    def bytes_kept(self) -> int:
+        """Bytes that are kept for a data point from step to step; by default nothing is."""
+        return 0
+
+    def first_memory(self, start: int, count: int, seed: int) -> dict[str, np.ndarray]:
+        """What is kept of so many data points from the global row `start` on before the first step, (count, ...)."""
+        return {}
+
+    def init_memory(self, Y: Any, seed: int = 0, comm: Any = None) -> Memory:
+        """What is kept for each data point of this rank before the first step, for `em_step`.
+
+        Parameters
+        ----------
+        Y : (N, D) array, path, or gem.data source
+        seed : int
+            Of all that is random in the kept states, then and later.
+        comm : None, "world" or an mpi4py communicator
+        """
+        start, stop = communicator(comm).slab(open_data(Y).shape[0])
+        return Memory(start, self.first_memory(start, stop - start, whole_number("seed", seed, 0)))
 
     def schedules(self, params: Params) -> dict[str, Any]:
         """What `Annealing.auto` anneals, from the parameters that a run begins with; by default nothing.
@@ -286,7 +315,7 @@ class Model(OfPictures):
         """New parameters in which dead latents begin anew, and notes on them; by default there are none."""
         return new, []
 
-    truncates: ClassVar[bool] = False  # whether states are left out, so that data can be selected
+    truncates: bool = False  # whether states are left out, so that data can be selected
 
     def truncation(self, params: Params) -> tuple[float, float]:
         """(A, B): prior mass of the states with at most γ causes, and their mean number of causes."""

@@ -60,6 +60,8 @@ class Posterior:
         ⟨s∘z⟩ where a latent is a switch s and a strength z (spike-and-slab).
     reconstruction : (n, D) array, or None
         E[y] under the posterior.
+    sets : (n, S, W) uint32 array, or None
+        The kept states of each data point: latent h is bit h % 32 of word h // 32.
     states, probabilities : (n, k, H) and (n, k) host arrays, or None
         The k most probable states, the best first, and p(s | y_n) on K_n at T = 1.
     """
@@ -71,6 +73,7 @@ class Posterior:
     reconstruction: Array = None
     states: np.ndarray | None = None
     probabilities: np.ndarray | None = None
+    sets: Array = None
 
     @property
     def map_state(self) -> np.ndarray | None:

@@ -6,7 +6,6 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import frexp
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
@@ -14,20 +13,20 @@ import numpy as np
 from gem.backends.base import Array, Backend, Kernel
 from gem.batch import Batch
 from gem.errors import ConfigError
+from gem.kernels.bits import words
 from gem.models.base import Step, points
 from gem.models.estep import EStep, Evidence, Posterior, column_sums, squared_norms
 from gem.models.held import Masks, added_variance, held_fields, put_back
 from gem.models.imputation import impute
+from gem.models.kept import KeptEStep, on_kept
 from gem.models.observed import ObservedGram, split_missing
 from gem.models.parameters import MIN_PROBABILITY, Parameter, Params
 from gem.models.residuals import blended, discrete_spread, loses_digits, residual_sums, squares_about_zero
-from gem.models.truncated import Truncated, count_full, held, noise_level, pieces
+from gem.models.truncated import FIXED_POINT, Truncated, count_full, held, noise_level, pair_scale, pieces
+from gem.sets.first import kept_bytes
 from gem.statistics import N_USE, Layout, Statistics, Sum, Sums
 from gem.summary import Summary
 
-FIXED_POINT = 2.0**40  # the scale of pair_sums: integers add up to the same bits in any order
-ROOM = 21  # sums of pairs stay below 2²¹ units of 2⁴⁰: a quarter of what 64 bits hold
-FLOAT_RANGE = 120  # exponents that a float32 holds with some to spare
 FAINT = 1e-10  # of the largest Σ⟨s²⟩
 BLOCK = 32  # rows of a triangular matrix that are inverted at once
 
@@ -122,8 +121,7 @@ class GaussianEStep(EStep[Found], Generic[Found]):
         No Σ|⟨s_i s_j⟩| exceeds the largest Σ⟨s_h²⟩, and this not `bound`: what the unit, a power of 2, leaves room for.
         """
         H = self.W.shape[1]
-        _, exponent = frexp(bound)
-        scale = 2.0 ** float(np.clip(ROOM - exponent, -FLOAT_RANGE, FLOAT_RANGE))
+        scale = pair_scale(bound)
         sums = self.backend.zeros((H, H), np.int64)
         self.pair_sums(batch.n, found.candidates, found.pairs, batch.weights, scale, sums)
         return Sum(sums, 1 / (FIXED_POINT * scale))
@@ -292,7 +290,9 @@ class LinearSuperposition(Truncated):
 
     # -- E-step --------------------------------------------------------------------------------------------
 
-    def on(self, backend: Backend, params: Params, step: Step) -> LinearEStep:
+    def on(self, backend: Backend, params: Params, step: Step) -> LinearEStep | KeptEStep:
+        if self.kept is not None:
+            return on_kept(self, self.kept, backend, params, step)
         H, V, W, device = self.H, len(self.values), params["W"], backend.to_device
         sigma2 = float(params["sigma"] ** 2)
         log_p = np.log(self.probabilities(params))
@@ -301,7 +301,7 @@ class LinearSuperposition(Truncated):
         norms = np.zeros(H) if self.missing else np.diag(gram)  # of what was observed they differ by data point
         slope = np.full(H, 1 / sigma2)
         offset = log_odds[:, None] - values[:, None] ** 2 / 2 * norms
-        score_slope, score_offset = self._score_lines(slope, offset, norms)
+        score_slope, score_offset = self.score_lines(slope, offset, norms)
         shift = np.zeros(V) if step.anneal_prior else (1 - 1 / step.T) * log_odds
         sizes: dict[str, Any] = {"H": H, "HPRIME": self.Hprime}
         return LinearEStep(
@@ -333,7 +333,7 @@ class LinearSuperposition(Truncated):
             ),
         )  # fmt: skip
 
-    def _score_lines(self, slope: np.ndarray, offset: np.ndarray, norms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def score_lines(self, slope: np.ndarray, offset: np.ndarray, norms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Slopes and offsets in b of the scores, for `preselect`; the scores themselves if entries are missing."""
         if self.missing:
             return np.ones((1, self.H)), np.zeros((1, self.H))
@@ -381,15 +381,21 @@ class LinearSuperposition(Truncated):
 
     @property
     def monotone(self) -> bool:
-        """Where no state is left out."""
-        return self.Hprime == self.gamma == self.H and not self.missing
+        """Where no state is left out, or states are kept: new ones are taken only if they are better."""
+        return self.kept is not None or (self.Hprime == self.gamma == self.H and not self.missing)
 
     def needs_residuals(self, params: Params, step: Step, moments: Statistics | None = None) -> bool:
+        if self.kept is not None:  # `noise_level` tells where digits are lost
+            return False
         with np.errstate(over="ignore"):
             square = self.probabilities(params)[1:] @ np.square(self.values) * np.sum(params["W"] ** 2) / self.D
         return noise_is_lost(square, params, step, moments)
 
     def bytes_per_point(self, itemsize: int) -> tuple[int, int]:
+        if self.kept is not None:
+            found = itemsize * (self.H + self.kept.states + 3)
+            new = 2 * self.kept.proposed * (itemsize + 4 * words(self.H))
+            return found + itemsize * (self.D + self.H) + new + kept_bytes(self.kept, self.H), found
         expected = self.H + self.pairs + (self.H + len(self.values) if len(self.values) > 1 else 0)
         kept = itemsize * (expected + 2 + 2 * self.D * self.missing) + 4 * self.Hprime
         return kept + itemsize * (self.D + self.H + (2 * self.H + self.pairs) * self.missing), kept
@@ -409,6 +415,7 @@ class BSC(LinearSuperposition):
     """
 
     cosine = True
+    takes_sets = True
 
     def probabilities(self, params: Params) -> np.ndarray:
         return shared_out(params["pi"], 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -61,7 +62,7 @@ class SC(Model):
     ``anneal_prior=True`` it changes nothing.
     """
 
-    tallies: ClassVar[Layout] = {"unfound": ()}
+    tallies: Layout = MappingProxyType({"unfound": ()})
     reseeds: ClassVar[str] = "asked"
 
     def __init__(self, D: int, H: int, penalty: float | None = None, iterations: int = 1000, tol: float = 1e-4):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from itertools import product
+from math import frexp
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,14 +14,20 @@ from gem.backends.base import Array, Backend
 from gem.batch import Batch
 from gem.checks import whole_number, yes_or_no
 from gem.errors import ConfigError
+from gem.kernels.bits import unpacked
 from gem.models.base import Model, Step
 from gem.models.estep import Posterior
 from gem.models.parameters import MIN_PROBABILITY, SMALL, Params, of_role
 from gem.models.pictures import contrasted, fields_for
 from gem.philox import generator
+from gem.sets import AnySets, Kept, Preselect, sets_of
+from gem.sets.first import first_memory, kept_bytes
 from gem.states import log_binomial, state_table
 from gem.statistics import Layout, Statistics, Sums
 
+FIXED_POINT = 2.0**40  # the scale of sums of pairs: integers add up to the same bits in any order
+ROOM = 21  # these stay below 2²¹ units of 2⁴⁰: a quarter of what 64 bits hold
+FLOAT_RANGE = 120  # exponents that a float32 holds with some to spare
 PIECE = 1 << 21  # numbers held at once by what is enumerated on the host
 HOT = 1.5  # the temperature that Annealing.auto begins with
 SHORT = 0.05  # share of data points at γ from which on a user is told
@@ -41,21 +49,42 @@ class Truncated(Model):
         Most active latents per state (default: H', at most 5). H' = γ = H is exact EM.
     missing : bool
         Whether NaN in the data marks missing entries; else it is refused.
+    sets : one of `gem.sets`, its name, or a mapping, optional
+        Which states there are, in place of H' and γ: Evolve or Sample keep those of each data point from step to step,
+        for models that take them.
 
     Raises
     ------
     ConfigError
-        If H' > H or γ > H', or a size is not a positive whole number.
+        If H' > H or γ > H', or a size is not a positive whole number; if states are to be kept that cannot be.
     """
 
-    tallies: ClassVar[Layout] = {"at_gamma": ()}
+    tallies: Layout = MappingProxyType({"at_gamma": ()})
     reseeds: ClassVar[str] = "asked"
-    truncates: ClassVar[bool] = True
+    truncates: bool = True
+    takes_sets: ClassVar[bool] = False  # whether states can be kept
     noisy: float = 2.0  # nats by which the noise of Annealing.auto moves the log joint of a state at first
     values: tuple[float, ...] = (1.0,)  # that a latent takes when it is not 0
 
-    def __init__(self, D: int, H: int, Hprime: int | None = None, gamma: int | None = None, missing: bool = False):
+    def __init__(
+        self,
+        D: int,
+        H: int,
+        Hprime: int | None = None,
+        gamma: int | None = None,
+        missing: bool = False,
+        sets: AnySets | Mapping[str, Any] | str | None = None,
+    ):
         self.D, self.H = whole_number("D", D), whole_number("H", H)
+        self.sets = sets_of(sets)
+        if self.sets is not None and not (Hprime is None and gamma is None):
+            raise ConfigError(
+                "Hprime and gamma are those of preselected states, and sets says which there are: leave them out (a "
+                "mix of both is Evolve(..., preselect=Preselect(Hprime, gamma)))"
+            )
+        if isinstance(self.sets, Preselect):
+            Hprime, gamma = self.sets.Hprime, self.sets.gamma
+        self.kept = self.sets if isinstance(self.sets, Kept) else None
         self.Hprime = min(self.H, 8) if Hprime is None else whole_number("Hprime", Hprime)
         self.gamma = min(self.Hprime, 5) if gamma is None else whole_number("gamma", gamma)
         self.missing = yes_or_no("missing", missing)
@@ -63,7 +92,36 @@ class Truncated(Model):
             raise ConfigError(
                 f"Hprime = {self.Hprime} > H = {self.H}: no more latents can be preselected than there are"
             )
-        self.states = state_table(self.Hprime, self.gamma)
+        if self.kept is None:
+            self.states = state_table(self.Hprime, self.gamma)
+        else:
+            self._keep(self.kept)
+
+    def _keep(self, kept: Kept) -> None:
+        """States are kept: each may have any number of active latents."""
+        if not self.takes_sets:
+            raise ConfigError(f"{self.name} takes no sets yet that are kept from step to step: choose Hprime and gamma")
+        if self.missing:
+            raise ConfigError("missing entries with sets that are kept from step to step are not there yet")
+        kept.check(self.H)
+        if kept.preselect is not None:
+            type(self)(self.D, self.H, kept.preselect.Hprime, kept.preselect.gamma)  # refuses what does not fit
+        self.Hprime = self.gamma = self.H
+        self.truncates, self.tallies = False, {"replaced": ()}
+
+    def settings(self) -> dict[str, Any]:
+        given = super().settings()
+        given.pop("sets", None)
+        if self.kept is None:
+            return given
+        return {**{n: v for n, v in given.items() if n not in ("Hprime", "gamma")}, "sets": self.kept.plain()}
+
+    @property
+    def bytes_kept(self) -> int:
+        return 0 if self.kept is None else kept_bytes(self.kept, self.H)
+
+    def first_memory(self, start: int, count: int, seed: int) -> dict[str, np.ndarray]:
+        return {} if self.kept is None else first_memory(self.kept, self.H, seed, start, count)
 
     def log_prior(self, params: Params, states: np.ndarray) -> np.ndarray:
         """Of binary latents, active with probability `pi`, one for all or (H,)."""
@@ -174,6 +232,8 @@ class Truncated(Model):
 
     def top_states(self, params: Params, Y: np.ndarray, posterior: Posterior, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k most probable states of K_n by enumeration: one data point at a time, on the host."""
+        if self.kept is not None:
+            return self._top_kept(params, Y, posterior.sets, k)
         few = self._zero_and_singletons()
         several = self._multiples()
         k = min(k, len(few) + len(several))
@@ -188,6 +248,17 @@ class Truncated(Model):
                 order = np.argsort(-energy, kind="stable")[:k]
                 best[n] = [few[i] if i < len(few) else states[i - len(few)] for i in order]
                 chance[n] = np.exp(energy[order] - np.logaddexp.reduce(energy))
+        return best, chance
+
+    def _top_kept(self, params: Params, Y: np.ndarray, sets: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """The same of kept states, words of bits (n, S, W)."""
+        k = min(k, sets.shape[1])
+        best, chance = np.empty((len(Y), k, self.H)), np.empty((len(Y), k))
+        for n, some in enumerate(sets):
+            states = unpacked(some, self.H).astype(np.float64)
+            energy = self.log_joint(params, Y[n : n + 1], states)[0]
+            order = np.argsort(-energy, kind="stable")[:k]
+            best[n], chance[n] = states[order], np.exp(energy[order] - np.logaddexp.reduce(energy))
         return best, chance
 
     def _zero_and_singletons(self) -> np.ndarray:
@@ -208,6 +279,12 @@ class Truncated(Model):
 def count_full(backend: Backend, batch: Batch, full: Array) -> Sums:
     """How many data points have γ active latents in their most probable state: `full` (n,) is 1 for these."""
     return {"at_gamma": [backend.point_sums([(full, 1.0)], None if batch.counts is None else batch.weights)]}
+
+
+def pair_scale(bound: float) -> float:
+    """The power of 2 by which sums of pairs are multiplied, none of which exceeds `bound`, before they are rounded."""
+    _, exponent = frexp(bound)
+    return 2.0 ** float(np.clip(ROOM - exponent, -FLOAT_RANGE, FLOAT_RANGE))
 
 
 def log_odds(pi: np.ndarray) -> np.ndarray:
