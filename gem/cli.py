@@ -23,6 +23,7 @@ from gem.parallel import Communicator, communicator, launched
 from gem.restarts import best_of
 from gem.run import EM
 from gem.same_run import check_same
+from gem.sets import set_options
 from gem.store import USED_UP, is_decided
 
 TERMINATED = 128 + 15  # the shell's exit status for a process that SIGTERM ended
@@ -33,6 +34,7 @@ ANNEALED = [  # every parameter of a model may get noise, but a covariance, whic
 # Tables of the configuration file: option → type. Flags set the same options; [model] has those of the model.
 OPTIONS: dict[str, dict[str, type]] = {
     "model": option_kinds(),
+    "sets": {**set_options(), "preselect": list},
     "annealing": {
         "steps": int,
         "until": float,
@@ -123,6 +125,7 @@ def _parser() -> argparse.ArgumentParser:
         else:
             form = f"numbers, as --{name}=-1,0,1" if kind is list else None
             of_model.add_argument(f"--{name}", type=PARSERS.get(kind, kind), metavar=name, help=form)
+    _add_sets(fit)
     _add_annealing(fit)
     images = fit.add_argument_group("image data")
     images.add_argument("--patch", type=int, help="side of the patches in pixels (default: 16)")
@@ -157,6 +160,13 @@ def _parser() -> argparse.ArgumentParser:
     show.set_defaults(command=_show)
     _add_restoring(commands)
     return parser
+
+
+def _add_sets(fit: argparse.ArgumentParser) -> None:
+    group = fit.add_argument_group("states that --sets evolve or --sets sample keep (gem.sets)")
+    for name, kind in OPTIONS["sets"].items():
+        form = "states of at most gamma of H' candidates are new ones, too: --preselect 8,4" if kind is list else None
+        group.add_argument(f"--{name}", type=PARSERS.get(kind, kind), metavar=name, help=form)
 
 
 def _add_annealing(fit: argparse.ArgumentParser) -> None:
@@ -343,6 +353,18 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not TOML ({error}): correct it there") from error
 
 
+def _add_to_model(settings: dict[str, dict[str, Any]]) -> None:
+    """The options of kept states as part of the model's own `sets`."""
+    given, model = settings["sets"], settings["model"]
+    if "preselect" in given:
+        numbers = [int(x) if float(x).is_integer() else x for x in given["preselect"]]
+        given["preselect"] = {"kind": "preselect", **dict(zip(("Hprime", "gamma"), numbers, strict=False))}
+    if given and not isinstance(model.get("sets"), str):
+        raise ConfigError(f"{', '.join(given)}: of which sets? give --sets, or sets in [model] of --config")
+    if given:
+        model["sets"] = {"kind": model["sets"], **given}
+
+
 def _check_model_options(model: str, given: dict[str, Any]) -> None:
     """Known to the constructor, and none that it needs missing; before any data is read."""
     for option, parameter in known_options(model, given).items():
@@ -352,6 +374,7 @@ def _check_model_options(model: str, given: dict[str, Any]) -> None:
 
 def _fit(args: argparse.Namespace, comm: Communicator) -> int:
     settings = _settings(args)
+    _add_to_model(settings)
     _check_model_options(args.model, settings["model"])
     annealing = {"steps": 100, **settings["annealing"]}
     learned = {"params", "start"} & set(settings["run"])  # from where noise would lead away
@@ -418,6 +441,7 @@ def _run(em: EM, args: argparse.Namespace, path: str, comm: Communicator) -> int
                 f"{path}: {said}, F/N = {last['free_energy'] / last['N']:.6f}"
                 + (" before the last of them" if em.stopped else "")
                 + ("" if isnan(held_out := last.get("held_out", nan)) else f", held out {held_out:.6f}")
+                + ("" if isnan(new := last.get("replaced", nan)) else f", {new:.2f} states of a point replaced")
                 + ("" if isnan(share) else f", {share:.1%} of the points at gamma = {em.model.settings()['gamma']}")
             )
     return TERMINATED if em.stopped else 0

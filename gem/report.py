@@ -41,6 +41,7 @@ def describe_run(path: str) -> None:
         **({} if run.reason is None else {"ended": ending(run.reason, run.step, run.planned)}),
         "seed": run.seed,
         **_restarts(run),
+        **_kept(run),
         "ran on": ", ".join(f"{k} {v}" for k, v in run.machine.items()),
     }
     for name, value in run.params.items():
@@ -56,6 +57,14 @@ def describe_run(path: str) -> None:
             name = f"note of {told.when}"
             rows[name] = f"{rows[name]}\n{told.what}" if name in rows else told.what
     _table(path, rows)
+
+
+def _kept(run: Run) -> dict[str, str]:
+    """How much a run that keeps states has of them, beside its file."""
+    model, N = make(run.model, run.config["settings"]), int(run.config["shape"][0])
+    if not model.bytes_kept:
+        return {}
+    return {"kept states": f"{model.bytes_kept * N / 1e6:,.1f} MB, {model.bytes_kept} bytes for each data point"}
 
 
 def _restarts(run: Run) -> dict[str, str]:

@@ -23,7 +23,7 @@ from gem.models import Model
 from gem.models.parameters import Params
 from gem.parallel import Communicator, Serial, communicator
 from gem.run import EM
-from gem.run_checks import check_numbers
+from gem.run_checks import check_numbers, refuse_with_sets
 from gem.starts import is_drawn
 from gem.store import STOPPED, RunFile
 
@@ -95,6 +95,7 @@ def best_of(
     ConfigError
         If runs would not differ by their seeds, and as `EM`.
     """
+    refuse_with_sets(model, restarts=n)
     n, group = whole_number("n", n), communicator(comm)
     check_numbers(seed, checkpoint, 1.0)
     _check(n, anneal, short, share, options)

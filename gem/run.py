@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
-from math import nan
+from math import inf, nan
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gem import memory_files
 from gem.annealing import WINDOW, Annealing
 from gem.backends import NoBatches, blas, select
 from gem.backends._traced import Traced
@@ -77,6 +79,8 @@ from gem.store import (
 from gem.taking_up import arguments, params_of
 from gem.termination import Termination
 from gem.trace import OFF, Recording, Trace
+
+NEVER = 2**62  # steps
 
 
 class EM:
@@ -160,6 +164,9 @@ class EM:
     >>> em.run().params["W"]                                                           # doctest: +SKIP
     """
 
+    _place: Path | None = None  # of the run file that a memory is stored beside
+    _stored, _when = 0, 0.0  # up to which step it is, and since when
+
     def __init__(
         self,
         model: Model,
@@ -187,7 +194,7 @@ class EM:
         held_out: Any = None,
         held_out_every: int = EVERY,
     ):
-        check_kinds(model, anneal)
+        check_kinds(model, anneal, minibatch=minibatch, held_out=held_out)
         asked_keep, keep_best = with_best(keep, keep_best)
         if keep_best and minibatch is not None:
             raise ConfigError("keep_best: F of a pass over minibatches is that of many parameters: leave it out")
@@ -203,7 +210,6 @@ class EM:
         self._file: RunFile | None = None
         self._records: list[tuple[dict[str, float], list[str]]] = []
         self._rate, self._carry = rate_of(minibatch, rate, len(anneal)), Carry()
-        refuse_with_sets(model, output=output, minibatch=minibatch, held_out=held_out)
         with self.comm.guard():
             self._source = source = open_for(model, data)
             self._memory = model.init_memory(source, self.seed, self.comm)
@@ -235,6 +241,7 @@ class EM:
                 self._check_data(shard, given=params is not None or start is not None)
                 if self.comm.rank == 0:
                     self._begin(output, config, overwrite)
+                self._remembers_at(output, 0)
 
     def _begin(self, output: Any, config: dict[str, Any], overwrite: bool) -> None:
         """Begin the run file."""
@@ -245,8 +252,7 @@ class EM:
             machine={**environment(), **self.backend.describe()},
             seed=self.seed,
             params=self.params,
-            every=config["checkpoint"],
-            seconds=config["checkpoint_seconds"],
+            **self._own_checkpoints(config),
             overwrite=overwrite,
             keep=self._keep,
             carries=self._minibatches is not None,
@@ -265,6 +271,7 @@ class EM:
         other = copy(self)
         other.seed, other.reason, other._records, other._file = int(seed), None, [], None
         other._best, other._carry = Best(self._keep_best), Carry()
+        other._place = None
         other._memory = self.model.init_memory(self._source, other.seed, self.comm)
         if self._minibatches is not None:  # they are dealt out by the seed
             other._minibatches = self._minibatches.dealt_by(other.seed)
@@ -405,15 +412,16 @@ class EM:
                 em._best = Best(True)
                 em._best.see(run.best[1], run.best[0], run.best[2])
             em.planned, em._longer, em._keep = run.planned, "steps" in config, config.get("keep", "all")
-            longer = {}
+            longer: dict[str, Any] = {}
             if steps is not None:
                 em.planned, em._longer = run.step + whole_number("steps", steps), True
                 longer = {"config": {**config, "steps": em.planned}}
             elif is_over(run.reason) or run.step >= em.planned:
                 em.reason = run.reason if is_over(run.reason) else USED_UP
             if group.rank == 0 and (longer or not run.finished):
-                seconds = config.get("checkpoint_seconds", CHECKPOINT_SECONDS)
-                em._file = RunFile.open(path, every=config["checkpoint"], seconds=seconds, keep=em._keep, **longer)
+                em._file = RunFile.open(path, **em._own_checkpoints(config), keep=em._keep, **longer)
+            em._about = config
+            em._remembers_at(path, run.step)
         return em
 
     # -- the loop ------------------------------------------------------------------------------------------
@@ -584,6 +592,7 @@ class EM:
             stop = stop or (self.comm.size == 1 and asked())  # of several ranks, each may have another answer by now
             self.reason = ended or (STOPPED if stop else None)  # after the last step there is nothing to stop
             self._record(info, carries=self._minibatches is not None)
+            self._checkpoint_all()
         return info
 
     def _record(self, info: Info, carries: bool) -> None:
@@ -596,6 +605,36 @@ class EM:
             carry = self._carry.arrays(self.params) if carries else None
             kept = None if best.params is None else (best.step, best.free_energy, best.params)
             self._file.record(self.step, self.params, info.scalars(), info.notes, self.reason, kept, carry)
+
+    def _own_checkpoints(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """When the run file stores steps by itself: of a run with a memory never, as that has to be stored with it."""
+        if self.model.bytes_kept:
+            return {"every": NEVER, "seconds": inf}
+        return {"every": config["checkpoint"], "seconds": config.get("checkpoint_seconds", CHECKPOINT_SECONDS)}
+
+    def _remembers_at(self, path: Any, step: int) -> None:
+        """Store the memory beside this run file from now on; take it up as it was after this step."""
+        if not self.model.bytes_kept:
+            return
+        self._place, self._stored, self._when = Path(path).resolve(), step, time.monotonic()
+        if step:
+            self._memory = memory_files.load(self._place, step, self._memory, self._source.shape[0])
+        elif self.comm.rank == 0:
+            memory_files.forget_others(self._place, None)
+
+    def _checkpoint_all(self, due: bool = False) -> None:
+        """Store memory and run file, by all ranks together, if that is `due`, or the time has come for it."""
+        if self._place is None or self._stored == self.step:
+            return
+        every, seconds = self._about["checkpoint"], self._about.get("checkpoint_seconds", CHECKPOINT_SECONDS)
+        late = self.comm.bcast(time.monotonic() - self._when >= seconds)  # by the clock of rank 0
+        if due or late or self.step % every == 0:
+            self._work.batches.bring_back()
+            memory_files.store(self._place, self.step, self._memory, self._source.shape[0], self.comm)
+            if self._file is not None:
+                self._file.checkpoint()
+                memory_files.forget_others(self._place, self.step)
+            self._stored, self._when = self.step, time.monotonic()
 
     def _remember(self) -> None:
         """Have the batches bring this run's memory along: runs that `again` makes share the batches."""
@@ -754,15 +793,18 @@ class EM:
             raise
 
     def _save(self) -> None:
-        if self._file is not None:
+        if self._file is not None and self._place is None:
             self._file.save()
+        elif self.comm.size == 1 and self._file is not None and self._file.step == self.step:
+            self._checkpoint_all(due=True)  # of several ranks one cannot: the others may be elsewhere
 
     def _save_soon(self) -> Callable[[], None] | None:
         """What stores the steps done when SIGTERM comes; None where this rank has no file."""
-        return None if self._file is None else self._file.save
+        return None if self._file is None or self._place is not None else self._file.save
 
     def _end(self) -> None:
         with self.comm.guard():
+            self._checkpoint_all(due=True)
             with self._trace.span("record"):
                 if self.stopped and self._file is not None:
                     self._save()

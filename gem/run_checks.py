@@ -16,8 +16,8 @@ from gem.models import Model
 MAX_SEED = 2**63  # the run file keeps it as a signed integer
 
 
-def check_kinds(model: Any, anneal: Any) -> None:
-    """Refuse what is no model and no annealing, or do not go together.
+def check_kinds(model: Any, anneal: Any, **given: Any) -> None:
+    """Refuse what is no model and no annealing, or do not go together, or with other arguments that are given.
 
     Raises
     ------
@@ -27,6 +27,7 @@ def check_kinds(model: Any, anneal: Any) -> None:
         raise ConfigError(f"EM(model, data, anneal) takes a Model and an Annealing, not {model!r} and {anneal!r}")
     check_noise(model, anneal.noisy)
     check_options(model, anneal.ever("Ncut"), anneal.reseed)
+    refuse_with_sets(model, **given)
 
 
 def refuse_with_sets(model: Model, **given: Any) -> None:

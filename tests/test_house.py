@@ -28,7 +28,7 @@ FLOORS = [
     {"gem.errors", "gem.extras", "gem.checks", "gem._version", "gem.states", "gem.annealing", "gem.parallel",
      "gem.philox", "gem.statistics", "gem.data", "gem.images", "gem.picture_files", "gem.png16",
      "gem.store", "gem.replacing", "gem.keeping", "gem.progress", "gem.notes", "gem.batch", "gem.memory",
-     "gem.sets", "gem.summary",
+     "gem.memory_files", "gem.sets", "gem.summary",
      "gem.trace", "gem.launch", "gem.cores", "gem.leaving", "gem.termination"},
     {"gem.backends"},
     {"gem.models"},

@@ -9,14 +9,16 @@ import pytest
 from conftest import missing
 
 import gem
-from gem import EM, Annealing, ConfigError
+from gem import EM, Annealing, ConfigError, RunFileError
 from gem.backends._numpy import NumpyBackend
+from gem.cli import main
 from gem.errors import BackendError
 from gem.kernels.bits import packed, unpacked
 from gem.kernels.philox import philox
 from gem.models import BSC, TSC, make
 from gem.sets import Evolve, Preselect, Sample, sets_of
 from gem.sets.first import first_states, point_keys
+from gem.store import read_run
 
 D, H, N = 6, 5, 60
 KINDS = {
@@ -197,6 +199,41 @@ def test_em_keeps_its_memory():
     assert np.all(np.diff(em.history["free_energy"]) > 0)
 
 
+@pytest.mark.parametrize("how", ["killed", "left", "done"])
+def test_a_run_is_taken_up_with_its_memory(how, tmp_path):
+    """A process that is killed loses what came after the last checkpoint, here after step 4; a loop left, nothing."""
+    params, Y = problem()
+    model, options = BSC(D, H, sets=KINDS["randflip"]), {"backend": "numpy", "dtype": "float64", "seed": 3}
+    whole = EM(model, Y, Annealing(steps=7), params=params, **options).run()
+    path = tmp_path / "run.h5"
+    steps = 5 if how == "done" else 7
+    em = EM(model, Y, Annealing(steps=steps), params=params, output=path, checkpoint=2, **options)
+    if how == "done":
+        em.run()
+        again = EM.resume(path, Y, steps=2)
+    else:
+        for _ in em:
+            if em.step == 5:
+                if how == "killed":
+                    em._checkpoint_all = em._save = lambda due=False: None  # no time for anything
+                break
+        again = EM.resume(path, Y)
+    assert again.step == (4 if how == "killed" else 5)
+    again.run()
+    np.testing.assert_array_equal(again.params["W"], whole.params["W"])
+    np.testing.assert_array_equal(again._memory.arrays["states"], whole._memory.arrays["states"])
+    assert again.history["replaced"][6] == whole.history["replaced"][6]
+    assert [folder.name for folder in (tmp_path / "run.h5.memory").iterdir()] == ["7"]
+
+
+def test_a_run_without_its_memory_is_refused(tmp_path):
+    path = tmp_path / "run.h5"
+    EM(BSC(D, H, sets=KINDS["sample"]), problem()[1], Annealing(steps=2), backend="numpy", output=path).run()
+    (tmp_path / "run.h5.memory" / "2" / "keys.npy").unlink()
+    with pytest.raises(RunFileError, match="copy that folder along"):
+        EM.resume(path, problem()[1], steps=1)
+
+
 def test_posterior_lists_the_kept_states():
     params, Y = problem()
     exact = gem.posterior(BSC(D, H, Hprime=H, gamma=H), params, Y, backend="numpy", dtype="float64", top=3)
@@ -264,3 +301,20 @@ def test_a_memory_that_does_not_fit_is_refused():
             EM(model, Y, Annealing(steps=2), backend=NumpyBackend(), **options)
     with pytest.raises(ConfigError, match="truncates nothing"):
         gem.em_step(model, params, Y, memory=memory, Ncut=0.5, backend="numpy")
+
+
+def test_the_command_line_and_info(tmp_path, capsys):
+    data, path = tmp_path / "Y.npy", str(tmp_path / "run.h5")
+    np.save(data, problem()[1])
+    (tmp_path / "run.toml").write_text("[model]\nH = 12\n[sets]\nparents = 4\nchildren = 3\n")
+    fit = ["fit", "bsc", str(data), "--steps", "3", "--backend", "numpy", "-q", "-o", path]
+    kept = ["--config", str(tmp_path / "run.toml"), "--sets", "evolve", "--states", "20", "--preselect", "6,3"]
+    assert main([*fit, *kept]) == 0
+    assert "states of a point replaced" in capsys.readouterr().out
+    settings = read_run(path).config["settings"]
+    assert BSC(**settings).kept == Evolve(states=20, parents=4, children=3, preselect=Preselect(6, 3))
+    assert main(["info", path]) == 0
+    assert "92 bytes for each" in capsys.readouterr().out
+    assert main(["resume", path, "--steps", "1", "-q"]) == 0
+    assert main([*fit, "--H", "12", "--states", "20"]) != 0
+    assert "of which sets" in capsys.readouterr().err

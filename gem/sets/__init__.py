@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from gem.checks import whole_number
 from gem.errors import ConfigError
 
-__all__ = ["SETS", "AnySets", "Evolve", "Kept", "Preselect", "Sample", "sets_of"]
+__all__ = ["SETS", "AnySets", "Evolve", "Kept", "Preselect", "Sample", "set_options", "sets_of"]
 
 SELECTIONS = ("fit", "rand")
 MUTATIONS = ("randflip", "sparseflip", "cross")
@@ -207,6 +207,12 @@ SETS: dict[str, type[Preselect] | type[Evolve] | type[Sample]] = {
     "evolve": Evolve,
     "sample": Sample,
 }
+
+
+def set_options() -> dict[str, type]:
+    """What a user can set of kept states of any kind, and of which type, but for `preselect`."""
+    known = {about.name: about.default for kind in (Evolve, Sample) for about in fields(kind)}
+    return {name: str if isinstance(default, str) else int for name, default in known.items() if name != "preselect"}
 
 
 def sets_of(given: Any) -> AnySets | None:
