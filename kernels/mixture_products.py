@@ -10,6 +10,7 @@ of R (y − c).
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,9 @@ from gem.kernels.weights import settled_exp
 
 SUMS, STORE = 4, 8  # STAGES
 TILE_BYTES = 1 << 21  # features of the data points whose responsibilities exist at once: N × K is never formed
-WIDE = {4: 64, 8: 128}  # itemsize → dimensions from which on triangular products are as fast as D (D + 1) / 2 features
+WIDE = 32  # dimensions from which on triangular products are faster than those of D (D + 1) / 2 features
+BLOCKS = 4  # of rows of triangles
+FAINT = {4: 32.0, 8: 667.0}  # itemsize → nats below the largest log joint where a responsibility is 0: as in gem.h
 LOG_FACTORIALS = np.cumsum(np.log(np.maximum(1, np.arange(1024))))
 SAFE = 1e3  # squared distance, in standard deviations, up to which float32 expands a square with error < 1e-4
 FAR = 1e8  # and float64 with error < 1e-7
@@ -54,7 +57,7 @@ def mixture(
     common = family == "mixture_spherical"  # it is their sum that must keep its digits
     rates = mu[-1] if family == "mixture_poisson" else None
     mu = mu[: len(log_weight)]
-    wide = family == "full" and mu.shape[1] >= WIDE[Y.itemsize]
+    wide = family == "full" and mu.shape[1] >= WIDE
     kind = _Wide if wide else FAMILIES[family][MISSING]
     centre, distance = _frame(Y, mu, precision, family) if not wide else (np.zeros(mu.shape[1]), np.zeros(1))
     cancels = distance.max() > SAFE or (kind is _Full and Y.itemsize < 8 and _terms(Y - centre, precision) > TERMS)
@@ -90,6 +93,7 @@ def mixture(
 
     while True:
         expansion = kind(mu - centre, precision, dtype)
+        expansion.faint = (FAINT[dtype.itemsize] + np.ptp(shift)) / min(beta, 1.0)
         counts, *moments, squares = walk(_Apart(expansion, far) if far.any() else expansion)
         lost = ~far & expansion.lost(moments, squares, least * counts, common)
         if not lost.any():
@@ -149,6 +153,7 @@ class _Expansion:
     linear: np.ndarray
     coefficients: np.ndarray
     constant: np.ndarray
+    faint: float  # log joint below the largest where r is 0
 
     def __init__(self, offset: np.ndarray):
         self.offset, self.D = offset, offset.shape[1]
@@ -401,27 +406,47 @@ class _Full(_Gaussian):
         return first, second
 
 
+def _blocks(D: int) -> list[slice]:
+    """Rows of a triangular matrix, of which products skip what is right of each block's own columns."""
+    ends = [D * part // BLOCKS for part in range(BLOCKS + 1)] if D >= 8 * BLOCKS else [0, D]
+    return [slice(start, stop) for start, stop in pairwise(ends)]
+
+
 class _Wide(_Expansion):
-    """No other features: products with triangular matrices about each mean, which skip who has no responsibility."""
+    """No other features: products with triangular matrices about each mean, which skip who has no responsibility.
+
+    The rows of R (y − μ) add up: where the first ones say that r will be 0, as for most components once these have been
+    learned, the others are not computed.
+    """
 
     def __init__(self, offset: np.ndarray, precision: np.ndarray, dtype: np.dtype):
         super().__init__(offset)
         K = len(offset)
         self.linear, self.coefficients, self.constant = np.zeros(offset.shape), np.empty((K, 0)), np.zeros(K)
-        self.factors, self.means = precision.astype(dtype), offset.astype(dtype)[:, :, None]
-        half = -(-self.D // 2)
-        for factor in self.factors:  # of the block above the diagonal no product is taken; within the others they are
-            factor[:half, :half], factor[half:, half:] = np.tril(factor[:half, :half]), np.tril(factor[half:, half:])
-        self.parts = slice(0, half), slice(half, self.D)
+        self.factors, self.means = np.tril(precision).astype(dtype), offset.astype(dtype)[:, :, None]
+        self.blocks = _blocks(self.D)
         self.first, self.second = np.zeros(offset.shape), np.zeros(precision.shape)
 
     def weigh(self, joint: np.ndarray, y: np.ndarray) -> None:
-        z = np.empty_like(y)
-        for k, factor in enumerate(self.factors):
-            d = y - self.means[k]
-            for part in self.parts:
-                np.matmul(factor[part, : part.stop], d[: part.stop], out=z[part])
-            joint[k] -= np.einsum("dn,dn->n", z, z) / 2
+        everyone = np.arange(joint.shape[1])
+        for k in range(len(joint)):
+            self._take(joint, y, k, everyone, self.blocks[:1])
+        best = joint.argmax(axis=0)
+        for k in range(len(joint)):
+            self._take(joint, y, k, np.flatnonzero(best == k), self.blocks[1:])
+        least = joint[best, everyone] - self.faint
+        for k in range(len(joint)):
+            self._take(joint, y, k, np.flatnonzero((joint[k] >= least) & (best != k)), self.blocks[1:])
+        joint[joint < least] = -np.inf
+
+    def _take(self, joint: np.ndarray, y: np.ndarray, k: int, own: np.ndarray, blocks: list[slice]) -> None:
+        """Take ½ z² of some rows of z = R_k (y − μ_k) from the log joint of the points `own`."""
+        if own.size and blocks:
+            last = blocks[-1].stop
+            d = (y[:last] if own.size == y.shape[1] else y[:last, own]) - self.means[k, :last]
+            for block in blocks:
+                z = self.factors[k, block, : block.stop] @ d[: block.stop]
+                joint[k, own] -= np.einsum("dn,dn->n", z, z) / 2
 
     def collect(self, r: np.ndarray, y: np.ndarray) -> None:
         for k, share in enumerate(r):
@@ -445,11 +470,12 @@ class _Tied(_Gaussian):
         super().__init__(offset @ self.factor.T, dtype)
         self.linear, self.coefficients = self.offset, -np.ones((len(offset), 1))
         self.constant = -(self.offset**2).sum(axis=1) / 2
-        self.whiten = self.factor.astype(dtype)
+        self.whiten, self.blocks = self.factor.astype(dtype), _blocks(self.D)
         self.square = np.zeros(precision.shape)
 
     def fill(self, others: np.ndarray, y: np.ndarray) -> None:
-        y[:] = self.whiten @ y
+        for block in reversed(self.blocks):  # in place: no later one asks for these rows of y
+            y[block] = self.whiten[block, : block.stop] @ y[: block.stop]
         others[0] = np.einsum("dn,dn->n", y, y) / 2
 
     def squares(self, others: np.ndarray) -> np.ndarray:
@@ -462,7 +488,8 @@ class _Tied(_Gaussian):
         return np.asarray(np.einsum("dn,dn->n", d, d)) / 2
 
     def collect(self, r: np.ndarray, y: np.ndarray) -> None:
-        self.square += (y * r.sum(axis=0)) @ y.T
+        x = y * np.sqrt(r.sum(axis=0))
+        self.square += x @ x.T
 
     def recentre(self, counts: np.ndarray, linear: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, ...]:
         """First moments about the means, and the second ones summed over components; of z."""

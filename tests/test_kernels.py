@@ -416,7 +416,16 @@ CASES = {
     ]
     + [(counts, a) for a in ((1, 1, 1, 1.0, 0, 1), (37, 20, 5, 2.0, 0, 5), (100, 17, 9, 1.0, 1, 10))]
     + [(counts, a) for a in ((37, 5, 3, 1.0, 0, 10**7), (20, 17, 2, 2.0, 1, 10**5))],
-    "mixture_full": [(mixture_full, a) for a in ((50, 7, 4, 0, 1.0), (9, 130, 3, 0, 2.0), (60, 17, 3, 1, 2.0))],
+    "mixture_full": [
+        (mixture_full, a)
+        for a in (
+            (50, 7, 4, 0, 1.0),
+            (9, 130, 3, 0, 2.0),
+            (60, 17, 3, 1, 2.0),
+            (80, 40, 6, 0, 1.0),
+            (70, 37, 5, 1, 1.0),
+        )
+    ],
 }
 
 ALL = [(name, n) for name, cases in CASES.items() for n in range(len(cases))]
