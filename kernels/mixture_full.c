@@ -10,6 +10,7 @@
  *   responsibilities (N, K) r_nk, if STAGES has bit 8; bit 4: sums are wanted
  *   sums             (GROUPS, SUMS) sum over n of r_nk (1, y - mu_k, (y - mu_k) (y - mu_k)'); one row for each group; the
  *                    last part is summed over k if TIED
+ *   nu               (K, D) if TIED: R (mu_k - mu_0), for CPU devices
  *   room, least      for others
  *
  * Differences are taken before they are squared: float is safe wherever the data lie. Moments are summed in
@@ -107,6 +108,45 @@ DEVICE void distance(const tile *t, GLOBAL const real *mu, GLOBAL const real *P,
     for (int v = 0; v < VECTORS; v++)
         q[v] *= (real)0.5;
 }
+
+#if TIED
+/* z = R (y - mu_0), once for all components, and half the squared distance from one of them: in acc, so that components
+ * that are far from mu_0 keep their digits. */
+DEVICE void whiten(const tile *t, GLOBAL const real *mu, GLOBAL const real *R, accs z[D][VECTORS])
+{
+    accs x[D][VECTORS];
+    for (int i = 0; i < D; i++) {
+        accs sum[VECTORS];
+#pragma unroll
+        for (int v = 0; v < VECTORS; v++) {
+            x[i][v] = VACC(t->y[i][v].v) - (acc)mu[i];
+            sum[v] = (acc)R[i * D + i] * x[i][v];
+        }
+        for (int j = 0; j < i; j++)
+#pragma unroll
+            for (int v = 0; v < VECTORS; v++)
+                sum[v] += (acc)R[i * D + j] * x[j][v];
+#pragma unroll
+        for (int v = 0; v < VECTORS; v++)
+            z[i][v] = sum[v];
+    }
+}
+
+DEVICE void distance_from(accs z[D][VECTORS], GLOBAL const acc *nu, vec *q)
+{
+    accs sum[VECTORS];
+#pragma unroll
+    for (int v = 0; v < VECTORS; v++)
+        sum[v] = (accs)(0);
+    for (int d = 0; d < D; d++)
+#pragma unroll
+        for (int v = 0; v < VECTORS; v++)
+            sum[v] += (z[d][v] - nu[d]) * (z[d][v] - nu[d]);
+#pragma unroll
+    for (int v = 0; v < VECTORS; v++)
+        q[v] = VREAL((acc)0.5 * sum[v]);
+}
+#endif
 
 /* Log joint to responsibilities times weight, for the v-th vector of data points; returns log evidence. */
 DEVICE vec softmax(tile *t, int v, real beta, GLOBAL const real *shift, vec weight)
@@ -213,7 +253,8 @@ KERNEL void mixture_full(int N, GLOBAL const real *RESTRICT Y, GLOBAL const real
                     GLOBAL const real *RESTRICT precision, GLOBAL const real *RESTRICT log_weight, real beta,
                     GLOBAL const real *RESTRICT shift, GLOBAL const real *RESTRICT weights,
                     GLOBAL real *RESTRICT log_evidence, GLOBAL real *RESTRICT room,
-                    GLOBAL real *RESTRICT responsibilities, GLOBAL acc *RESTRICT sums, real least)
+                    GLOBAL real *RESTRICT responsibilities, GLOBAL acc *RESTRICT sums, real least,
+                    GLOBAL const acc *RESTRICT nu)
 {
     GLOBAL acc *counts = sums + (size_t)GROUP_ID * SUMS, *first = counts + K, *second = first + K * D;
     for (int i = 0; i < SUMS; i++)
@@ -223,9 +264,17 @@ KERNEL void mixture_full(int N, GLOBAL const real *RESTRICT Y, GLOBAL const real
     for (size_t start = (size_t)GROUP_ID * TILE; start < N; start += (size_t)GROUPS * TILE) {
         t.count = N - start < TILE ? N - start : TILE;
         load_tile(&t, Y + start * D);
+#if TIED
+        accs z[D][VECTORS];
+        whiten(&t, mu, precision, z);
+#endif
         for (int k = 0; k < K; k++) {
             vec q[VECTORS];
+#if TIED
+            distance_from(z, nu + k * D, q);
+#else
             distance(&t, mu + k * D, precision + PRECISION(k), q);
+#endif
 #pragma unroll
             for (int v = 0; v < VECTORS; v++)
                 t.r[k][v].v = log_weight[k] - q[v];
@@ -325,7 +374,8 @@ KERNEL void mixture_full(int N, GLOBAL const real *RESTRICT Y, GLOBAL const real
                     GLOBAL const real *RESTRICT precision, GLOBAL const real *RESTRICT log_weight, real beta,
                     GLOBAL const real *RESTRICT shift, GLOBAL const real *RESTRICT weights,
                     GLOBAL real *RESTRICT log_evidence, GLOBAL real *RESTRICT room,
-                    GLOBAL real *RESTRICT responsibilities, GLOBAL acc *RESTRICT sums, real least)
+                    GLOBAL real *RESTRICT responsibilities, GLOBAL acc *RESTRICT sums, real least,
+                    GLOBAL const acc *RESTRICT nu)
 {
     LOCAL acc scratch[GROUP];
     LOCAL real y[D * PITCH], r[K * PITCH]; /* a row for each dimension, for each component */

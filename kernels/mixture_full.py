@@ -24,6 +24,7 @@ def mixture_full(
     responsibilities: np.ndarray,
     sums: np.ndarray,
     least: float,
+    nu: np.ndarray,
     *,
     STAGES: int,
     TIED: int,
@@ -39,7 +40,7 @@ def mixture_full(
     log_weight, shift : (K,) arrays
         Responsibilities are the softmax of beta log p(k, y_n) + shift.
     weights : (N,) array
-    room, least
+    room, least, nu
         For devices, and for `mixture_products`.
     """
     x = Y.astype(np.float64)[None] - mu[:, None]

@@ -43,6 +43,7 @@ def mixture(
     responsibilities: np.ndarray,
     sums: np.ndarray,
     least: float,
+    nu: Any = None,
     *,
     STAGES: int,
     MISSING: int = 0,

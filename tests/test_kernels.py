@@ -169,6 +169,10 @@ def mixture_full(rng, N, D, K, tied, T):
     full = np.swapaxes(np.linalg.cholesky(full[:, ::-1, ::-1]), 1, 2)[:, ::-1, ::-1] + np.triu(full, 1)  # R, P above it
     case.arguments[2] = full[0] if tied else full
     case.arguments[SUMS] = np.zeros((1, K + K * D + case.arguments[2].size))
+    mu = case.arguments[1] = case.arguments[1].astype(np.float32).astype(float)  # nu fits it in either precision
+    case.arguments[2] = case.arguments[2].astype(np.float32).astype(float)
+    case.arguments.append((mu - mu[0]) @ np.tril(case.arguments[2]).T if tied else np.zeros((1, 1)))
+    case.exact = (12,)
     case.constants.pop("MISSING")
     case.constants["TIED"], case.fragment = tied, None
     return case

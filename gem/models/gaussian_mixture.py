@@ -167,6 +167,14 @@ class MoG(KernelMixture):
         fragment = "mixture_spherical" if self.common and not self.missing else "mixture_gaussian"
         return "mixture", {**super().constants()[1], "fragment": fragment}
 
+    def besides(self, backend: Backend, mu: np.ndarray, P: np.ndarray) -> tuple[Any, ...]:
+        """If the covariances are one, R (μ_k − μ_0), of numbers as the kernel has them."""
+        if self.component == "diag":
+            return ()
+        rounded, factor = (a.astype(backend.dtype).astype(np.float64) for a in (mu, np.tril(P)))
+        tied = self.component == "tied"
+        return (backend.to_device((rounded - rounded[0]) @ factor.T if tied else np.zeros((1, 1)), backend.acc),)
+
     def least(self, params: Params) -> float:
         if not self.relative:
             return self.reg

@@ -38,6 +38,10 @@ class KernelMixture(Mixture):
         """The kernel and what it is compiled for."""
         return "mixture", {"fragment": self.fragment, "D": self.D, "K": self.K, "MISSING": int(self.missing)}
 
+    def besides(self, backend: Backend, mu: np.ndarray, P: np.ndarray) -> tuple[Array, ...]:
+        """What else the kernel takes."""
+        return ()
+
     def least(self, params: Params) -> float:
         """What no variance is smaller than, as far as the parameters tell."""
         return self.reg
@@ -68,6 +72,7 @@ class KernelMixture(Mixture):
             shift=backend.to_device(shift),
             annealed=step.T != 1 or bool(shift.any()),
             least=self.least(params),
+            besides=self.besides(backend, mu, P),
             summed=tuple(self.layout),
             size=sum(prod(shape) for shape in self.layout.values()),
         )
@@ -89,6 +94,7 @@ class KernelEStep(EStep[Explained]):
     shift: Array
     annealed: bool
     least: float
+    besides: tuple[Array, ...]
     summed: Names
     size: int
 
@@ -117,7 +123,7 @@ class KernelEStep(EStep[Explained]):
         for kernel in kernels:
             kernel(
                 n, batch.Y, self.mu, self.P, self.log_weight, self.beta, self.shift, batch.weights,
-                log_evidence, room, responsibilities, sums, self.least,
+                log_evidence, room, responsibilities, sums, self.least, *self.besides,
             )  # fmt: skip
         return Explained(Evidence(n, [(log_evidence, 1.0)]), {self.summed: Sum(sums)})
 
