@@ -5,16 +5,16 @@
 # compute-sanitizer and ncu where they are there. Nothing is installed but in a temporary folder, nothing is fetched.
 # What Python packages lack travels as wheels in .cache/wheels, which a machine with a network fills:
 #
-#   python3 -m pip download --only-binary=:all: --python-version 3.12 -d .cache/wheels h5py pytest rich scikit-learn
+#   python3 -m pip download --only-binary=:all: --python-version 3.12 -d .cache/wheels pytest rich
 #
 # Each part has its own limit, all together take at most 350 s (ON_A_GPU_SECONDS), and one that fails costs the others
 # nothing; the exit status is 1 then. OUT gets a file of some kB for each part, and summary.txt.
 #
 # --small is a dry run with small sizes; where PYTHON is not set, on the CuPy of the CPU (tests/cupy_on_cpu).
 set -uo pipefail
-cd "$(dirname "$0")/.."
-[ $# -ge 1 ] || { sed -n '2,15s/^# \{0,1\}//p' "$0"; exit 2; }
+[ $# -ge 1 ] || { sed -n '2,14s/^# \{0,1\}//p' "$0"; exit 2; }
 mkdir -p "$1" && out=$(cd "$1" && pwd) || exit 2
+cd "$(dirname "$0")/.." || exit 2
 small=${2:-}
 if [ "$small" = --small ] && [ -z "${PYTHON:-}" ]; then
     export CUSHIM_ORDER=fwd FAKECUDA_CXXFLAGS=-O0

@@ -61,16 +61,24 @@ def spike_slab(D: int, H: int, Hprime: int, gamma: int) -> dict[str, Floor]:
     }
 
 
-def causes(D: int, H: int, Hprime: int, gamma: int, each: float = 6) -> dict[str, Floor]:
-    """Causes that are not added: so many flops for each state and dimension, to combine, compare and sum."""
+def causes(D: int, H: int, Hprime: int, gamma: int) -> dict[str, Floor]:
+    """MCA: for each state and dimension a maximum, an error and the winner's weight."""
     states = sum(_states(Hprime, gamma).values())
     return {
         "cause_scores": (3 * D * H, REAL * (D + H)),
         "preselect": (2 * H + H * Hprime, REAL * H + INDEX * Hprime),
-        "causes": ((4 + EXP) * H + (each * D + EXP) * states, REAL * (D + 2 * H + 4) + INDEX * Hprime),
-        f"{PRODUCT}singletons": (4 * D * H, 2 * REAL * (D + H)),
-        **_common(D, H, Hprime),
+        "causes": ((4 + EXP) * H + (6 * D + EXP) * states, REAL * (D + 2 * H + 4) + INDEX * Hprime),
+        **{name: _common(D, H, Hprime)[name] for name in ("squared_norms", "column_sums")},
     }
+
+
+def noisy_or(D: int, H: int, Hprime: int, gamma: int) -> dict[str, Floor]:
+    """NoisyOR: for each state and dimension a product, the probability of y_d, and two sums of the M-step."""
+    states = sum(_states(Hprime, gamma).values())
+    found = causes(D, H, Hprime, gamma) | {
+        "causes": ((4 + EXP) * H + (8 * D + EXP) * states, REAL * (D + 2 * H + 4) + INDEX * Hprime)
+    }
+    return {name: floor for name, floor in found.items() if name not in ("squared_norms", "cause_scores")}
 
 
 def mixture(D: int, K: int) -> dict[str, Floor]:
