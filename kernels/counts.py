@@ -69,8 +69,8 @@ CASES = {
     "bsc-8-5": Case("bsc", _causes(256, 300, 8, 5), (32, 64), floors.linear),
     "bsc-12-4": Case("bsc", _causes(256, 300, 12, 4), (32, 64), floors.linear),
     "gsc": Case("gsc", _causes(64, 100, 8, 3), (32, 64), floors.spike_slab),
-    "mca": Case("mca", _causes(64, 100, 8, 3), (32, 64), floors.causes),
-    "noisyor": Case("noisyor", _causes(64, 100, 8, 3), (32, 64), floors.noisy_or),
+    "mca": Case("mca", _causes(32, 60, 8, 3), (32, 64), floors.causes),
+    "noisyor": Case("noisyor", _causes(32, 60, 8, 3), (32, 64), floors.noisy_or),
 }
 
 

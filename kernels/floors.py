@@ -65,7 +65,7 @@ def causes(D: int, H: int, Hprime: int, gamma: int) -> dict[str, Floor]:
     """MCA: for each state and dimension a maximum, an error and the winner's weight."""
     states = sum(_states(Hprime, gamma).values())
     return {
-        "cause_scores": (3 * D * H, REAL * (D + H)),
+        "cause_scores": (D * H, REAL * (D + H)),
         "preselect": (2 * H + H * Hprime, REAL * H + INDEX * Hprime),
         "causes": ((4 + EXP) * H + (6 * D + EXP) * states, REAL * (D + 2 * H + 4) + INDEX * Hprime),
         **{name: _common(D, H, Hprime)[name] for name in ("squared_norms", "column_sums")},
