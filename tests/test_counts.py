@@ -106,7 +106,8 @@ def test_a_step_that_fails_is_told(monkeypatch):
 
 def test_every_kernel_on_paper_is_counted_and_the_page_has_the_pinned_counts():
     pins = counts.pinned()
-    for name in pins:
-        assert set(counts.CASES[name].fewest) <= set(pins[name]), name
+    assert list(pins) == list(counts.CASES)
+    for name, case in counts.CASES.items():
+        assert set(case.fewest) <= set(pins[name]), name
     page = (counts.PINS.parent.parent / "docs" / "kernels.md").read_text()
     assert page.split(paper.MARK)[1].strip() == paper.markdown(paper.COLUMNS, paper.counted())
