@@ -685,7 +685,7 @@ def test_usage(gem_, arguments, words):
         ("[data]\nseed = 3", r"c\.toml: \[data\] has no option 'seed': there are patch, count, whitening"),
         ("[model]\nK = 3", "bsc has no option 'K': there are H, Hprime, gamma"),
         ("[model]\nD = 3", "bsc has no option 'D'"),
-        ("[output]\nfile = 3", r"c\.toml: output is no table .*\[model\], \[annealing\], \[data\], \[run\]"),
+        ("[output]\nfile = 3", r"c\.toml: output is no table .*\[model\], \[sets\], \[annealing\], \[data\], \[run\]"),
         ("run = 3", r"c\.toml: run is no table"),
         ("[run\nseed = 3", r"c\.toml is not TOML .*line 1"),
         ('[run]\nseed = "a"', r"c\.toml: \[run\] seed = 'a' must be a whole number"),
