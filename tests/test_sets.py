@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from functools import lru_cache
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from conftest import missing
 
 import gem
+from benchmarks import sets as sets_benchmark
 from gem import EM, Annealing, ConfigError, RunFileError
 from gem.backends._numpy import NumpyBackend
 from gem.cli import main
@@ -318,3 +320,11 @@ def test_the_command_line_and_info(tmp_path, capsys):
     assert main(["resume", path, "--steps", "1", "-q"]) == 0
     assert main([*fit, "--H", "12", "--states", "20"]) != 0
     assert "of which sets" in capsys.readouterr().err
+
+
+def test_the_benchmark_counts_joints():
+    assert sets_benchmark.joints(Preselect(8, 4), 16) == 1 + 16 + 28 + 56 + 70
+    assert sets_benchmark.joints(sets_benchmark.KINDS["mix: EVO, Preselect(6, 2)"], 16) == 32 + 6 + 15 + 20
+    small = Namespace(side=3, N=30, joints=300, backend="numpy")
+    steps, F, number, _ = sets_benchmark.run(Evolve(states=8, parents=2, children=2, generations=1), 0, small)
+    assert (steps, 0 <= number <= 6, np.isfinite(F)) == (25, True, True)
