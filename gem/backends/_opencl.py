@@ -138,6 +138,7 @@ class OpenCLBackend(DeviceBackend):
         self._shares = bool(getattr(self._device, "svm_capabilities", 0) & fine)
         self._products: dict[Any, Any] = {}
         self._plans: dict[Any, Schedule] = {}
+        self._typed: set[int] = set()  # kernels that have been told which of their arguments are numbers
         self._cached = True
         self._spare: dict[int, list[DeviceArray]] = {}
         self._running: list[tuple[Any, ...]] = []  # arguments of kernels on a CPU device: their memory is Python's
@@ -415,6 +416,12 @@ class OpenCLBackend(DeviceBackend):
         self._unmap(*(a for a in arguments if isinstance(a, DeviceArray)))
         values = [a.buffer if isinstance(a, DeviceArray) else self.scalar(a) for a in arguments]
         with self._lock:
+            if id(built) not in self._typed:  # else PyOpenCL finds out at each call what an argument may be
+                kinds = [
+                    None if isinstance(a, DeviceArray) else v.dtype for a, v in zip(arguments, values, strict=True)
+                ]
+                built.set_scalar_arg_dtypes([np.dtype(np.int32), *kinds])
+                self._typed.add(id(built))
             built(self._queue, (plan.launched(N) * plan.group,), (plan.group,), np.int32(N), *values)
             if self._cpu:
                 self._running.append(arguments)
@@ -427,7 +434,8 @@ class OpenCLBackend(DeviceBackend):
 
     def synchronize(self) -> None:
         with self._lock:
-            done, self._running = self._running, []
+            done = self._running[:]
+            del self._running[:]  # in place: the parts of a device that ranks share have one list
         self._queue.finish()
         del done
 
@@ -439,6 +447,7 @@ class OpenCLBackend(DeviceBackend):
 
     def _forget(self) -> None:
         super()._forget()
+        self._typed.clear()  # another kernel may come to be in the place of one that is gone
         self._drop_spare()
 
     def _drop_spare(self) -> None:
