@@ -42,6 +42,7 @@ EXAMPLES: dict[str, dict[str, int]] = {  # the sizes of a large model
     "gram_posterior": {"H": 300, "HPRIME": 8, "GAMMA": 5, "ANNEAL": 1, "VALUES": 1, "MASKED": 0},
     "keep_best": {"WORDS": 10, "COUNT": 64, "NEW": 90},
     "lasso": {"H": 300, "PITCH": 320},
+    "impute": {"D": 256, "H": 300, "HPRIME": 8},
     "linear_energies": KEPT,
     "linear_scores": {"H": 300, "VALUES": 2, "COSINE": 0},
     "masked_gram": {"D": 256, "HPRIME": 8},
@@ -60,6 +61,7 @@ EXAMPLES: dict[str, dict[str, int]] = {  # the sizes of a large model
     "split_missing": {"D": 256},
     "sparse_product": {"D": 256, "H": 300},
     "squared_norms": {"D": 256},
+    "strength_squares": {"H": 300},
 }
 
 

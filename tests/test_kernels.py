@@ -36,6 +36,7 @@ GROUP_SUMS = {
     "column_sums": 2,
     "point_sums": 10,
     "sparse_product": 2,
+    "impute": 5,
 }
 
 
@@ -113,6 +114,20 @@ def masked_gram(rng, N, D, H, Hprime):
     observed = (rng.random((N, D)) < 0.6).astype(float)
     couplings = np.zeros((N, Hprime * (Hprime - 1) // 2))
     return Case(N, [observed, rng.standard_normal((H, D)), candidates, couplings], (3,), {"D": D, "HPRIME": Hprime})
+
+
+def impute(rng, N, D, H, Hprime):
+    candidates = np.sort(np.argsort(rng.random((N, H)), axis=1)[:, :Hprime], axis=1).astype(np.int32)
+    observed = (rng.random((N, D)) < 0.6).astype(float)
+    observed[rng.random(N) < 0.3] = 1
+    pairs, weights = rng.random((N, Hprime * (Hprime - 1) // 2)), (rng.random(N) < 0.7).astype(float)
+    arguments = [observed, rng.standard_normal((H, D)), candidates, pairs, weights, np.zeros((1, H, D))]
+    return Case(N, arguments, (0, 5), {"D": D, "H": H, "HPRIME": Hprime})
+
+
+def strength_squares(rng, N, H):
+    latents = rng.uniform(0.5, 2, (4, H))
+    return Case(N, [*rng.standard_normal((2, N, H)), latents, rng.random((N, H))], (3,), {"H": H})
 
 
 def pair_sums(rng, N, H, Hprime):
@@ -384,6 +399,8 @@ CASES = {
     "split_missing": [(split_missing, a) for a in ((1, 1), (37, 20))],
     "linear_scores": [(linear_scores, a) for a in ((1, 1, 1, 0), (37, 20, 3, 0), (37, 20, 1, 1))],
     "masked_gram": [(masked_gram, a) for a in ((1, 1, 2, 2), (37, 20, 30, 8), (19, 70, 20, 13), (3, 5, 2, 1))],
+    "impute": [(impute, a) for a in ((1, 1, 1, 1), (37, 20, 9, 4), (150, 40, 12, 8))],
+    "strength_squares": [(strength_squares, a) for a in ((1, 1), (37, 20))],
     "pair_sums": [(pair_sums, a) for a in ((1, 2, 2), (37, 30, 8), (300, 10, 5))],
     "column_sums": [(column_sums, a) for a in ((1, 1), (37, 30), (300, 16), (90, 3), (60, 40), (20, 200))],
     "accumulate": [

@@ -17,7 +17,7 @@ from gem import parallel
 from gem.backends import Backend
 from gem.backends._device import DeviceTotals
 from gem.errors import BackendError
-from gem.models import BSC, DSC, GSC, MCA, MMCA, SC, MoG, MoP, NoisyOR
+from gem.models import BSC, DSC, GSC, MCA, MMCA, SC, TSC, MoG, MoP, NoisyOR
 from gem.parallel import Serial, communicator
 from gem.statistics import Statistics, Sum
 
@@ -30,6 +30,10 @@ MODELS = {  # and for how many arrays a batch of it waits
     "mca": (MCA(**SIZES), 0),
     "mmca": (MMCA(**SIZES), 0),
     "gsc": (GSC(**SIZES), 3),
+    "bsc with gaps": (BSC(**SIZES, missing=True), 0),
+    "tsc with gaps": (TSC(**SIZES, missing=True), 0),
+    "dsc with gaps": (DSC(**SIZES, values=(0, -1, 2), missing=True), 0),
+    "gsc with gaps": (GSC(**SIZES, missing=True), 3),
     "sc": (SC(SIZES["D"], SIZES["H"]), 0),
     "diag": (MoG(D=8, K=3), 0),
     "full": (MoG(D=8, K=3, covariance="full"), 0),
@@ -108,11 +112,13 @@ def check_sums(device, aware):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_batch_is_not_waited_for(device, name, monkeypatch):
-    """No array comes back before the last batch: the host asks for the next one while the device works."""
+    """The host asks for the next batch while the device works; it takes no array with a row for each data point."""
     model, waits = MODELS[name]
     Y = np.random.default_rng(0).poisson(3, (90, 8)).astype(float)
     if name == "noisyor":
         Y = (Y > 3).astype(float)
+    if model.missing:
+        Y[np.random.default_rng(1).random(Y.shape) < 0.2] = np.nan
     params = model.init_params(Y, seed=1)
     wanted, _ = gem.em_step(model, params, Y, dtype="float64")
     seen, to_host = [], type(device).to_host
@@ -125,6 +131,7 @@ def test_a_batch_is_not_waited_for(device, name, monkeypatch):
     found, info = gem.em_step(model, params, Y, backend=device, batch=30)
     of_totals = 0 if "cuda" in device.name else 1  # that backend has a pinned buffer for it
     assert len(seen) == 3 * waits + of_totals, seen
+    assert not any(30 in shape for shape in seen), seen  # the points of a batch
     assert info.N_use == 90
     for parameter, value in wanted.items():
         np.testing.assert_allclose(found[parameter], value, rtol=2e-3, atol=2e-3 * np.abs(value).max())

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-TILE_ELEMENTS = 1 << 20  # of points × candidates × D that are held at once
+from gem.kernels.impute import impute as impute_pairs
+from gem.models.base import points
+from gem.statistics import Layout, Statistics
 
 
 def impute(
@@ -43,32 +45,34 @@ def impute(
         Σ_n Σ_d (1 − m_nd) E[y_nd²].
     """
     D, H = W.shape
-    Hprime = candidates.shape[1]
-    fields = np.ascontiguousarray(W.T, dtype=np.float64)
-    concerned = np.flatnonzero(~observed.all(axis=1) & (True if weights is None else weights != 0))
-    own, others = np.zeros((D, H)), np.zeros((H, D))  # from s_h itself, and from what it is on with
-    total = 0.0
-    i, j = np.triu_indices(Hprime, 1)
-    tile = max(1, TILE_ELEMENTS // (Hprime * D))
-    for start in range(0, len(concerned), tile):
-        part = concerned[start : start + tile]
-        missing = 1 - observed[part].astype(np.float64)
-        if weights is not None:
-            missing *= weights[part, None]
-        total += missing.sum()
-        own += missing.T @ squares[part].astype(np.float64)
-        if len(i):
-            second = np.zeros((len(part), Hprime, Hprime))
-            second[:, i, j] = second[:, j, i] = pairs[part]
-            expected = second @ fields[candidates[part]]
-            expected *= missing[:, None, :]
-            _add_rows(others, candidates[part].ravel(), expected.reshape(-1, D))
-    ys = W * own + others.T
-    return ys, float(sigma2 * total + np.sum(W * ys))
+    others = np.zeros((1, H, D))  # from what a latent is on with
+    missing = observed.astype(np.float64)
+    keep = np.ones(len(missing)) if weights is None else np.asarray(weights, dtype=np.float64)
+    impute_pairs(len(missing), missing, np.ascontiguousarray(W.T, dtype=np.float64), candidates, pairs, keep, others)
+    ys = W * (missing.T @ squares) + others[0].T
+    return ys, float(sigma2 * missing.sum() + np.sum(W * ys))
 
 
-def _add_rows(out: np.ndarray, where: np.ndarray, rows: np.ndarray) -> None:
-    """out[where[k]] += rows[k], of equal places all: sorted by place, a run at a time."""
-    order = np.argsort(where, kind="stable")
-    places, first = np.unique(where[order], return_index=True)
-    out[places] += np.add.reduceat(rows[order], first, axis=0)
+def sums_of_gaps(D: int, H: int) -> Layout:
+    """What the E-step leaves to `completed`: how many entries were observed, and sums over the others.
+
+    `own` is Σ_n (1 − m_nd) ⟨s_h²⟩, and `others` Σ_n (1 − m_nd) Σ_k ⟨s_h s_k⟩ W_dk over the pairs of candidates.
+    """
+    return {"observed": (), "own": (D, H), "others": (H, D)}
+
+
+def completed(sums: Statistics, W: np.ndarray, sigma2: float, scale: float | np.ndarray = 1.0) -> dict[str, np.ndarray]:
+    """Σ y⟨s⟩ᵀ and Σ‖y‖² of all entries, from those of the observed ones, as in `impute`.
+
+    Parameters
+    ----------
+    sums : Statistics
+        With `sums_of_gaps`.
+    W : (D, H) array
+    sigma2 : float
+    scale : float, or (H,) array
+        Of a latent, where `others` is in other units.
+    """
+    ys = W * sums["own"] + sums["others"].T * scale
+    yy = sigma2 * (points(sums) * len(W) - sums["observed"]) + np.sum(W * ys)
+    return {"ys": sums["ys"] + ys, "yy": sums["yy"] + yy}

@@ -17,7 +17,7 @@ from gem.kernels.bits import words
 from gem.models.base import Step, points
 from gem.models.estep import EStep, Evidence, Posterior, column_sums, squared_norms
 from gem.models.held import Masks, added_variance, held_fields, put_back
-from gem.models.imputation import impute
+from gem.models.imputation import completed, sums_of_gaps
 from gem.models.kept import KeptEStep, on_kept
 from gem.models.observed import ObservedGram, split_missing
 from gem.models.parameters import MIN_PROBABILITY, Parameter, Params
@@ -47,6 +47,8 @@ class Inferred:
         ‖y‖² of what was observed; whether the most probable state has γ active latents.
     filled, observed : (n, D), or None
         Of data with missing entries: 0 for these; and 1 for what was observed.
+    entries : (n,), or None
+        How many were observed.
     """
 
     evidence: Evidence
@@ -57,6 +59,7 @@ class Inferred:
     full: Array
     filled: Array | None
     observed: Array | None
+    entries: Array | None
 
     def data(self, batch: Batch) -> Array:
         """The batch's data, with 0 for what is missing."""
@@ -99,21 +102,21 @@ class GaussianEStep(EStep[Found], Generic[Found]):
     pair_sums: Kernel
     scale_rows: Kernel
 
-    def evidence(self, relative: Array, yy: Array, observed: Array | None) -> Evidence:
+    def evidence(self, relative: Array, yy: Array, entries: Array | None) -> Evidence:
         """log p(y_n), from what it is `relative` to log p(s = 0) + log N(y; 0, σ² I) of what was observed."""
         n, entry = yy.shape[0], float(np.log(2 * np.pi * self.sigma2)) / 2
         parts = [(relative, 1.0), (yy, -0.5 / self.sigma2)]
-        if observed is None:
+        if entries is None:
             return Evidence(n, parts, self.log_p0 - len(self.W) * entry)
-        counts = squared_norms(self.backend, self.squared_norms, observed)  # of 0 and 1
-        return Evidence(n, [*parts, (counts, -entry)], self.log_p0)
+        return Evidence(n, [*parts, (entries, -entry)], self.log_p0)
 
-    def split(self, batch: Batch) -> tuple[Array | None, Array | None, Array]:
-        """`filled` and `observed` of `Inferred`, and ‖y‖²: of complete data it is kept as long as they are."""
+    def split(self, batch: Batch) -> tuple[Array | None, Array | None, Array | None, Array]:
+        """`filled`, `observed`, `entries` of `Inferred`, and ‖y‖²: of complete data it is kept as long as they are."""
         if self.observed_gram is None:
-            return None, None, squared_norms(self.backend, self.squared_norms, batch.Y, batch.notes)
+            return None, None, None, squared_norms(self.backend, self.squared_norms, batch.Y, batch.notes)
         filled, observed = split_missing(self.backend, batch.Y)
-        return filled, observed, squared_norms(self.backend, self.squared_norms, filled)
+        entries, yy = (squared_norms(self.backend, self.squared_norms, a) for a in (observed, filled))  # of 0 and 1
+        return filled, observed, entries, yy
 
     def pair_moments(self, batch: Batch, found: Found, bound: float) -> Sum:
         """Σ_n w_n ⟨s_i s_j⟩_n of i < j, (H, H), in whole numbers whose unit suits the size of the latents.
@@ -125,6 +128,17 @@ class GaussianEStep(EStep[Found], Generic[Found]):
         sums = self.backend.zeros((H, H), np.int64)
         self.pair_sums(batch.n, found.candidates, found.pairs, batch.weights, scale, sums)
         return Sum(sums, 1 / (FIXED_POINT * scale))
+
+    def of_gaps(self, batch: Batch, found: Found, squares: Array, scale: float) -> Sums:
+        """`sums_of_gaps`, from ⟨s_h²⟩ in units of `scale`; then `observed` is used up."""
+        if self.observed_gram is None:
+            return {}
+        others = self.observed_gram.imputed(found.observed, found.candidates, found.pairs, batch.weights)
+        return {
+            "observed": [self.backend.point_sums([(found.entries, 1.0)], batch.weights)],
+            "own": Sum(self.backend.sum_products(found.observed, squares), scale),
+            "others": Sum(others, self.sigma2**0.5),
+        }
 
     def tally(self, batch: Batch, found: Found) -> Sums:
         return count_full(self.backend, batch, found.full)
@@ -149,7 +163,7 @@ class LinearEStep(GaussianEStep[Expected]):
     def infer(self, batch: Batch) -> Expected:
         """Preselect I_n, enumerate K_n, weigh: one matrix product and two kernels; more if entries are missing."""
         n, V, empty = batch.n, len(self.model.values), self.backend.empty
-        filled, observed, yy = self.split(batch)
+        filled, observed, entries, yy = self.split(batch)
         mean = self.backend.matmul(batch.Y if filled is None else filled, self.dictionary)  # b = Wᵀy, before
         candidates, gram, norms = self._select(mean, observed)
         relative, pairs, full = empty((n,)), empty((n, self.model.pairs)), empty((n,))
@@ -158,8 +172,8 @@ class LinearEStep(GaussianEStep[Expected]):
             n, mean, gram, norms, self.slope, self.offset, self.values, candidates, self.beta, self.shift, relative,
             pairs, self.nothing if squares is None else squares, self.nothing if counts is None else counts, full,
         )  # fmt: skip
-        evidence = self.evidence(relative, yy, observed)
-        return Expected(evidence, candidates, mean, pairs, yy, full, filled, observed, squares, counts)
+        evidence = self.evidence(relative, yy, entries)
+        return Expected(evidence, candidates, mean, pairs, yy, full, filled, observed, entries, squares, counts)
 
     def _select(self, b: Array, observed: Array | None) -> tuple[Array, Array, Array]:
         """Candidates; and couplings and norms of the fields, of what was observed of each data point."""
@@ -186,12 +200,12 @@ class LinearEStep(GaussianEStep[Expected]):
             sums["ys"], sums["rr"], sums["ss"] = self._residuals(batch, found)
             return sums
         sums["ss"] = self.pair_moments(batch, found, self._most(batch, sums["squares"]))
-        imputed = self._imputed(batch, found) if found.observed is not None else ()
+        sums |= self.of_gaps(
+            batch, found, *((found.mean, self.model.values[0]) if found.squares is None else (found.squares, 1.0))
+        )
         if batch.counts is not None:
             self.scale_rows(batch.n, found.mean, batch.weights)
         sums["ys"] = [products(found.data(batch), found.mean)]
-        for name, more in zip(("ys", "yy"), imputed, strict=False):
-            sums[name].append(more)
         return sums
 
     def _most(self, batch: Batch, squares: Sum) -> float:
@@ -204,11 +218,6 @@ class LinearEStep(GaussianEStep[Expected]):
         """⟨s_h²⟩ on the host, (n, H)."""
         host = self.backend.to_host
         return self.model.values[0] * host(found.mean) if found.squares is None else host(found.squares)
-
-    def _imputed(self, batch: Batch, found: Expected) -> tuple[np.ndarray, float]:
-        """What the missing entries, latents themselves, add to Σ y⟨s⟩ᵀ and Σ‖y‖²."""
-        observed, candidates, pairs = map(self.backend.to_host, (found.observed, found.candidates, found.pairs))
-        return impute(self.W, self.sigma2, observed, self._squares(found), candidates, pairs, batch.counts)
 
     def _residuals(self, batch: Batch, found: Expected) -> tuple[np.ndarray, float, np.ndarray]:
         """Σ⟨(y − Ws)sᵀ⟩ and Σ⟨‖y − Ws‖²⟩ about the old W, and all of Σ⟨ssᵀ⟩."""
@@ -344,15 +353,20 @@ class LinearSuperposition(Truncated):
 
     @property
     def layout(self) -> Layout:
+        return {**self._layout, **(sums_of_gaps(self.D, self.H) if self.missing else {})}
+
+    @property
+    def _layout(self) -> Layout:
         D, H = self.D, self.H
         counts: Layout = {"counts": (len(self.values),)} if len(self.values) > 1 else {}
         return {"yy": (), "rr": (), "ys": (D, H), "squares": (H,), "ss": (H, H), **counts}
 
     def moments(self, sums: Statistics, params: Params, step: Step) -> Statistics:
         """All of Σ⟨ssᵀ⟩, and Σ y⟨s⟩ᵀ; sums of residuals with the fields W that they are `about`."""
-        layout = {N_USE: (), **self.layout}
+        layout = {N_USE: (), **self._layout}
         if not step.residuals:
-            return sums.but(layout, ss=symmetric(sums["ss"], sums["squares"]))
+            all_entries = completed(sums, params["W"], float(params["sigma"]) ** 2) if self.missing else {}
+            return sums.but(layout, ss=symmetric(sums["ss"], sums["squares"]), **all_entries)
         yy = squares_about_zero(sums, sums["ss"], params["W"]) if self.missing else sums["yy"]
         return sums.but({**layout, "about": (self.D, self.H)}, yy=yy, about=params["W"])
 

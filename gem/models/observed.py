@@ -25,12 +25,15 @@ class ObservedGram:
     fields: Array
     squares: Array
     masked_gram: Kernel
+    impute: Kernel
 
     @classmethod
     def of(cls, fields: np.ndarray, Hprime: int, backend: Backend) -> ObservedGram:
         """For fields (D, H)."""
-        kernel = backend.kernel("masked_gram", D=len(fields), HPRIME=Hprime)
-        return cls(backend, backend.to_device(fields.T), backend.to_device(fields**2), kernel)
+        D, H = fields.shape
+        masked_gram = backend.kernel("masked_gram", D=D, HPRIME=Hprime)
+        impute = backend.kernel("impute", D=D, H=H, HPRIME=Hprime)
+        return cls(backend, backend.to_device(fields.T), backend.to_device(fields**2), masked_gram, impute)
 
     def norms(self, observed: Array) -> Array:
         """Squared norms of the fields' observed parts, (n, H)."""
@@ -42,3 +45,13 @@ class ObservedGram:
         out = self.backend.empty((n, Hprime * (Hprime - 1) // 2))
         self.masked_gram(n, observed, self.fields, candidates, out)
         return out
+
+    def imputed(self, observed: Array, candidates: Array, pairs: Array, weights: Array) -> Array:
+        """Σ over missing entries of what the fields of others make of them, (groups, H, D); kernels/impute.c.
+
+        `observed` becomes the weight of each missing entry.
+        """
+        n, (H, D) = observed.shape[0], self.fields.shape
+        sums = self.backend.empty((self.impute.groups(n), H, D), self.backend.acc)
+        self.impute(n, observed, self.fields, candidates, pairs, weights, sums)
+        return sums

@@ -13,7 +13,7 @@ from gem.batch import Batch
 from gem.models.base import Step, points
 from gem.models.estep import Posterior, column_sums
 from gem.models.held import Masks
-from gem.models.imputation import impute
+from gem.models.imputation import completed, sums_of_gaps
 from gem.models.linear import (
     GaussianEStep,
     Inferred,
@@ -61,6 +61,7 @@ class SpikeSlabEStep(GaussianEStep[Strengths]):
     zero: Array
     scores: Kernel
     spike_slab: Kernel
+    strength_squares: Kernel
 
     def infer(self, batch: Batch) -> Strengths:
         """Score every latent by itself, preselect I_n, enumerate K_n, weigh: one matrix product and three kernels.
@@ -68,7 +69,7 @@ class SpikeSlabEStep(GaussianEStep[Strengths]):
         Where entries are missing, norms and couplings of the fields are those of the observed part of each data point.
         """
         n, H, empty = batch.n, self.model.H, self.backend.empty
-        filled, observed, yy = self.split(batch)
+        filled, observed, entries, yy = self.split(batch)
         norms, gram = self.norms, self.gram
         if self.observed_gram is not None and observed is not None:
             norms = self.observed_gram.norms(observed)
@@ -82,8 +83,8 @@ class SpikeSlabEStep(GaussianEStep[Strengths]):
         self.spike_slab(
             n, product, gram, norms, self.latents, candidates, self.beta, mean, relative, square, pairs, full
         )
-        evidence = self.evidence(relative, yy, observed)
-        return Strengths(evidence, candidates, mean, pairs, yy, full, filled, observed, product, square)
+        evidence = self.evidence(relative, yy, entries)
+        return Strengths(evidence, candidates, mean, pairs, yy, full, filled, observed, entries, product, square)
 
     def sums(self, batch: Batch, found: Strengths) -> Sums:
         host, point_sums = self.backend.to_host, self.backend.point_sums
@@ -94,12 +95,12 @@ class SpikeSlabEStep(GaussianEStep[Strengths]):
         if self.residuals:
             sums["ys"], sums["rr"], sums["pairs"] = self._residuals(batch, found)
             return sums
-        imputed = self._imputed(batch, found) if found.observed is not None else ()
+        if self.observed_gram is not None:
+            self.strength_squares(batch.n, found.mean, found.product, self.latents, found.square)
+            sums |= self.of_gaps(batch, found, found.square, 1.0)
         if batch.counts is not None:
             self.scale_rows(batch.n, found.product, batch.weights)
         sums["ys"] = [self.backend.sum_products(found.data(batch), found.product)]
-        for name, more in zip(("ys", "yy"), imputed, strict=False):
-            sums[name].append(more)
         # Strengths have no bound but what they are: the host waits for three short arrays.
         s, sz, square = (host(array).sum(axis=0, dtype=np.float64) for array in columns.values())
         most = float(np.max(self._about_zero(s, sz, square) / self.spread**2))
@@ -109,17 +110,6 @@ class SpikeSlabEStep(GaussianEStep[Strengths]):
     def _about_zero(self, s: np.ndarray, sz: np.ndarray, square: np.ndarray) -> np.ndarray:
         """⟨s z²⟩ from the moments about the prior's mean, `square` in units of ψ."""
         return second_moment(self.pull * self.spread, self.spread**2, s, sz, square)
-
-    def _imputed(self, batch: Batch, found: Strengths) -> tuple[np.ndarray, float]:
-        """What the expectations of missing entries add to the sums."""
-        s, sz, square, pairs, chosen, observed = map(
-            self.backend.to_host,
-            (found.mean, found.product, found.square, found.pairs, found.candidates, found.observed),
-        )
-        i, j = self.model.states.pairs
-        strengths = pairs * (self.spread[chosen[:, i]] * self.spread[chosen[:, j]])
-        second = self._about_zero(s, sz, square)
-        return impute(self.W, self.sigma2, observed, second, chosen, strengths, batch.counts)
 
     def _residuals(self, batch: Batch, found: Strengths) -> tuple[np.ndarray, float, np.ndarray]:
         """Σ⟨(y − W(s∘z))(s∘z)ᵀ⟩ and Σ⟨‖y − W(s∘z)‖²⟩ about the old W, and all of Σ⟨(s∘z)(s∘z)ᵀ⟩."""
@@ -263,13 +253,15 @@ class GSC(Truncated):
                 "spike_slab",
                 states=self.states, H=H, HPRIME=Hprime, GAMMA=self.gamma, ANNEAL=int(step.T != 1), MASKED=masked,
             ),
+            strength_squares=backend.kernel("strength_squares", H=H),
         )  # fmt: skip
 
     @property
     def layout(self) -> Layout:
+        gaps = sums_of_gaps(self.D, self.H) if self.missing else {}
         return {
             "yy": (), "rr": (), "ys": (self.D, self.H), "s": (self.H,), "sz": (self.H,), "square": (self.H,),
-            "pairs": (self.H, self.H),
+            "pairs": (self.H, self.H), **gaps,
         }  # fmt: skip
 
     def moments(self, sums: Statistics, params: Params, step: Step) -> Statistics:
@@ -287,7 +279,8 @@ class GSC(Truncated):
         if not step.residuals:
             root = np.sqrt(psi)
             szsz = symmetric(szsz * root * root[:, None], second_moment(mu, psi, s, sz, square))
-            return sums.but(layout, spread=spread, szsz=szsz)
+            all_entries = completed(sums, params["W"], float(params["sigma"]) ** 2, root) if self.missing else {}
+            return sums.but(layout, spread=spread, szsz=szsz, **all_entries)
         if self.missing:
             yy = squares_about_zero(sums, szsz, params["W"])
         return sums.but({**layout, "about": (D, H)}, yy=yy, spread=spread, szsz=szsz, about=params["W"])
