@@ -2,6 +2,7 @@
 
 import numpy as np
 
+LANES = 32  # of a warp: see gem.h
 TILE_ELEMENTS = 1 << 17
 
 
@@ -27,13 +28,3 @@ def cause_scores(
         for h, field in enumerate(fields):
             np.maximum(Y[part], field, out=here)
             scores[part, h] = -np.einsum("nd,nd->n", here, observed[part]) if MISSING else here @ ones
-
-
-def walks(cpu: bool, **_: int) -> int:
-    """On a GPU groups walk over tiles; they have no sums."""
-    return int(not cpu)
-
-
-def local_reals(D: int, MISSING: int, **_: int) -> int:
-    """Local memory a data point takes on a GPU: itself and its mask."""
-    return (1 + MISSING) * D
