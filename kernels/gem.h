@@ -163,6 +163,8 @@ typedef GEM_ACC acc; /* for sums over many */
 #else
 #define REAL_LEAST ((real)1e-30)
 #endif
+#define OP_ADD(a, b) ((a) + (b))
+#define OP_OR(a, b) ((a) | (b))
 #define SETTLED(x) (fabs(x) < REAL_LEAST ? (x) * 0 : (x))
 
 /* A posterior probability below this is 0, which the sums over the data can skip; float cannot tell it from that beside
@@ -280,8 +282,6 @@ DEVICE void vstore_row(vec v, int left, GLOBAL real *p, size_t after)
 #define HALVES(T, OP) const T##4 z = x
 #endif
 #define FOLD(T, OP) HALVES(T, OP); const T##2 pair = OP(z.lo, z.hi); return OP(pair.lo, pair.hi)
-#define OP_ADD(a, b) ((a) + (b))
-#define OP_OR(a, b) ((a) | (b))
 
 #if GEM_REAL == 64
 DEVICE real highest(vec x) { FOLD(double, VMAX); }
@@ -397,63 +397,59 @@ typedef struct {
     vec v;
 } lanes;
 
-/* What lane number `lane` has. A warp of CUDA exchanges registers. Other lanes, one such row in each group, go through
- * local memory and meet at barriers. */
-#if defined(__CUDACC__) && WIDTH == 32
+/* A warp of CUDA exchanges registers: in pairs, pairs of pairs, ..., so that all lanes get the same. In OpenCL lanes go
+ * through local memory and meet at barriers: each adds up every fourth number, and then four neighbours' sums. (Were
+ * these the same four for all lanes, PoCL 3.1 would take the result for one of a group and lose it at a barrier.) */
+#if WIDTH != 32
+#error "a warp has 32 lanes"
+#endif
+#if defined(__CUDACC__)
 #define LANES_BEGIN
 #define LANES_PARAM
 #define LANES_ARG
 #define MEET() __syncwarp()
-#define READ(T, room) return __shfl_sync(~0u, x, lane)
+#define READ(room, x, r) return __shfl_sync(~0u, x, r)
+#define OVER_LANES(T, room, four, x, OP) \
+    for (int step = WIDTH / 2; step > 0; step /= 2) \
+        x = OP(x, __shfl_xor_sync(~0u, x, step)); \
+    return x
 #define SOMEWHERE(holds) __any_sync(~0u, holds)
 #define BITS(holds) ((int)__ballot_sync(~0u, holds))
 #else
-#if WIDTH != GROUP
+#if GROUP != WIDTH
 #error "lanes that meet at barriers are a group's"
 #endif
 typedef struct {
-    acc numbers[8 * (WIDTH + 1)];
-    int bits[WIDTH];
+    acc numbers[8 * (WIDTH + 1)], sums[WIDTH];
+    int bits[WIDTH], bits_sums[WIDTH];
 } lanes_room;
 #define LANES_BEGIN LOCAL lanes_room lanes_meet[1]
 #define LANES_PARAM LOCAL_PTR lanes_room *lanes_meet,
 #define LANES_ARG lanes_meet,
 #define MEET() BARRIER()
-#define READ(T, room) \
+#define READ(room, x, r) \
     lanes_meet->room[LANE] = x; \
     BARRIER(); \
-    x = (T)lanes_meet->room[lane]; \
+    x = (real)lanes_meet->room[r]; \
     BARRIER(); \
     return x
-#define SOMEWHERE(holds) (any_bits(lanes_meet, holds) != 0)
-#define BITS(holds) any_bits(lanes_meet, (int)((holds) != 0) << (LANE & 31))
+#define PAIR_OF(T, all, i, step, OP) OP((T)(all)[i], (T)(all)[(i) + (step)])
+#define FOUR_OF(T, all, i, step, OP) \
+    OP(PAIR_OF(T, all, i, step, OP), PAIR_OF(T, all, (i) + 2 * (step), step, OP))
+#define OVER_LANES(T, room, four, x, OP) \
+    lanes_meet->room[LANE] = x; \
+    BARRIER(); \
+    lanes_meet->four[LANE] = OP(FOUR_OF(T, lanes_meet->room, LANE % 4, 4, OP), \
+                                FOUR_OF(T, lanes_meet->room, LANE % 4 + 16, 4, OP)); \
+    BARRIER(); \
+    return FOUR_OF(T, lanes_meet->four, LANE & ~3, 1, OP)
+#define SOMEWHERE(holds) (any_bits(LANES_ARG holds) != 0)
+#define BITS(holds) any_bits(LANES_ARG (int)((holds) != 0) << LANE)
+DEVICE int any_bits(LANES_PARAM int x) { OVER_LANES(int, bits, bits_sums, x, OP_OR); }
 #endif
-DEVICE real real_of_lane(LANES_PARAM real x, int lane) { READ(real, numbers); }
-DEVICE acc acc_of_lane(LANES_PARAM acc x, int lane) { READ(acc, numbers); }
-DEVICE int int_of_lane(LANES_PARAM int x, int lane) { READ(int, bits); }
-
-/* In pairs, pairs of pairs, ...: each lane gets the same, as both of a pair add the same two numbers. */
-DEVICE real real_highest(LANES_PARAM real x)
-{
-    ROLLED for (int step = WIDTH / 2; step > 0; step /= 2)
-        x = REAL_MAX(x, real_of_lane(LANES_ARG x, LANE ^ step));
-    return x;
-}
-
-DEVICE acc acc_total(LANES_PARAM acc x)
-{
-    ROLLED for (int step = WIDTH / 2; step > 0; step /= 2)
-        x += acc_of_lane(LANES_ARG x, LANE ^ step);
-    return x;
-}
-
-DEVICE int any_bits(LANES_PARAM int x)
-{
-    ROLLED for (int step = WIDTH / 2; step > 0; step /= 2)
-        x |= int_of_lane(LANES_ARG x, LANE ^ step);
-    return x;
-}
-
+DEVICE real lane_of(LANES_PARAM real x, int r) { READ(numbers, x, r); }
+DEVICE real real_highest(LANES_PARAM real x) { OVER_LANES(real, numbers, sums, x, REAL_MAX); }
+DEVICE acc acc_total(LANES_PARAM acc x) { OVER_LANES(acc, numbers, sums, x, OP_ADD); }
 DEVICE vec with_lane(vec x, int r, real value) { return LANE == r ? value : x; }
 
 #if defined(__CUDACC__) && WIDTH == 32
@@ -489,7 +485,7 @@ typedef int bits_of_vec;
 
 #define highest(x) real_highest(LANES_ARG x)
 #define total(x) acc_total(LANES_ARG x)
-#define AT(x, r) real_of_lane(LANES_ARG (x).v, r)
+#define AT(x, r) lane_of(LANES_ARG (x).v, r)
 #define SET(x, r, value) ((x).v = with_lane((x).v, r, value))
 #define EACH_LANE(r, n) for (int r = LANE; r < (n); r += WIDTH)
 #define MINE(x, r) (x).v

@@ -2,13 +2,13 @@
 
 from functools import lru_cache
 from itertools import product
-from math import comb
 from typing import Any
 
 import numpy as np
 
 from gem.kernels.weights import settled_exp
 
+LANES = 32  # on a GPU
 TILE_ELEMENTS = 1 << 18  # energies held at once: N × |K_n| is never formed
 
 
@@ -165,13 +165,3 @@ def _weigh(single: np.ndarray, multi: np.ndarray) -> tuple[np.ndarray, np.ndarra
         settled_exp(energies)
     total = single.sum(axis=(1, 2)) + multi.sum(axis=1) + np.exp(-top)
     return total, np.log(total) + top, top
-
-
-def state_reals(HPRIME: int, GAMMA: int, VALUES: int, **_: int) -> int:
-    """The states of a data point, Σ_g C(H', g) V^g."""
-    return sum(comb(HPRIME, g) * VALUES**g for g in range(min(GAMMA, HPRIME) + 1))
-
-
-def local_reals(HPRIME: int, **_: int) -> int:
-    """Local memory a data point takes on a GPU besides its states: the couplings of its candidates."""
-    return HPRIME * (HPRIME - 1) // 2
