@@ -75,9 +75,6 @@ def _each(**values: tuple[Any, ...]) -> list[Sizes]:
 
 PAIR = ("sm_75", "sm_90")  # what variants are compiled for: the oldest, and one with the most threads to keep busy
 WANTED = ({"STATS": 0, "RECONSTRUCT": 0}, {"STATS": 1, "RECONSTRUCT": 0}, {"STATS": 0, "RECONSTRUCT": 1})
-SPILLED: dict[str, list[Sizes]] = {  # with more states than local memory holds
-    "gram_posterior": _each(HPRIME=(32,), GAMMA=(4,), ANNEAL=(0, 1)) + _each(HPRIME=(20,), GAMMA=(3,), VALUES=(2,)),
-}
 VARIANTS: dict[str, list[Sizes]] = {  # what models build besides the example: how it differs from that
     "accumulate": _each(COLUMNS=(128,), KIND=(0, 1, 2)) + _each(COLUMNS=(1,), KIND=(0, 1)),
     "cause_scores": _each(MISSING=(1,)),
@@ -92,7 +89,7 @@ VARIANTS: dict[str, list[Sizes]] = {  # what models build besides the example: h
     "evolve": _each(MUTATION=(0, 1, 2), FIT=(0, 1)),
     "gram_posterior": [
         *_each(HPRIME=(12,), GAMMA=(4, 10), ANNEAL=(0, 1)),
-        *_each(HPRIME=(32,), GAMMA=(3,), ANNEAL=(0, 1)),
+        *_each(HPRIME=(32,), GAMMA=(4,), ANNEAL=(0, 1)),
         *_each(ANNEAL=(0, 1), MASKED=(0, 1)),
         *_each(GAMMA=(3,), VALUES=(2, 4), ANNEAL=(0, 1), MASKED=(0, 1)),
     ],
@@ -171,7 +168,7 @@ def _list(names: list[str]) -> None:
 def variants(name: str) -> list[Sizes]:
     """The example, and what models build besides it; none twice."""
     example: Sizes = {**EXAMPLES[name], **({"fragment": FRAGMENTS[name][0]} if name in FRAGMENTS else {})}
-    return [{}, *(v for v in VARIANTS.get(name, []) if {**example, **v} != example), *SPILLED.get(name, [])]
+    return [{}, *(v for v in VARIANTS.get(name, []) if {**example, **v} != example)]
 
 
 def _program(name: str, real: int, sizes: Sizes) -> tuple[str, dict[str, int], Schedule]:

@@ -77,7 +77,6 @@
 #define GROUPS ((int)get_num_groups(0))
 #define LOCAL_ID ((int)get_local_id(0))
 #define BARRIER() barrier(CLK_LOCAL_MEM_FENCE | CLK_GLOBAL_MEM_FENCE)
-#define ROLLED
 
 #if GEM_REAL == 64 || GEM_SUMS == 64
 #pragma OPENCL EXTENSION cl_khr_fp64 : enable
@@ -115,7 +114,6 @@ typedef long int64;
 #define GROUPS ((int)gridDim.x)
 #define LOCAL_ID ((int)threadIdx.x)
 #define BARRIER() __syncthreads()
-#define ROLLED _Pragma("unroll 1") /* before a loop of loads: unrolled, they take all registers at once */
 
 typedef long long int64;
 
@@ -147,7 +145,8 @@ typedef float real;
 #endif
 typedef GEM_ACC acc; /* for sums over many */
 
-/* A loop that is not worth being unrolled: compilers for CPUs take long where work-items meet in it. */
+/* A loop that is not worth being unrolled: compilers for CPUs take long where work-items meet in it, and those for GPUs
+ * load all at once, into registers that are not there. */
 #define ROLLED _Pragma("unroll 1")
 
 #define SLAB(N, g) ((int)((int64)(N) * (g) / GROUPS)) /* where group g begins, if groups share out N rows */

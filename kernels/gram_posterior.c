@@ -77,12 +77,12 @@ DEVICE void superpose(const lanes unary[HPRIME][VALUES], const lanes *gram, cons
     energy[0] = below[0] = out->weight1.v = (vec)(0);
     out->most.v = (vec)(-REAL_INF);
     moved[0] = 0;
-    for (int k = 0; k < HPRIME; k++)
-        for (int v = 0; v < VALUES; v++) {
+    ROLLED for (int k = 0; k < HPRIME; k++)
+        ROLLED for (int v = 0; v < VALUES; v++) {
             field[0][k][v] = unary[k][v].v;
             with[0][k][v] = (vec)(0);
         }
-    for (int p = 0; p < PAIRS; p++)
+    ROLLED for (int p = 0; p < PAIRS; p++)
         out->pair[p].v = (vec)(0);
 
     for (int pass = 0; pass < 2; pass++) {
@@ -95,9 +95,9 @@ DEVICE void superpose(const lanes unary[HPRIME][VALUES], const lanes *gram, cons
             if (ANNEAL)
                 moved[d] = moved[d - 1] + shift[at[d]];
             below[d] = (vec)(0);
-            for (int k = j + 1; k < HPRIME; k++) {
+            ROLLED for (int k = j + 1; k < HPRIME; k++) {
                 const vec pull = mine * gram[PAIR(j, k)].v;
-                for (int v = 0; v < VALUES; v++) {
+                ROLLED for (int v = 0; v < VALUES; v++) {
                     field[d][k][v] = field[d - 1][k][v] - VALUE(v) * pull;
                     const vec E = energy[d] + field[d][k][v];
                     if (pass == 0) {
@@ -123,9 +123,9 @@ DEVICE void superpose(const lanes unary[HPRIME][VALUES], const lanes *gram, cons
             do { /* this prefix is: fold its weights back into its parent */
                 if (pass == 1) {
                     const real own = VALUE(at[d]);
-                    for (int k = last[d] + 1; k < HPRIME; k++) {
+                    ROLLED for (int k = last[d] + 1; k < HPRIME; k++) {
                         vec mean = (vec)(0);
-                        for (int v = 0; v < VALUES; v++) {
+                        ROLLED for (int v = 0; v < VALUES; v++) {
                             mean += VALUE(v) * with[d][k][v];
                             with[d - 1][k][v] += with[d][k][v];
                         }
@@ -142,8 +142,8 @@ DEVICE void superpose(const lanes unary[HPRIME][VALUES], const lanes *gram, cons
             } while (finished && --d > 0);
         }
     }
-    for (int k = 0; k < HPRIME; k++)
-        for (int v = 0; v < VALUES; v++)
+    ROLLED for (int k = 0; k < HPRIME; k++)
+        ROLLED for (int v = 0; v < VALUES; v++)
             out->single[k][v].v = with[0][k][v];
     out->weight.v = below[0];
     if (!ANNEAL)
@@ -156,28 +156,28 @@ DEVICE void gather(int start, int count, GLOBAL const real *b, GLOBAL const real
                    GLOBAL const real *slope, GLOBAL const real *offset, const real *values,
                    GLOBAL const int *candidates, lanes unary[HPRIME][VALUES], lanes *coupling)
 {
-    for (int i = 0; i < HPRIME; i++)
-        for (int v = 0; v < VALUES; v++)
+    ROLLED for (int i = 0; i < HPRIME; i++)
+        ROLLED for (int v = 0; v < VALUES; v++)
             unary[i][v].v = (vec)(0);
-    for (int p = 0; p < PAIRS; p++)
+    ROLLED for (int p = 0; p < PAIRS; p++)
         coupling[p].v = (vec)(0);
     EACH_LANE(r, count)
     {
         const size_t n = start + r;
         GLOBAL const int *chosen = candidates + n * HPRIME;
-        for (int i = 0; i < HPRIME; i++) {
+        ROLLED for (int i = 0; i < HPRIME; i++) {
             const int h = chosen[i];
             const real x = slope[h] * b[n * H + h];
-            for (int v = 0; v < VALUES; v++)
+            ROLLED for (int v = 0; v < VALUES; v++)
                 MINE(unary[i][v], r) = values[v] * x + offset[v * H + h] -
                                        (MASKED ? values[v] * values[v] / 2 * norms[n * H + h] : 0);
-            for (int j = i + 1; j < HPRIME; j++)
+            ROLLED for (int j = i + 1; j < HPRIME; j++)
                 MINE(coupling[PAIR(i, j)], r) = COUPLING(n, i, j);
         }
     }
 }
 
-typedef struct { /* the energies of the singletons, filled up to whole vectors with -inf: lines in their products with y */
+typedef struct { /* the energies of singletons, filled up to whole vectors with -inf: lines in their products with y */
     vec slope[VALUES][CHUNKS], offset[VALUES][CHUNKS];
 } lines;
 
@@ -202,7 +202,7 @@ KERNEL void gram_posterior(int N, GLOBAL real *RESTRICT b, GLOBAL const real *RE
 
     real values[VALUES], shift[VALUES], faint = 0; /* what counts as 0 of <s> */
     lines of;
-    for (int v = 0; v < VALUES; v++) {
+    ROLLED for (int v = 0; v < VALUES; v++) {
         values[v] = all_values[v];
         shift[v] = all_shifts[v];
         faint = REAL_MAX(faint, REAL_FAINT * fabs(values[v]));
@@ -222,7 +222,7 @@ KERNEL void gram_posterior(int N, GLOBAL real *RESTRICT b, GLOBAL const real *RE
         vec top = (vec)(0), top1 = (vec)(0);
         for (int c = 0; c < CHUNKS; c++) {
             const vec x = vload_row(H - c * WIDTH, 0, b + row + c * WIDTH, after);
-            for (int v = 0; v < VALUES; v++) {
+            ROLLED for (int v = 0; v < VALUES; v++) {
                 const vec E = energy_of(&of, v, c, values, x, MASKED ? norms + row : norms, after);
                 top = VMAX(ANNEALED(E, shift[v]), top);
                 top1 = VMAX(E, top1);
@@ -241,18 +241,18 @@ KERNEL void gram_posterior(int N, GLOBAL real *RESTRICT b, GLOBAL const real *RE
     lanes z, z1, alone[VALUES];
     z.v = vexp(-many.peak.v) + many.weight.v;
     z1.v = vexp(-many.peak1.v) + many.weight1.v;
-    for (int v = 0; v < VALUES; v++)
+    ROLLED for (int v = 0; v < VALUES; v++)
         alone[v].v = (vec)(0);
     for (int r = 0; r < count; r++) {
         const size_t row = (size_t)(start + r) * H;
         const int after = (count - 1 - r) * H;
         const real peak = AT(many.peak, r), peak1 = ANNEAL ? AT(many.peak1, r) : peak;
         vec weight[VALUES][CHUNKS], all = (vec)(0), sum[VALUES], sum1 = (vec)(0);
-        for (int v = 0; v < VALUES; v++)
+        ROLLED for (int v = 0; v < VALUES; v++)
             sum[v] = (vec)(0);
         for (int c = 0; c < CHUNKS; c++) {
             const vec x = vload_row(H - c * WIDTH, 0, b + row + c * WIDTH, after);
-            for (int v = 0; v < VALUES; v++) {
+            ROLLED for (int v = 0; v < VALUES; v++) {
                 const vec E1 = energy_of(&of, v, c, values, x, MASKED ? norms + row : norms, after);
                 const vec E = ANNEALED(E1, shift[v]) - peak;
                 if (ANNEAL)
@@ -264,18 +264,18 @@ KERNEL void gram_posterior(int N, GLOBAL real *RESTRICT b, GLOBAL const real *RE
                 }
             }
         }
-        for (int v = 0; v < VALUES; v++)
+        ROLLED for (int v = 0; v < VALUES; v++)
             all += sum[v];
         const real whole = (real)total(VACC(all)) + AT(z, r), scale = 1 / whole;
         SET(z, r, whole);
         if (ANNEAL)
             SET(z1, r, (real)total(VACC(sum1)) + AT(z1, r));
-        for (int v = 0; v < VALUES && VALUES > 1; v++)
+        ROLLED for (int v = 0; v < VALUES && VALUES > 1; v++)
             SET(alone[v], r, scale * (real)total(VACC(sum[v])));
         for (int c = 0; c < CHUNKS; c++) {
             const int h = c * WIDTH;
             vec first = (vec)(0), second = (vec)(0);
-            for (int v = 0; v < VALUES; v++) {
+            ROLLED for (int v = 0; v < VALUES; v++) {
                 first += VALUE(v) * weight[v][c];
                 second += VALUE(v) * VALUE(v) * weight[v][c];
             }
@@ -299,17 +299,17 @@ KERNEL void gram_posterior(int N, GLOBAL real *RESTRICT b, GLOBAL const real *RE
         GLOBAL const int *chosen = candidates + n * HPRIME;
         log_evidence[n] = MINE(evidence, r);
         full[n] = (real)(LEVELS > 1 ? MINE(many.most, r) >= MINE(peak1, r) : MINE(peak1, r) > 0);
-        for (int p = 0; p < PAIRS; p++)
+        ROLLED for (int p = 0; p < PAIRS; p++)
             pairs[n * PAIRS + p] = UNIT * UNIT * MINE(many.pair[p], r) * some;
-        for (int i = 0; i < HPRIME; i++) {
+        ROLLED for (int i = 0; i < HPRIME; i++) {
             real mean = b[n * H + chosen[i]];
-            for (int v = 0; v < VALUES; v++)
+            ROLLED for (int v = 0; v < VALUES; v++)
                 mean += UNIT * VALUE(v) * MINE(many.single[i][v], r) * some;
             b[n * H + chosen[i]] = fabs(mean) < faint ? 0 : mean;
         }
-        for (int v = 0; v < VALUES && VALUES > 1; v++) {
+        ROLLED for (int v = 0; v < VALUES && VALUES > 1; v++) {
             real sum = 0;
-            for (int i = 0; i < HPRIME; i++) {
+            ROLLED for (int i = 0; i < HPRIME; i++) {
                 const real mean = MINE(many.single[i][v], r) * some;
                 squares[n * H + chosen[i]] += VALUE(v) * VALUE(v) * mean;
                 sum += mean;

@@ -16,34 +16,17 @@ sys.path.append(str(Path(__file__).parent.parent))
 import numpy as np
 import test_kernels as kernels
 
-from gem.backends import _device, _opencl
+from gem.backends import _device
 from gem.backends._numpy import NumpyBackend
 from gem.kernels import source
-
-# A simulator takes minutes for the thousands of states that are spilled. With little local memory some hundreds are,
-# more than a group has work-items.
-LITTLE = 6 << 10
-SPILLED = {
-    "gram_posterior": (kernels.gram_posterior, (3, 14, 12, 3, 2.5)),
-    "causes": (kernels.causes, (3, 5, 14, 12, 3, "noisyor+bernoulli", 2.5, 1)),
-}
 
 
 def few(backend: Any, name: str) -> Any:
     """A kernel's cases, each with a full tile and one more data point; where groups walk over tiles, one takes two."""
     for make, (N, *sizes) in kernels.CASES[name]:
         plan = backend.plan(name, make(np.random.default_rng(0), 1, *sizes).constants)
-        if not plan.spilled:
-            least = plan.tile + 1 if plan.groups is None else plan.tile * plan.groups + 1
-            yield make, (1 if N == 1 else least, *sizes)
-    if name in SPILLED:
-        make, sizes = SPILLED[name]
-        whole, _opencl.LOCAL_BYTES = _opencl.LOCAL_BYTES, LITTLE
-        plan = backend.plan(name, make(np.random.default_rng(0), *sizes).constants)
-        assert plan.spilled > plan.group
-        assert plan.groups < sizes[0]
-        yield make, sizes
-        _opencl.LOCAL_BYTES = whole
+        least = plan.tile + 1 if plan.groups is None else plan.tile * plan.groups + 1
+        yield make, (1 if N == 1 else least, *sizes)
 
 
 def same(backend: Any, name: str, make: Any, sizes: Any) -> bool:

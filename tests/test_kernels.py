@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 from dataclasses import dataclass, field
-from math import comb
 from pathlib import Path
 from typing import Any
 
@@ -450,11 +448,6 @@ CASES = {
 }
 
 ALL = [(name, n) for name, cases in CASES.items() for n in range(len(cases))]
-SPILLED = [  # more states than local memory holds on a GPU, in float32, too
-    (gram_posterior, (7, 24, 20, 4, 1.0)),
-    (gram_posterior, (5, 40, 32, 4, 2.5, (1.0,), 1)),
-    (gram_posterior, (5, 24, 20, 3, 2.5, (-1.0, 2.0))),
-]
 
 
 def test_every_kernel_has_a_twin_and_a_case():
@@ -561,20 +554,6 @@ def assert_same(name, dtype, found, wanted):
             np.testing.assert_allclose(f, w, rtol=0, atol=TOLERANCE[dtype] * scale)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("kind", list(backends(numpy=(), opencl=("opencl-items",))))
-@pytest.mark.parametrize("number", range(len(SPILLED)))
-def test_states_in_global_memory(number, kind, dtype, monkeypatch):
-    """Two groups have room for the states of a data point each, and take one after the other."""
-    make, arguments = SPILLED[number]
-    name, case = make.__name__, make(np.random.default_rng(number), *arguments)
-    backend, states = device(kind, dtype), source.twin(make.__name__).state_reals(**case.constants)
-    monkeypatch.setattr(_device, "SPILL_BYTES", 2 * backend.dtype.itemsize * states)
-    plan = backend.plan(name, case.constants)
-    assert (plan.spilled, plan.groups) == (states, 2)
-    assert_same(name, dtype, *(run(b, name, case, dtype) for b in (backend, NumpyBackend(dtype))))
-
-
 WORDS = """
 DEVICE real spread(LANES_PARAM vec x) { return highest(x) + highest(-x); }
 
@@ -662,23 +641,6 @@ def test_an_array_of_another_backend_is_refused(kind):
     kernel = device(kind, "float32").kernel("scale_rows", H=4)
     with pytest.raises(BackendError, match="argument 0 of kernel scale_rows"):
         kernel(3, np.zeros((3, 4), np.float32), np.ones(3, np.float32))
-
-
-def test_what_docs_say_of_local_memory():
-    """The largest γ for which half of 48 KiB holds a data point in float32."""
-    text = (Path(__file__).parent.parent / "docs" / "kernels.md").read_text()
-    sizes = [int(h) for h in re.findall(r"H' = (\d+)", re.search(r"\| kernel \|( H' = \d+ \|)+", text)[0])]
-    rows = re.findall(r"\| (gram_posterior)(?:, VALUES = (\d))? \|((?: \d+ \|)+)\n", text)
-    assert len(rows) == 3
-    for name, values, numbers in rows:
-
-        def taken(Hprime, gamma, name=name, V=int(values or 1)):
-            many = sum(comb(Hprime, g) for g in range(2, gamma + 1))
-            sizes = {"HPRIME": Hprime, "GAMMA": gamma, "VALUES": V, "D": 256, "MANY": many}
-            return 4 * (source.twin(name).state_reals(**sizes) + source.twin(name).local_reals(**sizes))
-
-        wanted = [max(g for g in range(1, h + 1) if taken(h, g) <= 24 * 1024) for h in sizes]
-        assert [int(x) for x in numbers.split("|")[:-1]] == wanted, (name, values)
 
 
 def test_tables_of_states_in_c():

@@ -24,8 +24,8 @@ RUNS = {**{name: [name] for name in SLOW}, "others": [name for name in source.na
 
 BROKEN = {  # a kernel, one of its cases, and what is done to which file
     "nothing": ("gram_posterior", 2, "gem.h", "", ""),
-    "barrier": ("gram_posterior", 2, "gram_posterior.c", "BARRIER();\n        }\n", "}\n"),
-    "index": ("gram_posterior", 2, "gram_posterior.c", "state[parent]", "state[parent + 1]"),
+    "barrier": ("gram_posterior", 2, "gram_posterior.c", "MEET();\n\n    /* What", "/* What"),
+    "index": ("gram_posterior", 2, "gram_posterior.c", "slope[h] * b[n * H + h]", "slope[h] * b[n * H + i]"),
     "overrun": ("preselect", 1, "preselect.c", "winners[ROW][round] = last_h;", "winners[ROW][round + 1] = last_h;"),
     "formula": ("pair_sums", 1, "gem.h", "(unsigned long long)(value))", "(unsigned long long)(value) * 2)"),
 }  # fmt: skip

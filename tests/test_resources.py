@@ -9,7 +9,7 @@ import pytest
 from gem.errors import BackendError, ConfigError
 from gem.kernels import resources as module
 from gem.kernels import source
-from gem.kernels.__main__ import EXAMPLES, FRAGMENTS, PAIR, SPILLED, _program, check, main, poor, variants
+from gem.kernels.__main__ import EXAMPLES, FRAGMENTS, PAIR, check, main, poor, variants
 from gem.kernels.resources import Resources, compile_cubin, occupancy, resources, table
 
 REVERSE = r"""
@@ -158,7 +158,7 @@ def architectures(name):
     where there are many (`python -m gem.kernels --check` compiles all for both)."""
     many = len(variants(name)) > 6
     for number, sizes in enumerate(variants(name)):
-        in_turn = PAIR if sizes in SPILLED.get(name, []) or not many else PAIR[number.bit_count() % 2 :][:1]
+        in_turn = PAIR if not many else PAIR[number.bit_count() % 2 :][:1]
         yield sizes, in_turn if sizes else module.ARCHITECTURES
 
 
@@ -179,13 +179,6 @@ def test_every_value_of_a_size_meets_two_architectures(name):
         for value in {**EXAMPLES[name], **sizes}.items():
             met.setdefault(value, set()).update(wanted)
     assert all(met[value] >= set(PAIR) for value in met), met
-
-
-def test_what_is_compiled_for_states_in_global_memory():
-    assert set(SPILLED) == {name for name in source.names() if hasattr(source.twin(name), "state_reals")}
-    for name, sizes in SPILLED.items():
-        assert all(_program(name, 32, s)[1]["SPILLED"] == 1 for s in sizes)
-        assert sum(_program(name, 32, v)[1]["SPILLED"] for v in variants(name)) == len(sizes)
 
 
 @pytest.mark.usefixtures("nvrtc")
