@@ -94,13 +94,14 @@ DENSITIES = {  # log p(y | mean), of gamma noise of shape 2.5
 }
 
 
-@pytest.mark.parametrize(("gaps", "T"), [(0.0, 1.0), (0.4, 2.5)])
+@pytest.mark.parametrize(("gaps", "T", "Hprime"), [(0.0, 1.0, 1), (0.4, 2.5, 1), (0.4, 1.0, 4)])
 @pytest.mark.parametrize("noise", DENSITIES)
-def test_a_step_under_any_noise_is_that_of_the_definition(noise, gaps, T, backend):
-    """By brute force over all states, from densities of scipy; so is the shape of gamma noise."""
-    model = MCA(D=7, H=4, Hprime=4, gamma=4, missing=gaps > 0, noise=noise, background=0.1)
+def test_a_step_under_any_noise_is_that_of_the_definition(noise, gaps, T, Hprime, backend):
+    """By brute force over all states of at most H' causes, from densities of scipy; so is the shape of gamma noise."""
+    model = MCA(D=7, H=4, Hprime=Hprime, gamma=Hprime, missing=gaps > 0, noise=noise, background=0.1)
     params, Y = problem(model, gaps=gaps)
     states, seen = all_states(4), np.isfinite(Y)[:, None]
+    states = states[states.sum(axis=1) <= Hprime]
     mean, A = shares(model, params["W"], states)
     y = np.where(seen, Y[:, None], mean)
     terms = np.where(seen, DENSITIES[noise](np.where(seen, Y[:, None], 1), mean), 0)
