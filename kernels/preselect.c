@@ -108,62 +108,79 @@ KERNEL void preselect(int N, GLOBAL const real *RESTRICT b, GLOBAL const real *R
 }
 
 #else
-/* -------------------------------------------------------- the lanes of a data point are work-items
- * HPRIME rounds; each finds the best of what comes after the winner of the round before. */
+/* ------------------------------------------- GPUs: a data point in each work-item (TILE is GROUP)
+ * Not the text above, in which all lanes are one row's: a list of its own costs a work-item less than meeting others.
+ * Scores are read once, by rows that neighbours share, through local memory. */
 
-DEVICE int before(real score, int h, real other, int other_h)
+#define STAGED 16 /* latents at a time */
+#define TOGETHER 4 /* of these are compared with the list at once */
+
+/* The list is in descending order; of equals the later latent comes first. */
+DEVICE void insert(real score, int h, real *best, int *latent)
 {
-    return score > other || (score == other && h > other_h);
+#pragma unroll
+    for (int i = 0; i < HPRIME; i++) {
+        const int better = score >= best[i], other_h = latent[i];
+        const real other = best[i];
+        best[i] = better ? score : other;
+        latent[i] = better ? h : other_h;
+        score = better ? other : score;
+        h = better ? other_h : h;
+    }
 }
 
 KERNEL void preselect(int N, GLOBAL const real *RESTRICT b, GLOBAL const real *RESTRICT slope,
                       GLOBAL const real *RESTRICT offset, GLOBAL int *RESTRICT candidates)
 {
-    LOCAL real scores[GROUP];
-    LOCAL int indices[GROUP];
-    LOCAL int winners[TILE][HPRIME];
-    const int n = GROUP_ID * TILE + ROW;
-    const int count = n < N ? H : 0;
-
-    real last = REAL_INF;
-    int last_h = H;
-    for (int round = 0; round < HPRIME; round++) {
-        real best = -REAL_INF;
-        int best_h = -1;
-        for (int h = LANE; h < count; h += LANES) {
-            const real x = b[(size_t)n * H + h];
-            real score = -REAL_INF;
-            for (int v = 0; v < VALUES; v++)
-                score = REAL_MAX(slope[v * H + h] * x + offset[v * H + h], score);
-            if (before(last, last_h, score, h) && before(score, h, best, best_h)) {
-                best = score;
-                best_h = h;
-            }
-        }
-        scores[LOCAL_ID] = best;
-        indices[LOCAL_ID] = best_h;
-        BARRIER();
-        for (int step = LANES / 2; step > 0; step /= 2) {
-            const int me = LOCAL_ID, other = me + step;
-            if (LANE < step && before(scores[other], indices[other], scores[me], indices[me])) {
-                scores[me] = scores[other];
-                indices[me] = indices[other];
-            }
-            BARRIER();
-        }
-        last = scores[ROW * LANES];
-        last_h = indices[ROW * LANES];
-        if (LANE == 0)
-            winners[ROW][round] = last_h;
-        BARRIER();
+    LOCAL real staged[TILE][STAGED + 1], slopes[VALUES][STAGED], offsets[VALUES][STAGED];
+    const size_t first = (size_t)GROUP_ID * TILE, n = first + LOCAL_ID;
+    const int rows = N - first < TILE ? N - first : TILE;
+    real best[HPRIME];
+    int latent[HPRIME];
+#pragma unroll
+    for (int i = 0; i < HPRIME; i++) {
+        best[i] = -REAL_INF;
+        latent[i] = -1;
     }
+    for (int start = 0; start < H; start += STAGED) {
+        const int count = H - start < STAGED ? H - start : STAGED, column = LOCAL_ID % STAGED;
+        BARRIER(); /* what was staged before has been used */
+        if (column < count)
+            for (int r = LOCAL_ID / STAGED; r < rows; r += GROUP / STAGED)
+                staged[r][column] = b[(first + r) * H + start + column];
+        for (int i = LOCAL_ID; i < VALUES * count; i += GROUP) {
+            slopes[i / count][i % count] = slope[i / count * H + start + i % count];
+            offsets[i / count][i % count] = offset[i / count * H + start + i % count];
+        }
+        BARRIER();
+        for (int c = 0; c < count && n < (size_t)N; c += TOGETHER) {
+            real score[TOGETHER], top = -REAL_INF;
+#pragma unroll
+            for (int i = 0; i < TOGETHER; i++) {
+                score[i] = -REAL_INF;
+                for (int v = 0; v < VALUES && c + i < count; v++)
+                    score[i] = REAL_MAX(slopes[v][c + i] * staged[LOCAL_ID][c + i] + offsets[v][c + i], score[i]);
+                top = REAL_MAX(score[i], top);
+            }
+            if (top < best[HPRIME - 1])
+                continue;
+#pragma unroll
+            for (int i = 0; i < TOGETHER; i++)
+                if (score[i] >= best[HPRIME - 1] && c + i < count)
+                    insert(score[i], start + c + i, best, latent);
+        }
+    }
+    if (n >= (size_t)N)
+        return;
 
     /* From the best first to ascending: a winner's place is the number of winners below it. */
-    for (int i = LANE; i < HPRIME && n < N; i += LANES) {
+#pragma unroll
+    for (int i = 0; i < HPRIME; i++) {
         int place = 0;
+#pragma unroll
         for (int j = 0; j < HPRIME; j++)
-            place += winners[ROW][j] < winners[ROW][i];
-        candidates[(size_t)n * HPRIME + place] = winners[ROW][i];
+            place += latent[j] < latent[i];
+        candidates[n * HPRIME + place] = latent[i];
     }
 }
 #endif
