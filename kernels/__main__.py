@@ -178,9 +178,7 @@ def _program(name: str, real: int, sizes: Sizes) -> tuple[str, dict[str, int], S
     if states is not None and "MANY" in constants:
         constants["MANY"] = states.S
     plan = schedule(name, constants, real // 8, False, UNITS, SHARED_BYTES)
-    table = states if plan.width == 1 else None
-    fragment = sizes.get("fragment", FRAGMENTS.get(name, (None,))[0])
-    text = source.program(name, table, fragment, plan.spilled > 0)
+    text = source.program(name, sizes.get("fragment", FRAGMENTS.get(name, (None,))[0]))
     return text, {**constants, **plan.defines, "GEM_REAL": real}, plan
 
 

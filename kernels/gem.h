@@ -10,7 +10,6 @@
  *   WIDTH      lanes: one text for CPUs and GPUs, below. CPU devices (OpenCL only): the 4, 8, 16 elements of a vector,
  *              and GROUP is 1. GPUs: the 32 work-items of a warp (if a twin says so, GROUP of them).
  *              1 (GPUs): a kernel without these words; the lanes of a data point are GROUP / TILE work-items.
- *   SPILLED    1: the states of a data point do not fit local memory; they lie in global memory (WIDTH and TILE are 1)
  *
  * ONE TEXT FOR VECTORS AND WARPS. A kernel whose twin's module says LANES = 32 is written for WIDTH lanes that run in
  * step; the elements of a vector do so anyway, the lanes of a warp as the text branches only where all lanes agree.
@@ -56,9 +55,6 @@
 #ifndef WIDTH
 #define WIDTH 1
 #endif
-#ifndef SPILLED
-#define SPILLED 0
-#endif
 #define VECTORS_OF_A_CPU (WIDTH > 1 && GROUP == 1)
 
 /* ------------------------------------------------------------------------------------------- OpenCL C */
@@ -67,10 +63,8 @@
 #define KERNEL __kernel __attribute__((reqd_work_group_size(GROUP, 1, 1)))
 #define DEVICE static
 #define GLOBAL __global
-#define CONSTANT __constant
 #define LOCAL __local
 #define LOCAL_PTR __local
-#define CONSTANT_PTR __constant
 #define RESTRICT restrict
 
 #define GROUP_ID ((int)get_group_id(0))
@@ -104,10 +98,8 @@ typedef long int64;
 #define KERNEL extern "C" __global__ __launch_bounds__(GROUP, 1024 / GROUP) /* so a thread gets up to 64 registers */
 #define DEVICE static __device__ __forceinline__
 #define GLOBAL
-#define CONSTANT __constant__
 #define LOCAL __shared__
 #define LOCAL_PTR
-#define CONSTANT_PTR
 #define RESTRICT __restrict__
 
 #define GROUP_ID ((int)blockIdx.x)
@@ -514,25 +506,6 @@ DEVICE void vstore_part(vec v, int count, GLOBAL real *p)
 #define ROW ((int)((unsigned int)LOCAL_ID / LANES))
 
 typedef real vec; /* fragments are written with the words of vectors */
-
-/* Where the states of a data point lie, and the tables that say which they are. In local and constant memory; SPILLED,
- * in global memory: then each group has room for one data point and takes the points g, g + GROUPS, ..., and room and
- * tables are the kernel's last arguments, which the backend adds. */
-#if SPILLED
-#define STATE_PTR GLOBAL
-#define TABLE_PTR GLOBAL
-#define SPILL_ARGUMENTS \
-    , GLOBAL real *RESTRICT spill, GLOBAL const unsigned int *RESTRICT STATE_MASK, \
-        GLOBAL const unsigned int *RESTRICT STATE_PARENT
-#define STATE_ROOM(state, rows, row, count) GLOBAL real *state = spill + (size_t)GROUP_ID * (count)
-#else
-#define STATE_PTR LOCAL_PTR
-#define TABLE_PTR CONSTANT_PTR
-#define SPILL_ARGUMENTS
-#define STATE_ROOM(state, rows, row, count) \
-    LOCAL real state##_of[rows][count]; \
-    LOCAL_PTR real *state = state##_of[row]
-#endif
 
 typedef acc accs;
 typedef union {

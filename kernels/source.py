@@ -1,4 +1,4 @@
-"""From files to one program text: gem.h, the state table, the kernel, joined so that errors name the real file."""
+"""From files to one program text: gem.h, a model's own lines, the kernel, joined so that errors name the real file."""
 
 from __future__ import annotations
 
@@ -62,27 +62,20 @@ def _joined_twins(how: ModuleType, noise: ModuleType) -> SimpleNamespace:
     return SimpleNamespace(**{**vars(how), "RELATIVE": noise.RELATIVE, "term": term, "value": value})
 
 
-def program(name: str, states: Any = None, fragment: str | None = None, spilled: bool = False) -> str:
+def program(name: str, fragment: str | None = None) -> str:
     """The text of a kernel for OpenCL C and CUDA C++ alike; its sizes are left to `defined`.
 
     Parameters
     ----------
     name : str
-    states : gem.states.StateTable, optional
-        Becomes constant tables, for kernels that enumerate K_n.
     fragment : str, optional
         A model's own lines, files of `kernels/fragments` joined by a "+", for kernels that ask for some; a name with a
         dot is a module of another package, with its .h beside it.
-    spilled : bool
-        The large tables are arguments, which `state_tables` gives: constant memory may be too small.
     """
     own = [_fragment_text(part) for part in fragment.split("+")] if fragment else []
     headers = [FOLDER / header for header in getattr(twin(name), "HEADERS", ())]
     files = [FOLDER / "gem.h", *headers, *own, FOLDER / f"{name}.c"]
-    parts = [_joined(_shown(file), file.read_text()) for file in files]
-    if states is not None:
-        parts.insert(1, _joined("states", state_constants(states, spilled)))
-    return "".join(parts)
+    return "".join(_joined(_shown(file), file.read_text()) for file in files)
 
 
 def defined(text: str, defines: Mapping[str, int]) -> str:
@@ -91,40 +84,6 @@ def defined(text: str, defines: Mapping[str, int]) -> str:
     Caches go by the text, and not all of them by the options; what a compiler finds out about the device is in neither.
     """
     return "".join(f"#define {name} {value}\n" for name, value in defines.items()) + text
-
-
-def state_tables(states: Any) -> tuple[np.ndarray, np.ndarray]:
-    """STATE_MASK and STATE_PARENT: `states`, with the zero state and the singletons in front."""
-    Hprime = states.Hprime
-    masks = np.concatenate([[0], 1 << np.arange(Hprime), states.masks])
-    grown = np.where(states.parent >= 0, Hprime + 1 + states.parent, -states.parent)
-    parents = np.concatenate([np.zeros(1 + Hprime, int), grown])
-    return masks.astype(np.uint32), parents.astype(np.uint32)
-
-
-def state_constants(states: Any, spilled: bool = False) -> str:
-    """STATES, STATE_LEVEL and, if they are not `spilled`, the tables STATE_MASK and STATE_PARENT.
-
-    STATES_OF(V) is the number of states if every active latent has one of V values.
-    """
-    masks, parents = (table.tolist() for table in state_tables(states))
-    sizes = [bin(mask).count("1") for mask in masks]
-    levels = [sizes.index(g) for g in range(max(sizes) + 1)] + [len(masks)]
-    polynomial = "0"
-    for size in reversed(range(max(sizes) + 1)):
-        polynomial = f"({sizes.count(size)} + (V) * {polynomial})"
-    levels += [len(masks)] * (3 - len(levels))  # STATE_LEVEL[2] exists even where no state has two latents on
-    index = "unsigned short" if len(masks) <= 1 << 16 else "unsigned int"
-    tables = (
-        f"CONSTANT unsigned int STATE_MASK[] = {{{', '.join(hex(m) + 'u' for m in masks)}}};\n"
-        f"CONSTANT {index} STATE_PARENT[] = {{{', '.join(map(str, parents))}}};\n"
-    )
-    return (
-        f"#define STATES {len(masks)}\n"
-        f"#define STATES_OF(V) {polynomial}\n"
-        f"{'' if spilled else tables}"
-        f"CONSTANT int STATE_LEVEL[] = {{{', '.join(map(str, levels))}}};\n"
-    )
 
 
 def _fragment_text(fragment: str) -> Path:

@@ -643,24 +643,6 @@ def test_an_array_of_another_backend_is_refused(kind):
         kernel(3, np.zeros((3, 4), np.float32), np.ones(3, np.float32))
 
 
-def test_tables_of_states_in_c():
-    text = source.state_constants(state_table(4, 3))
-    values = {
-        line.split("[]")[0].split()[-1]: [int(x.rstrip("u"), 0) for x in line.split("{")[1].split("}")[0].split(",")]
-        for line in text.splitlines()
-        if "[]" in line
-    }
-    masks, parents, levels = values["STATE_MASK"], values["STATE_PARENT"], values["STATE_LEVEL"]
-    assert text.startswith(f"#define STATES {len(masks)}\n")
-    assert sorted(masks) == [m for m in range(16) if m != 15]
-    assert levels == [0, 1, 5, 11, 15]
-    for s in range(1, len(masks)):
-        assert masks[parents[s]] == masks[s] & ~(1 << (masks[s].bit_length() - 1))
-    assert [table.tolist() for table in source.state_tables(state_table(4, 3))] == [masks, parents]
-    lines = text.splitlines(keepends=True)
-    assert source.state_constants(state_table(4, 3), spilled=True) == "".join([*lines[:2], lines[4]])
-
-
 SOME = [(name, n) for name, cases in CASES.items() for n in range(len(cases)) if n % 3 == 1 or n == len(cases) - 1]
 
 

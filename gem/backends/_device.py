@@ -31,7 +31,6 @@ log = logging.getLogger("gem")
 VECTOR_BYTES = 64  # the lanes of a CPU device: one vector register, or a few that the compiler splits it into
 WARP = 32  # work-items that exchange registers, on CUDA
 BLOCK = 128  # work-items of a group on a GPU: four warps
-SPILLED_BLOCK = 256  # of one that takes a single data point, whose many states lie in global memory
 LANE_BYTES = 100  # local memory per work-item that leaves every GPU half of its threads
 WALKING_TILE = 32  # data points, a power of two, of a group that walks over tiles
 WALKING_BYTES = 12 << 10  # of local memory, so that enough groups share the 100 KiB of a small multiprocessor
@@ -41,7 +40,6 @@ PARTIAL_BYTES = 512 << 20  # what such kernels may leave at the most: fewer grou
 PARTIAL_SHARE = 32  # nor more than a device's memory over this
 PRODUCT_ROWS = 1 << 12  # of sums of products: no long sum in float32
 KEPT_KERNELS = 256  # of models that are not in use
-SPILL_BYTES = 256 << 20  # of states in global memory, for all groups together: fewer groups if one's are many
 
 
 @dataclass(frozen=True)
@@ -58,8 +56,6 @@ class Schedule:
         Data points a group takes at a time.
     groups : int or None
         Their number, for kernels whose groups walk over tiles; None: one for each tile.
-    spilled : int
-        Numbers that a group keeps in global memory: the states of a data point, where local memory is too small.
     share : int
         Groups that share data points, for kernels whose work is divided so, too.
     """
@@ -68,7 +64,6 @@ class Schedule:
     group: int
     tile: int
     groups: int | None = None
-    spilled: int = 0
     share: int = 1
 
     def count(self, N: int) -> int:
@@ -85,8 +80,7 @@ class Schedule:
 
     @property
     def defines(self) -> dict[str, int]:
-        sizes = {"WIDTH": self.width, "GROUP": self.group, "TILE": self.tile, "SPILLED": int(self.spilled > 0)}
-        return {**sizes, "SHARE": self.share}
+        return {"WIDTH": self.width, "GROUP": self.group, "TILE": self.tile, "SHARE": self.share}
 
 
 def schedule(
@@ -104,11 +98,10 @@ def schedule(
     A twin module that says `LANES` has a kernel written for lanes (see kernels/gem.h), on a GPU so many work-items, a
     data point for each; `block` work-items share a group there, if the device's warps need no barriers: else 1.
 
-    A twin module may say `state_reals(**constants)`, the states of a data point, `local_reals(**constants)`, what else
-    it takes of local memory in reals, and `walks(cpu, **constants)`, the size of one group's sums if its groups walk
-    over the data (0 if not). States that do not fit local memory are spilled. A kernel whose tiles are not of data
-    points may say how large they are on a GPU, `tile(**constants)`; one of which several groups take the same data
-    points there, how many, `share(**constants)`, and of how many work-items, `group(**constants)`.
+    A twin module may say `local_reals(**constants)`, what a data point takes of local memory in reals, and
+    `walks(cpu, **constants)`, the size of one group's sums if its groups walk over the data (0 if not). A kernel whose
+    tiles are not of data points may say how large they are on a GPU, `tile(**constants)`; one of which several groups
+    take the same data points there, how many, `share(**constants)`, and of how many work-items, `group(**constants)`.
 
     Raises
     ------
@@ -119,9 +112,7 @@ def schedule(
     sums = getattr(module, "walks", lambda cpu, **_: 0)(cpu, **constants)
     partial = min(PARTIAL_BYTES, memory // PARTIAL_SHARE)
     groups = min(units * (1 if cpu else GROUPS_PER_UNIT), max(1, partial // (8 * sums))) if sums else None
-    states = getattr(module, "state_reals", lambda **_: 0)(**constants)
-    local = itemsize * getattr(module, "local_reals", lambda **_: 0)(**constants)
-    per_point = itemsize * states + local
+    per_point = itemsize * getattr(module, "local_reals", lambda **_: 0)(**constants)
     if cpu:
         width = VECTOR_BYTES // itemsize
         tile = 4 * width if sums else width
@@ -138,9 +129,10 @@ def schedule(
         group = getattr(module, "group", lambda **_: BLOCK)(**constants)
         return Schedule(1, group, module.tile(**constants), groups and max(1, groups // share), share=share)
     if 2 * per_point + 8 * BLOCK > local_bytes:  # the scratch of sums over a group; flags, at most as large as the rest
-        _demand_room(name, itemsize * states, local, local_bytes)
-        most = max(1, SPILL_BYTES // (itemsize * states))
-        return Schedule(1, SPILLED_BLOCK, 1, min(groups or units * GROUPS_PER_UNIT, most), spilled=states)
+        raise BackendError(
+            f"kernel {name} needs {per_point:,} bytes of local memory for a data point, the device has "
+            f"{local_bytes:,}: choose a smaller model (Hprime, gamma; D, K)"
+        )
     if sums:
         tile = WALKING_TILE
         while (
@@ -152,20 +144,6 @@ def schedule(
     while lanes < 2 * BLOCK and per_point > LANE_BYTES * lanes:
         lanes *= 2
     return Schedule(1, max(lanes, BLOCK), max(1, BLOCK // lanes), groups)
-
-
-def _demand_room(name: str, states: int, local: int, local_bytes: int) -> None:
-    """Refuse a kernel of which a GPU could not hold a data point with its `states` in global memory, sizes in bytes."""
-    if not states or local + 8 * SPILLED_BLOCK > local_bytes:  # the scratch of sums over a group
-        raise BackendError(
-            f"kernel {name} needs {local:,} bytes of local memory for a data point, the device has "
-            f"{local_bytes:,}: choose a smaller model (Hprime, gamma; D, K)"
-        )
-    if states > SPILL_BYTES:
-        raise BackendError(
-            f"kernel {name} needs {states:,} bytes for the states of a data point, more than local memory has, "
-            f"and than the {SPILL_BYTES:,} of global memory that it may take: choose a smaller Hprime or gamma"
-        )
 
 
 class DeviceBackend(Backend):
@@ -188,15 +166,11 @@ class DeviceBackend(Backend):
 
     def kernel(self, name: str, *, states: Any = None, fragment: str | None = None, **constants: int) -> Kernel:
         plan = self.plan(name, constants)
-        table = None if states is None or plan.width > 1 else (states.Hprime, states.gamma)
-        key = (name, fragment, plan, table, *sorted(constants.items()))
+        key = (name, fragment, plan, *sorted(constants.items()))
         if key not in self._built:
-            text = source.program(name, states if table else None, fragment, plan.spilled > 0)
             defines = {**constants, **plan.defines, **self._types}
-            tables = [self.to_device(a) for a in source.state_tables(states)] if plan.spilled else []
-            self._built[key] = self.build(name, text, defines), tables
-        built, tables = self._built[key]
-        return DeviceKernel(self, name, built, tables, plan)
+            self._built[key] = self.build(name, source.program(name, fragment), defines)
+        return DeviceKernel(self, name, self._built[key], plan)
 
     @property
     def _types(self) -> dict[str, int]:
@@ -242,9 +216,8 @@ class DeviceBackend(Backend):
     def _forget(self) -> None:
         """Give back what only serves the next batch, or the next step of the same model."""
         self._ones.clear()
-        for key, (_, tables) in list(self._built.items()):
-            if tables or len(self._built) > KEPT_KERNELS:
-                del self._built[key]
+        for key in list(self._built)[: max(0, len(self._built) - KEPT_KERNELS)]:
+            del self._built[key]
 
     def ones(self, n: int) -> Array:
         with self._lock:
@@ -428,9 +401,9 @@ class DeviceBackend(Backend):
 class DeviceKernel(Kernel):
     """A built kernel, laid out for its device."""
 
-    def __init__(self, backend: DeviceBackend, name: str, built: Any, tables: list[Array], plan: Schedule):
+    def __init__(self, backend: DeviceBackend, name: str, built: Any, plan: Schedule):
         self.name = name
-        self._backend, self._built, self._tables, self._plan = backend, built, tables, plan
+        self._backend, self._built, self._plan = backend, built, plan
         self.tile = plan.tile
 
     def groups(self, N: int) -> int:
@@ -438,9 +411,6 @@ class DeviceKernel(Kernel):
 
     def __call__(self, N: int, *arguments: Any) -> None:
         self._backend.demand(f"kernel {self.name}", *arguments)
-        if self._plan.spilled:
-            room = self._backend.empty((self.groups(N), self._plan.spilled))
-            arguments = (*arguments, room, *self._tables)
         self._backend.launch(self._built, self._plan, N, arguments)
 
 
