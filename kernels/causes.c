@@ -45,6 +45,7 @@
 #define WANTED (STATS || RECONSTRUCT)
 #define LEFT_OUT (MISSING && !IMPUTED) /* what is missing does not count */
 #define PIECE ((D < 256 ? D + WIDTH - 1 : 256) / WIDTH)
+#define COUNT(p) (D <= PIECE * WIDTH ? PIECE : (p).count) /* vectors of the piece */
 #define CORRECTED (EXCLUSIVE && !RELATIVE) /* singletons: see `correct` */
 #define NODES (MANY + HPRIME)
 #define NODE_ROWS ((NODES + WIDTH - 1) / WIDTH)
@@ -64,7 +65,7 @@
 #endif
 
 typedef struct {
-    int count; /* vectors of the piece */
+    int count; /* vectors, if D has several pieces */
     vec y[PIECE], observed[PIECE];
     vec field[HPRIME][PIECE]; /* FACTORS, while states are walked: times(w) */
     vec alone[HPRIME][PIECE]; /* EXCLUSIVE: the term of a candidate that is seen; FACTORS: plus(w) */
@@ -94,7 +95,7 @@ DEVICE void count_nodes(tree *t)
 DEVICE void load_data(piece *p, int d, size_t after, GLOBAL const real *y, GLOBAL const real *observed)
 {
     p->count = D <= PIECE * WIDTH || D - d >= PIECE * WIDTH ? PIECE : (D - d + WIDTH - 1) / WIDTH;
-    for (int i = 0; i < p->count; i++) {
+    for (int i = 0; i < COUNT(*p); i++) {
         p->y[i] = vload_row(D - d - i * WIDTH, 0, y + d + i * WIDTH, after);
         if (MISSING)
             p->observed[i] = vload_row(D - d - i * WIDTH, 0, observed + d + i * WIDTH, after);
@@ -108,7 +109,7 @@ DEVICE void load_fields(piece *p, int d, GLOBAL const real *fields, GLOBAL const
     ROLLED for (int k = 0; k < HPRIME; k++) {
         GLOBAL const real *row = fields + (size_t)chosen[k] * D + d;
         const size_t after = (size_t)(H - 1 - chosen[k]) * D;
-        for (int i = 0; i < p->count; i++) {
+        ROLLED for (int i = 0; i < COUNT(*p); i++) {
             const vec y = p->y[i], w = vload_row(D - d - i * WIDTH, NOTHING, row + i * WIDTH, after);
             const vec one = (vec)(1), none = (vec)(0);
             p->field[k][i] = w;
@@ -128,7 +129,7 @@ DEVICE vec begin(piece *p, const real *setting)
 {
     vec sum = (vec)(0), m = (vec)(1);
     ivec power = (ivec)(0);
-    for (int i = 0; i < p->count; i++) {
+    for (int i = 0; i < COUNT(*p); i++) {
         const vec y = p->y[i], one = (vec)(1);
         if (FACTORS) {
             p->c[0][i] = MISSING ? (p->observed[i] > 0 ? factor(y, setting) : one) : factor(y, setting);
@@ -140,7 +141,7 @@ DEVICE vec begin(piece *p, const real *setting)
             sum += p->t[0][i];
         }
     }
-    return FACTORS ? vlog_product(m, power, p->count) : sum;
+    return FACTORS ? vlog_product(m, power, COUNT(*p)) : sum;
 }
 
 /* The same of a node: of its parent's causes, and candidate k. */
@@ -148,7 +149,7 @@ DEVICE vec grow(piece *p, int level, int k, const real *setting)
 {
     vec sum = (vec)(0), m = (vec)(1);
     ivec power = (ivec)(0);
-    for (int i = 0; i < p->count; i++) {
+    for (int i = 0; i < COUNT(*p); i++) {
         const vec before = p->c[level - 1][i], w = p->field[k][i];
         if (FACTORS) {
             const vec c = before * w + p->alone[k][i];
@@ -168,7 +169,7 @@ DEVICE vec grow(piece *p, int level, int k, const real *setting)
             p->c[level][i] = c;
         }
     }
-    return FACTORS ? vlog_product(m, power, p->count) : sum;
+    return FACTORS ? vlog_product(m, power, COUNT(*p)) : sum;
 }
 
 /* Add a piece's part to the energies of all nodes, less `reference`; with the first piece what the latents' priors
@@ -209,7 +210,7 @@ DEVICE void walk(LANES_PARAM piece *p, tree *t, int first, real reference, const
 /* What a state of `level` causes, path[1] ... path[level], adds to the statistics. */
 DEVICE void add_state(piece *p, real weight, const int *path, int level, const real *setting)
 {
-    for (int i = 0; i < p->count; i++) {
+    for (int i = 0; i < COUNT(*p); i++) {
         const vec c = p->c[level][i], y = p->y[i];
         if (RECONSTRUCT)
             p->mean[i] += weight * value(c, y, setting);
@@ -247,7 +248,7 @@ DEVICE void collect(LANES_PARAM piece *p, tree *t, int first, const real *settin
     while (level > 0 && next < NODES) {
         const int k = path[level], deep = next < node + t->below[level][k];
         if (deep) {
-            for (int i = 0; i < p->count && WANTED; i++)
+            for (int i = 0; i < COUNT(*p) && WANTED; i++)
                 p->c[level][i] = combine(p->c[level - 1][i], p->field[k][i], p->y[i], setting);
             if (next == node) {
                 const real weight = AT(t->weight[node / WIDTH], node % WIDTH);
@@ -276,7 +277,7 @@ DEVICE void add_piece(piece *p, int d, const tree *t, real weight, GLOBAL const 
         if (t->many[k] == 0)
             continue;
         GLOBAL acc *A = sums + (size_t)chosen[k] * D + d, *Ay = A + (size_t)H * D;
-        for (int i = 0; i < p->count; i++, A += WIDTH, Ay += WIDTH) {
+        for (int i = 0; i < COUNT(*p); i++, A += WIDTH, Ay += WIDTH) {
             const int left = D - d - i * WIDTH;
             lanes a, ay;
             a.v = weight * p->A[k][i];
@@ -304,7 +305,7 @@ DEVICE void add_singletons(LANES_PARAM piece *p, int d, const lanes *single, rea
             const int r = LOWEST_BIT(bits), h = row * WIDTH + r;
             const real q = scale * AT(single[row], r);
             GLOBAL const real *field = fields + (size_t)h * D + d;
-            for (int i = 0; i < p->count; i++) {
+            for (int i = 0; i < COUNT(*p); i++) {
                 const vec y = p->y[i];
                 const vec w = vload_row(D - d - i * WIDTH, NOTHING, field + i * WIDTH, (size_t)(H - 1 - h) * D);
                 p->mean[i] += q * value(combine(start(y, setting), w, y, setting), y, setting);
@@ -338,9 +339,7 @@ KERNEL void causes(int N, GLOBAL const real *RESTRICT Y, GLOBAL const real *REST
                    GLOBAL real *RESTRICT reconstruction, GLOBAL acc *RESTRICT sums, GLOBAL real *RESTRICT full)
 {
     LANES_BEGIN;
-    real setting[SETTINGS];
-    for (int i = 0; i < SETTINGS; i++)
-        setting[i] = settings[i];
+    PRIVATE(setting, settings, SETTINGS);
     GLOBAL acc *own = sums + (size_t)WARP * 2 * H * D;
     if (STATS)
         EACH_LANE(i, 2 * H * D)
@@ -445,7 +444,7 @@ KERNEL void causes(int N, GLOBAL const real *RESTRICT Y, GLOBAL const real *REST
                 load_data(&p, d, (N - 1 - n) * D, Y + n * D, observed + (MISSING ? n * D : 0));
             if (FACTORS || D > PIECE * WIDTH)
                 load_fields(&p, d, fields, chosen, 0, setting);
-            for (int i = 0; i < p.count; i++) {
+            for (int i = 0; i < COUNT(p); i++) {
                 const vec y = p.y[i], c = start(y, setting);
                 p.c[0][i] = c;
                 if (RECONSTRUCT)
@@ -458,7 +457,7 @@ KERNEL void causes(int N, GLOBAL const real *RESTRICT Y, GLOBAL const real *REST
                 add_piece(&p, d, &t, weight, chosen, own);
             if (RECONSTRUCT) {
                 add_singletons(LANES_ARG &p, d, single, scale, fields, setting);
-                for (int i = 0; i < p.count; i++)
+                for (int i = 0; i < COUNT(p); i++)
                     vstore_row(p.mean[i], D - d - i * WIDTH, reconstruction + n * D + d + i * WIDTH, 0);
             }
         }

@@ -67,6 +67,11 @@
 #define LOCAL_PTR __local
 #define RESTRICT restrict
 
+#define PRIVATE(x, p, n) /* a few numbers of global memory for functions that know no kind of memory but their own */ \
+    real x[n]; \
+    for (int i = 0; i < (n); i++) \
+        x[i] = (p)[i]
+
 #define GROUP_ID ((int)get_group_id(0))
 #define GROUPS ((int)get_num_groups(0))
 #define LOCAL_ID ((int)get_local_id(0))
@@ -101,6 +106,8 @@ typedef long int64;
 #define LOCAL __shared__
 #define LOCAL_PTR
 #define RESTRICT __restrict__
+
+#define PRIVATE(x, p, n) const real *x = p
 
 #define GROUP_ID ((int)blockIdx.x)
 #define GROUPS ((int)gridDim.x)
