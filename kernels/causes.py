@@ -17,6 +17,7 @@ from gem.kernels import winners
 from gem.kernels.weights import settled_exp
 
 LANES = 32  # of a warp: see gem.h
+POINTS = 1  # that a warp takes at a time: its lanes are dimensions
 TILE_ELEMENTS = 1 << 15  # of points × D that are worked on at once: those of all candidates stay in the cache
 LONG_TILE = 1 << 18  # the same where states are not taken one by one: threads of longer calls wait less for each other
 MANY_ROWS = 16  # for one place: more are summed first

@@ -3,6 +3,7 @@
 import numpy as np
 
 LANES = 32  # of a part of D
+POINTS = 1  # that a warp takes at a time
 TILE_ELEMENTS = 1 << 20  # of points × candidates × D that are held at once
 
 

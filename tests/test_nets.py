@@ -26,7 +26,7 @@ BROKEN = {  # a kernel, one of its cases, and what is done to which file
     "nothing": ("gram_posterior", 2, "gem.h", "", ""),
     "barrier": ("gram_posterior", 2, "gram_posterior.c", "MEET();\n\n    /* What", "/* What"),
     "index": ("gram_posterior", 2, "gram_posterior.c", "slope[h] * b[n * H + h]", "slope[h] * b[n * H + i]"),
-    "overrun": ("preselect", 1, "preselect.c", "winners[ROW][round] = last_h;", "winners[ROW][round + 1] = last_h;"),
+    "overrun": ("preselect", 1, "preselect.c", "+ place] = latent[i];", "+ place] = latent[i + 1];"),
     "formula": ("pair_sums", 1, "gem.h", "(unsigned long long)(value))", "(unsigned long long)(value) * 2)"),
 }  # fmt: skip
 

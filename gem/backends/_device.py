@@ -96,7 +96,8 @@ def schedule(
     """Choose the schedule of a kernel: vectors on a CPU, warps or tiles of work-items on a GPU.
 
     A twin module that says `LANES` has a kernel written for lanes (see kernels/gem.h), on a GPU so many work-items, a
-    data point for each; `block` work-items share a group there, if the device's warps need no barriers: else 1.
+    data point for each or, if it says `POINTS`, so many for all; `block` work-items share a group there, if the
+    device's warps need no barriers: else 1.
 
     A twin module may say `local_reals(**constants)`, what a data point takes of local memory in reals, and
     `walks(cpu, **constants)`, the size of one group's sums if its groups walk over the data (0 if not). A kernel whose
@@ -123,7 +124,8 @@ def schedule(
         lanes = module.LANES
         group = max(lanes, block) if lanes == WARP else lanes
         rows = min(units * GROUPS_PER_UNIT * BLOCK // lanes, max(1, partial // (8 * sums))) if sums else 0
-        return Schedule(lanes, group, group, max(1, rows * lanes // group) if sums else None)
+        tile = getattr(module, "POINTS", lanes) * (group // lanes)
+        return Schedule(lanes, group, tile, max(1, rows * lanes // group) if sums else None)
     if hasattr(module, "tile"):
         share = getattr(module, "share", lambda **_: 1)(**constants)
         group = getattr(module, "group", lambda **_: BLOCK)(**constants)
