@@ -12,7 +12,7 @@ import numpy as np
 
 from gem import backends
 from gem._version import __version__
-from gem.errors import GemError
+from gem.errors import ConfigError, GemError
 from gem.extras import install_hint
 from gem.models import make
 from gem.notes import Told, counted, ending
@@ -61,7 +61,10 @@ def describe_run(path: str) -> None:
 
 def _kept(run: Run) -> dict[str, str]:
     """How much a run that keeps states has of them, beside its file."""
-    model, N = make(run.model, run.config["settings"]), int(run.config["shape"][0])
+    try:
+        model, N = make(run.model, run.config["settings"]), int(run.config["shape"][0])
+    except ConfigError:  # of a model that is not here, or an older one's settings: all else can be told
+        return {}
     if not model.bytes_kept:
         return {}
     return {"kept states": f"{model.bytes_kept * N / 1e6:,.1f} MB, {model.bytes_kept} bytes for each data point"}

@@ -20,7 +20,6 @@ from gem.backends import _device
 from gem.backends._numpy import NumpyBackend
 from gem.kernels import source
 
-
 MANY = 60  # states of several causes that a simulator walks over: more show no other mistakes
 
 

@@ -324,16 +324,17 @@ ONLY_OPENCL = list(backends(numpy=(), cuda=()))  # CUDA gives all it has in one 
 @pytest.mark.parametrize("device", ONLY_OPENCL, indirect=True)
 def test_a_batch_larger_than_one_buffer_may_be_is_halved(device, problem, monkeypatch):
     model, params, Y = problem
+    Y = np.tile(Y, (8, 1))  # larger than the sums of a group
     wanted, _ = gem.em_step(model, params, Y, dtype="float64")
     monkeypatch.setattr(device, "_cpu", False)  # in the schedule of a CPU, whose sums are small
     monkeypatch.setattr(device, "matmul", products(device))
     for room in (0, 1 << 30):
         monkeypatch.setattr(device, "room", lambda room=room: room)
         monkeypatch.setattr(device, "_largest", Y.nbytes // 2)
-        found, info = gem.em_step(model, params, Y, backend=device, batch=100)
-        assert info.N == 100
+        found, info = gem.em_step(model, params, Y, backend=device, batch=800)
+        assert info.N == 800
         close(found, wanted)
-        assert device.most <= 50
+        assert device.most <= 400
 
 
 @pytest.mark.parametrize("traced", [False, True])

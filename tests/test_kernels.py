@@ -183,7 +183,8 @@ def mixture_full(rng, N, D, K, tied, T):
     case.arguments[2] = full[0] if tied else full
     case.arguments[SUMS] = np.zeros((1, K + K * D + case.arguments[2].size))
     mu = case.arguments[1] = case.arguments[1].astype(np.float32).astype(float)  # nu fits it in either precision
-    case.arguments[2] = case.arguments[2].astype(np.float32).astype(float)
+    R = np.tril(case.arguments[2].astype(np.float32).astype(float))
+    case.arguments[2] = R + np.triu(np.swapaxes(R, -1, -2) @ R, 1)  # numpy takes P, the twin R
     case.arguments.append((mu - mu[0]) @ np.tril(case.arguments[2]).T if tied else np.zeros((1, 1)))
     case.exact = (12,)
     case.constants.pop("MISSING")

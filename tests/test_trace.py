@@ -252,7 +252,7 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-FIT = ["fit", "mog", "x.npy", "--K", "4", "--steps", "4", "--backend", "numpy", "-q"]
+FIT = ["fit", "mog", "x.npy", "--K", "4", "--steps", "4", "--backend", "numpy", "--batch", "30", "-q"]
 
 
 @pytest.mark.serial
