@@ -88,7 +88,7 @@ def oclgrind(folder, *kernels):
         capture_output=True, text=True, cwd=ROOT, check=False,
     )  # fmt: skip
     found = re.search("race|Invalid (read|write)|DIFFERS|Error", done.stderr) or "the same" not in done.stdout
-    return done.stderr[-3000:] if found else ""
+    return f"{done.stderr[-3000:]}, status {done.returncode}" if found else ""
 
 
 def test_rung_3_cuda_on_the_host(broken):
