@@ -88,7 +88,6 @@ typedef long int64;
 #define DOUBLE_BITS(x) as_long(x)
 #define BITS_DOUBLE(x) as_double(x)
 #define POPCOUNT(x) ((int)popcount((uint)(x)))
-#define HIGHEST_BIT(x) (31 - (int)clz((uint)(x)))
 #define LOWEST_BIT(x) ((int)popcount(((uint)(x) & -(uint)(x)) - 1))
 #define MUL_HIGH(a, b) mul_hi((uint)(a), (uint)(b)) /* the upper 32 bits of their product */
 
@@ -122,7 +121,6 @@ typedef long long int64;
 #define DOUBLE_BITS(x) __double_as_longlong(x)
 #define BITS_DOUBLE(x) __longlong_as_double(x)
 #define POPCOUNT(x) __popc(x)
-#define HIGHEST_BIT(x) (31 - __clz((int)(x)))
 #define LOWEST_BIT(x) (__ffs((int)(x)) - 1)
 #define MUL_HIGH(a, b) __umulhi(a, b)
 #define ATOMIC_ADD(address, value) atomicAdd((unsigned long long *)(address), (unsigned long long)(value))
@@ -570,7 +568,6 @@ DEVICE real tree_max(real x, int lane, int lanes, LOCAL_PTR acc *scratch)
 #define lanes_sum(x, scratch) tree_sum(x, LANE, LANES, scratch)
 #define lanes_max(x, scratch) tree_max(x, LANE, LANES, scratch)
 #define group_sum(x, scratch) tree_sum(x, LOCAL_ID, GROUP, scratch)
-#define group_max(x, scratch) tree_max(x, LOCAL_ID, GROUP, scratch)
 
 #endif
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from gem.kernels import mixture_products
+from gem.kernels.weights import annealed_softmax
 
 PARTS = 8  # groups that may share a tile of data points for the log joint
 NOTES = 2 * PARTS + 1  # rows of a tile's room besides the components'
@@ -55,9 +56,7 @@ def mixture(
         joint[:, k] = log_weight[k] - fragment.whole(np.where(seen, cost, 0).sum(axis=1), P[k, 0])
     if fragment.BASE:
         joint += np.where(seen, fragment.log_base(y, mu[K].astype(np.float64)), 0).sum(axis=1, keepdims=True)
-    log_evidence[:] = np.logaddexp.reduce(joint, axis=1)
-    annealed = beta * joint + shift
-    r = weights[:, None] * np.exp(annealed - np.logaddexp.reduce(annealed, axis=1, keepdims=True))
+    log_evidence[:], r = annealed_softmax(joint, beta, shift, weights)
     if STAGES & STORE:
         responsibilities[:] = r
     if STAGES & SUMS:

@@ -8,6 +8,7 @@ import numpy as np
 
 from gem.kernels import mixture_products
 from gem.kernels.mixture import STORE, SUMS
+from gem.kernels.weights import annealed_softmax
 
 
 def mixture_full(
@@ -46,9 +47,7 @@ def mixture_full(
     x = Y.astype(np.float64)[None] - mu[:, None]
     z = x @ np.swapaxes(np.tril(precision.astype(np.float64)), -1, -2)
     joint = log_weight - np.einsum("knd,knd->nk", z, z) / 2
-    log_evidence[:] = np.logaddexp.reduce(joint, axis=1)
-    annealed = beta * joint + shift
-    r = weights[:, None] * np.exp(annealed - np.logaddexp.reduce(annealed, axis=1, keepdims=True))
+    log_evidence[:], r = annealed_softmax(joint, beta, shift, weights)
     if STAGES & STORE:
         responsibilities[:] = r
     if STAGES & SUMS:

@@ -1,4 +1,4 @@
-"""Exponentials of energies, for the twins: weights that a product takes no time over."""
+"""Weights of states and components, for the twins: from energies, and from log joints."""
 
 import numpy as np
 
@@ -15,3 +15,12 @@ def settled_exp(energies: np.ndarray) -> None:
     np.exp(energies, out=energies)
     np.subtract(energies, 2 * least, out=energies)  # a mask would cost more than all the rest
     np.maximum(energies, 0, out=energies)
+
+
+def annealed_softmax(
+    joint: np.ndarray, beta: float, shift: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Give log Σ_k exp joint (N,), and w_n times the softmax over k of beta joint + shift (N, K); nothing is edited."""
+    annealed = beta * joint + shift
+    r = weights[:, None] * np.exp(annealed - np.logaddexp.reduce(annealed, axis=1, keepdims=True))
+    return np.logaddexp.reduce(joint, axis=1), r

@@ -295,7 +295,7 @@ class DeviceBackend(Backend):
             self.free_memory()
             yield from self._in_parts(function, start, host, counts, home)
             if stays:
-                kept |= {name: self.to_device(rows) for name, rows in home.items()}
+                kept |= self.uploaded(home)
 
     def _in_parts(
         self,
@@ -324,7 +324,7 @@ class DeviceBackend(Backend):
             home = batch.home or {}
             if isinstance(batch.Y, np.ndarray):
                 batch = self.batch(batch.start, self.to_device(batch.Y), batch.counts)
-                batch.memory.update(self._uploaded(home))
+                batch.memory.update(self.uploaded(home))
             result = function(batch)
             for name, rows in home.items():
                 rows[...] = self.to_host(batch.memory[name])
@@ -332,7 +332,8 @@ class DeviceBackend(Backend):
         except self.out_of_memory() as error:
             return [], str(error)  # not the error itself: its traceback holds on to all that the attempt allocated
 
-    def _uploaded(self, rows: Mapping[str, np.ndarray]) -> dict[str, Array]:
+    def uploaded(self, rows: Mapping[str, np.ndarray]) -> dict[str, Array]:
+        """Copy rows of a memory to the device."""
         return {name: self.to_device(array) for name, array in rows.items()}
 
     def _lower(self, failed: int, said: str) -> None:
@@ -476,7 +477,7 @@ class Resident:
                 mine = self._backend.batch(
                     start + at, self._backend.to_device(part), None if counts is None else counts[some]
                 )
-                mine.memory.update(self._backend._uploaded({name: rows[some] for name, rows in kept.items()}))
+                mine.memory.update(self._backend.uploaded({name: rows[some] for name, rows in kept.items()}))
                 self._batches.append(mine)
 
     def remember(self, memory: Memory) -> None:
@@ -486,7 +487,7 @@ class Resident:
         self.bring_back()
         self._memory = memory
         for batch in self._batches:
-            batch.memory.update(self._backend._uploaded(memory.rows(batch.start, batch.n)))
+            batch.memory.update(self._backend.uploaded(memory.rows(batch.start, batch.n)))
 
     def bring_back(self) -> None:
         for batch in self._batches:
@@ -533,7 +534,7 @@ class Streamed:
         home = self._memory.rows(start, Y.shape[0]) or None
         if isinstance(Y, np.ndarray):
             return Batch(start, Y, None, counts, home=home)
-        return replace(self._backend.batch(start, Y, counts), memory=self._backend._uploaded(home or {}), home=home)
+        return replace(self._backend.batch(start, Y, counts), memory=self._backend.uploaded(home or {}), home=home)
 
 
 def _parts(host: np.ndarray, most: int) -> Iterator[tuple[int, np.ndarray]]:

@@ -490,7 +490,7 @@ class InPlace:
 
     def _with_memory(self, memory: Memory, batch: Batch) -> Batch:
         rows = memory.rows(batch.start, batch.n)
-        return replace(batch, memory={name: self._backend.to_device(array) for name, array in rows.items()}, home=rows)
+        return replace(batch, memory=self._backend.uploaded(rows), home=rows)
 
     def remember(self, memory: Memory) -> None:
         self._memory = memory
