@@ -42,15 +42,15 @@ def estimator(params: dict[str, np.ndarray], covariance: str, dtype: Any) -> Any
     return made
 
 
-def sklearn_mixture(model: Any, params: dict[str, np.ndarray], Y: np.ndarray) -> Prepared:
-    """E-step and M-step of GaussianMixture."""
+def sklearn_mixture(model: Any, params: dict[str, np.ndarray], Y: np.ndarray, reg_covar: float = 1e-6) -> Prepared:
+    """E-step and M-step of GaussianMixture, which adds `reg_covar` to its new variances."""
     from sklearn.mixture import GaussianMixture
 
     fitted = estimator(params, model.covariance, Y.dtype)
 
     def run() -> dict[str, Any]:
         mean, log_resp = fitted._e_step(Y)
-        new = GaussianMixture(model.K, covariance_type=model.covariance)
+        new = GaussianMixture(model.K, covariance_type=model.covariance, reg_covar=reg_covar)
         new._m_step(Y, log_resp)
         return {"likelihood": float(mean), "pi": new.weights_, "mu": new.means_}
 
